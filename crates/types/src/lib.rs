@@ -1,0 +1,34 @@
+//! The vocabulary of the mesh: addresses, names and identities as types that cannot be swapped by mistake.
+//! Every other crate uses these; this one does no I/O and knows no wire format beyond the text forms.
+#![warn(missing_docs)]
+
+mod addr;
+mod authority;
+mod identity;
+mod names;
+
+pub use addr::{NetworkAddress, OrigDst, PeerAddr, canonical};
+pub use authority::{AuthorityError, HboneAuthority};
+pub use identity::{Identity, IdentityError, TrustDomain};
+pub use names::{
+    NamespacedName, NamespacedNameError, Network, ServiceKey, ServiceKeyError, Str, WorkloadName,
+    WorkloadUid,
+};
+
+/// Ports of the data plane inside a pod and of the process itself.
+pub mod ports {
+    /// Outbound capture, in each pod.
+    pub const OUTBOUND: u16 = 15001;
+    /// Inbound plaintext capture, in each pod.
+    pub const INBOUND_PLAINTEXT: u16 = 15006;
+    /// Inbound HBONE, in each pod.
+    pub const HBONE: u16 = 15008;
+    /// Captured DNS, in each pod.
+    pub const DNS: u16 = 15053;
+    /// Admin server, loopback of the node.
+    pub const ADMIN: u16 = 15000;
+    /// Prometheus metrics.
+    pub const METRICS: u16 = 15020;
+    /// Readiness.
+    pub const READINESS: u16 = 15021;
+}
