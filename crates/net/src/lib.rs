@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Sockets: where they are opened (network namespaces), how (options, marks, source addresses), and how bytes move
+//! between two of them. Everything in Leyline that listens or connects does it here; nothing here knows the mesh.
+#![warn(missing_docs)]
+
+pub mod accept;
+pub mod connect;
+pub mod copy;
+pub mod listen;
+pub mod netns;
+pub mod orig_dst;
+pub mod sockopt;
+pub mod tcp;
+
+pub use accept::{Accepted, accept};
+pub use connect::{ConnectError, ConnectOptions, Source, connect};
+pub use listen::{ListenOptions, listen};
+pub use netns::NetNs;
+pub use tcp::{TcpReader, TcpWriter, into_split};

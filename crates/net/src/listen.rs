@@ -1,0 +1,88 @@
+//! Listening sockets.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+use crate::{
+    netns::NetNs,
+    sockopt::{self, Keepalive},
+};
+
+/// Connections that may wait to be accepted; the kernel caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// How a listening socket is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListenOptions {
+    /// `SO_MARK`, inherited by accepted sockets.
+    pub mark: Option<u32>,
+    /// Accept connections to addresses that are not the namespace's own (`IP_TRANSPARENT`).
+    pub transparent: bool,
+    /// Inherited by accepted sockets.
+    pub keepalive: Option<Keepalive>,
+}
+
+/// Listens on a port of all addresses of `netns`, IPv6 and IPv4 by one socket; IPv4 alone where IPv6 is off.
+///
+/// # Errors
+/// When the port is in use, or an option needs a capability that the process lacks.
+pub fn listen(netns: &NetNs, port: u16, options: &ListenOptions) -> io::Result<TcpListener> {
+    let all_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    match listen_on(netns, all_v6, options) {
+        Err(e) if is_no_ipv6(&e) => listen_on(
+            netns,
+            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
+            options,
+        ),
+        other => other,
+    }
+}
+
+/// Listens on one address of `netns`; the unspecified IPv6 address includes IPv4.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_on(
+    netns: &NetNs,
+    addr: SocketAddr,
+    options: &ListenOptions,
+) -> io::Result<TcpListener> {
+    let domain = Domain::for_address(addr);
+    let socket = netns.run(|| {
+        Socket::new(
+            domain,
+            Type::STREAM.nonblocking().cloexec(),
+            Some(Protocol::TCP),
+        )
+    })??;
+    if domain == Domain::IPV6 {
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    // Accepted sockets inherit these, which saves the calls for each of them.
+    socket.set_tcp_nodelay(true)?;
+    if let Some(keepalive) = &options.keepalive {
+        sockopt::set_keepalive(&socket, keepalive)?;
+    }
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    if options.transparent {
+        sockopt::set_transparent(&socket, domain)?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+    )
+}
