@@ -29,7 +29,6 @@ pub fn into_split(stream: TcpStream) -> (TcpReader, TcpWriter) {
         TcpReader {
             half: read,
             size: READ_MIN,
-            buffer: BytesMut::new(),
         },
         TcpWriter { half: Some(write) },
     )
