@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Authorization policies and their evaluation. `state` builds the policies from xDS and picks those of a workload;
+//! the proxies call [`evaluate`] for each connection and need its [`Permit`] to forward a single byte.
+//!
+//! Pure: no I/O, no clock. Semantics are Istio's, except that what is missing or malformed denies (fail closed).
+#![warn(
+    missing_docs,
+    clippy::indexing_slicing,
+    clippy::wildcard_enum_match_arm
+)]
+
+mod evaluate;
+mod policy;
+
+pub use evaluate::{ConnectionFacts, Denial, DryRun, Permit, PolicySet, dry_run, evaluate};
+pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
