@@ -35,6 +35,10 @@ pub struct ConnectionFacts {
 }
 
 /// Proof that a connection was allowed; only [`evaluate`] makes one, and the forward step takes it.
+///
+/// ```compile_fail
+/// let forged = leyline_authz::Permit(());
+/// ```
 #[derive(Debug)]
 pub struct Permit(());
 
