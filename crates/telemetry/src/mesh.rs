@@ -1,0 +1,140 @@
+//! Metrics of the control-plane client and of the workload manager, and the build. Names are Istio's (facts A19).
+
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+
+/// How an xDS stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdsTermination {
+    /// The connection could not be made or broke.
+    ConnectionError,
+    /// The control plane answered with an error.
+    Error,
+    /// The client renewed the stream on purpose.
+    Reconnect,
+    /// The control plane ended the stream.
+    Complete,
+}
+
+impl XdsTermination {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ConnectionError => "ConnectionError",
+            Self::Error => "Error",
+            Self::Reconnect => "Reconnect",
+            Self::Complete => "Complete",
+        }
+    }
+}
+
+/// An xDS stream ended.
+pub fn xds_terminated(reason: XdsTermination) {
+    counter!("istio_xds_connection_terminations_total", "reason" => reason.as_str()).increment(1);
+}
+
+/// An xDS response of this type and size arrived.
+pub fn xds_message(type_url: &'static str, bytes: u64) {
+    counter!("istio_xds_message_total", "url" => type_url).increment(1);
+    counter!("istio_xds_message_bytes_total", "url" => type_url).increment(bytes);
+}
+
+/// Resources of this type were refused.
+pub fn xds_rejected(type_url: &'static str, resources: u64) {
+    counter!("leyline_xds_rejected_total", "url" => type_url).increment(resources);
+}
+
+/// What runs: `istio_build{component,tag} 1`.
+pub fn build(component: &'static str, tag: &str) {
+    gauge!("istio_build", "component" => component, "tag" => tag.to_owned()).set(1.0);
+}
+
+/// How many pods this node serves, and how many wait to be served.
+pub fn workload_proxies(active: u32, pending: u32) {
+    gauge!("workload_manager_active_proxy_count").set(active);
+    gauge!("workload_manager_pending_proxy_count").set(pending);
+}
+
+/// A pod is being served.
+pub fn workload_proxy_started() {
+    counter!("workload_manager_proxies_started_total").increment(1);
+}
+
+/// A pod is not served any more.
+pub fn workload_proxy_stopped() {
+    counter!("workload_manager_proxies_stopped_total").increment(1);
+}
+
+pub(crate) fn describe() {
+    describe_counter!(
+        "istio_xds_connection_terminations_total",
+        "xDS streams that ended."
+    );
+    describe_counter!("istio_xds_message_total", "xDS responses received.");
+    describe_counter!(
+        "istio_xds_message_bytes_total",
+        "Bytes of xDS responses received."
+    );
+    describe_counter!(
+        "leyline_xds_rejected_total",
+        "xDS resources that were refused."
+    );
+    describe_gauge!("istio_build", "What runs.");
+    describe_gauge!(
+        "workload_manager_active_proxy_count",
+        "Pods that are served."
+    );
+    describe_gauge!(
+        "workload_manager_pending_proxy_count",
+        "Pods that wait to be served."
+    );
+    describe_counter!(
+        "workload_manager_proxies_started_total",
+        "Pods whose service began."
+    );
+    describe_counter!(
+        "workload_manager_proxies_stopped_total",
+        "Pods whose service ended."
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::tests::{registry, series};
+
+    #[test]
+    fn names_and_labels() {
+        registry();
+        xds_terminated(XdsTermination::Reconnect);
+        xds_message("type.googleapis.com/test.Mesh", 10);
+        xds_message("type.googleapis.com/test.Mesh", 5);
+        build("test", "1.2.3");
+        workload_proxies(3, 1);
+        workload_proxy_started();
+        workload_proxy_stopped();
+        for (name, label, expected) in [
+            (
+                "istio_xds_connection_terminations_total",
+                "",
+                r#"{reason="Reconnect"} 1"#,
+            ),
+            (
+                "istio_xds_message_total",
+                "Mesh",
+                r#"{url="type.googleapis.com/test.Mesh"} 2"#,
+            ),
+            (
+                "istio_xds_message_bytes_total",
+                "Mesh",
+                r#"{url="type.googleapis.com/test.Mesh"} 15"#,
+            ),
+            ("istio_build", "", r#"{component="test",tag="1.2.3"} 1"#),
+            ("workload_manager_active_proxy_count", "", " 3"),
+            ("workload_manager_pending_proxy_count", "", " 1"),
+            ("workload_manager_proxies_started_total", "", " 1"),
+            ("workload_manager_proxies_stopped_total", "", " 1"),
+        ] {
+            assert_eq!(series(name, label), [format!("{name}{expected}")]);
+        }
+    }
+}
