@@ -1,1 +1,46 @@
-//! Placeholder.
+//! What the mesh looks like: workloads, services and policies, and the decisions that follow from them.
+//!
+//! `convert` turns resources of the control plane into domain types, [`Store::apply`] publishes a new [`Snapshot`], and
+//! a connection asks one snapshot where to go ([`Snapshot::route_outbound`]), what it reached
+//! ([`Snapshot::resolve_inbound`]) and which policies judge it ([`Snapshot::policies_for`]).
+//! No I/O, no clock, no tasks, no certificates, no xDS.
+#![warn(missing_docs)]
+
+mod workload;
+
+mod service;
+
+pub mod convert;
+
+mod snapshot;
+
+mod store;
+
+mod outbound;
+
+mod inbound;
+
+mod balance;
+
+mod endpoints;
+
+mod index;
+
+mod dump;
+
+#[cfg(test)]
+mod testing;
+
+pub use dump::Dump;
+pub use inbound::{InboundRefusal, InboundTarget, is_proxy_port};
+pub use outbound::{HboneRoute, OutboundRefusal, OutboundRoute};
+pub use service::{
+    HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkBlock, RoutingScope, Service,
+    ServicePort, ServicePorts, Visibility, WeightedGateway,
+};
+pub use snapshot::{LocalNode, Snapshot};
+pub use store::{Applied, Change, Store};
+pub use workload::{
+    ApplicationTunnel, Gateway, GatewayDestination, Health, Locality, NetworkMode, PortMap,
+    Protocol, TunnelProtocol, Workload, WorkloadType,
+};
