@@ -410,3 +410,21 @@ fn statuses_are_classified_as_ztunnel_does() {
     check(Status::unauthenticated(""), Termination::Error);
     check(Status::internal(""), Termination::Error);
 }
+
+#[test]
+fn runs_on_any_thread_and_stays_small() {
+    fn size(future: impl Future<Output = ()> + Send) -> usize {
+        size_of_val(&future)
+    }
+    let client = run(
+        Config::new(NodeInfo::default(), vec![ADDRESS_TYPE]),
+        || std::future::ready(Err(BoxError::from("never"))),
+        |request: Request<()>| Ok(request),
+        |_| Vec::new(),
+        |_| {},
+        std::future::pending(),
+    );
+    // One per process: the bound only tells when a big value slips across an await.
+    let size = size(client);
+    assert!(size < 8192, "{size}");
+}
