@@ -1,0 +1,206 @@
+//! The two handshakes of a tunnel. The proxies call them with a connected socket and a deadline, and get a stream whose
+//! peer is known by identity.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    pin::Pin,
+    sync::{Arc, OnceLock},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use leyline_types::Identity;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use crate::{
+    certificate::WorkloadCertificate,
+    error::{Refusal, TlsError},
+    provider::ALPN_H2,
+    spiffe::identity_in,
+    verify::OutboundVerifier,
+};
+
+/// How long a refused peer may take to read the alert and close: a round trip across a continent.
+const ALERT_LINGER: Duration = Duration::from_millis(200);
+/// How much a refused peer may still send meanwhile: its first HTTP/2 frames, not more.
+const ALERT_LINGER_BYTES: usize = 16 * 1024;
+
+/// The server side of a tunnel.
+pub type ServerTls = server::TlsStream<TcpStream>;
+
+/// The client side of a tunnel. Remembers the alert with which a server refuses our certificate, which in TLS 1.3
+/// arrives only after [`connect`] has returned.
+#[derive(Debug)]
+pub struct ClientTls {
+    io: client::TlsStream<TcpStream>,
+    verdict: Verdict,
+}
+
+/// What a server said about our certificate, readable after the stream has been given away.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict(Arc<OnceLock<Refusal>>);
+
+/// Accepts a tunnel for the workload that owns `cert`, from a peer of the same trust domain. On refusal the peer is
+/// told why by an alert. Not cancel safe: dropping the future closes the connection.
+///
+/// # Errors
+/// When the peer is slow, not acceptable or does not accept us.
+pub async fn accept(
+    cert: &Arc<WorkloadCertificate>,
+    stream: TcpStream,
+    deadline: Duration,
+) -> Result<(ServerTls, Identity), TlsError> {
+    let acceptor = TlsAcceptor::from(Arc::clone(cert.server_config()));
+    let handshake = acceptor.accept(stream).into_fallible();
+    let tls = match timeout(deadline, handshake).await {
+        Err(_elapsed) => return Err(TlsError::Deadline(deadline)),
+        Ok(Err((error, stream))) => {
+            let error = TlsError::from_handshake(error);
+            if error.was_told() {
+                // On the heap because it is rare, and each accepting task would carry its buffer.
+                Box::pin(let_alert_arrive(stream)).await;
+            }
+            return Err(error);
+        }
+        Ok(Ok(tls)) => tls,
+    };
+    let session = tls.get_ref().1;
+    require_h2(session.alpn_protocol())?;
+    let leaf = session.peer_certificates().and_then(|chain| chain.first());
+    let identity = identity_in(leaf.ok_or(TlsError::NoCertificate)?)
+        .map_err(|error| TlsError::NotSpiffe(error.to_string()))?;
+    Ok((tls, identity))
+}
+
+/// Opens a tunnel from the workload that owns `cert` to a peer that must be one of `expected`. Not cancel safe:
+/// dropping the future closes the connection.
+///
+/// # Errors
+/// When the peer is slow, not acceptable or does not accept us.
+pub async fn connect(
+    cert: &Arc<WorkloadCertificate>,
+    stream: TcpStream,
+    expected: &[Identity],
+    deadline: Duration,
+) -> Result<(ClientTls, Identity), TlsError> {
+    let verifier = Arc::new(OutboundVerifier::new(Arc::clone(cert.trusted()), expected));
+    let connector = TlsConnector::from(cert.client_config(Arc::clone(&verifier)));
+    // rustls wants a name; it is neither sent (no SNI) nor looked at by our verifier.
+    let unused = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let io = match timeout(deadline, connector.connect(unused, stream)).await {
+        Err(_elapsed) => return Err(TlsError::Deadline(deadline)),
+        Ok(result) => result.map_err(TlsError::from_handshake)?,
+    };
+    require_h2(io.get_ref().1.alpn_protocol())?;
+    let identity = verifier.verified().ok_or(TlsError::NoCertificate)?;
+    let verdict = Verdict::default();
+    Ok((ClientTls { io, verdict }, identity))
+}
+
+fn require_h2(alpn: Option<&[u8]>) -> Result<(), TlsError> {
+    match alpn {
+        Some(ALPN_H2) => Ok(()),
+        _ => Err(TlsError::Alpn),
+    }
+}
+
+/// A socket that is closed with unread bytes answers with RST, and RST can overtake the alert that says why. So the
+/// write side is closed first, and what the peer still sends is thrown away for a moment.
+async fn let_alert_arrive(mut stream: TcpStream) {
+    let drain = async {
+        stream.shutdown().await?;
+        let mut scratch = [0; 1024];
+        let mut left = ALERT_LINGER_BYTES;
+        while left > 0 {
+            match stream.read(&mut scratch).await? {
+                0 => break,
+                n => left = left.saturating_sub(n),
+            }
+        }
+        Ok::<_, io::Error>(())
+    };
+    // Whatever happens here, the peer has been refused and the socket is closed next.
+    match timeout(ALERT_LINGER, drain).await {
+        Ok(Ok(())) | Err(_) => {}
+        Ok(Err(error)) => tracing::trace!(%error, "refused peer went away"),
+    }
+}
+
+impl ClientTls {
+    /// A handle on what the server says about our certificate.
+    pub fn verdict(&self) -> Verdict {
+        self.verdict.clone()
+    }
+
+    /// The socket and the TLS session.
+    pub fn get_ref(&self) -> (&TcpStream, &rustls::ClientConnection) {
+        self.io.get_ref()
+    }
+}
+
+impl Verdict {
+    /// The refusal that arrived, if one did.
+    pub fn refusal(&self) -> Option<Refusal> {
+        self.0.get().copied()
+    }
+
+    fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
+        if let Err(error) = &result
+            && let Some(refusal) = Refusal::in_io(error)
+        {
+            self.0.get_or_init(|| refusal);
+        }
+        result
+    }
+}
+
+impl AsyncRead for ClientTls {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
+        Poll::Ready(self.verdict.note(result))
+    }
+}
+
+impl AsyncWrite for ClientTls {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

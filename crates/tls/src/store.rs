@@ -1,0 +1,531 @@
+//! Certificates of the workloads on this node: fetched when wanted, renewed at half life, kept while they are valid.
+//! Proxies call [`CertificateStore::get`] for each tunnel; one [`CertificateWorker`] does the fetching.
+//!
+//! Invariant: an identity is fetched by at most one request at a time, and a valid certificate is never given up before
+//! a new one is there.
+
+mod dump;
+mod schedule;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use leyline_types::Identity;
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tracing::{debug, warn};
+
+use crate::{
+    ca::{CaError, CertificateAuthority},
+    certificate::{CertificateError, WorkloadCertificate},
+    csr::{self, CsrError},
+};
+use schedule::{Fetch, Priority, Schedule};
+
+pub use dump::{CertificateDump, CertificateEntry};
+
+/// How certificates are fetched and kept.
+#[derive(Clone, Debug)]
+pub struct CertificateConfig {
+    /// Lifetime to ask for. 24 h, as Istio.
+    pub ttl: Duration,
+    /// How long one call of the CA may take. 10 s: a CA that is overloaded is better asked again later.
+    pub fetch_deadline: Duration,
+    /// How long [`CertificateStore::get`] waits for a first certificate. 10 s: as long as one fetch.
+    pub wait_deadline: Duration,
+    /// How many fetches run at once. 8, as Istio: a node full of pods must not storm the CA.
+    pub max_fetches: usize,
+    /// How many identities are kept; more are refused. 4096: several times what fits on a node.
+    pub max_identities: usize,
+}
+
+impl Default for CertificateConfig {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::from_secs(24 * 60 * 60),
+            fetch_deadline: Duration::from_secs(10),
+            wait_deadline: Duration::from_secs(10),
+            max_fetches: 8,
+            max_identities: 4096,
+        }
+    }
+}
+
+/// Why a fetch gave no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No key or request could be made.
+    #[error(transparent)]
+    Request(#[from] CsrError),
+    /// The CA did not sign.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// What the CA signed is not usable.
+    #[error("the CA's answer is unusable: {0}")]
+    Certificate(#[from] CertificateError),
+}
+
+/// Why there is no certificate for an identity now.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The last fetch failed, and the next one is not due yet.
+    #[error("no certificate for {identity}: {source}")]
+    Unavailable {
+        /// Whose certificate.
+        identity: Identity,
+        /// How the last fetch failed.
+        source: Arc<FetchError>,
+    },
+    /// The first fetch takes too long. It goes on.
+    #[error("no certificate for {identity} within {deadline:?}")]
+    Deadline {
+        /// Whose certificate.
+        identity: Identity,
+        /// How long we waited.
+        deadline: Duration,
+    },
+    /// The identity was forgotten while we waited.
+    #[error("{identity} has left this node")]
+    Forgotten {
+        /// Whose certificate.
+        identity: Identity,
+    },
+    /// The bound on identities is reached.
+    #[error("no certificate for {identity}: {limit} identities are in use, which is the limit")]
+    Full {
+        /// Whose certificate.
+        identity: Identity,
+        /// The bound.
+        limit: usize,
+    },
+    /// The worker has ended; only certificates that are there are given out.
+    #[error("no certificate for {identity}: certificates are not fetched any more, shutting down")]
+    Stopped {
+        /// Whose certificate.
+        identity: Identity,
+    },
+}
+
+/// What the store has and has done, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreCounters {
+    /// Identities that are kept now.
+    pub identities: usize,
+    /// Of those, how many have a valid certificate.
+    pub available: usize,
+    /// Fetches that wait for their turn.
+    pub queued: usize,
+    /// Fetches that run.
+    pub in_flight: usize,
+    /// Certificates fetched since the start.
+    pub fetched: u64,
+    /// Failed fetches since the start.
+    pub failed: u64,
+    /// Identities refused because of the bound, since the start.
+    pub refused: u64,
+}
+
+/// The certificates of this node's workloads.
+pub struct CertificateStore {
+    shared: Arc<Shared>,
+}
+
+/// Fetches and renews for its store. There is exactly one.
+pub struct CertificateWorker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cfg: CertificateConfig,
+    ca: Arc<dyn CertificateAuthority>,
+    table: Mutex<Table>,
+    /// Tells the worker that the table has changed.
+    changed: Notify,
+}
+
+/// All that changes, under one lock with short sections: tunnels look up, the worker writes.
+struct Table {
+    schedule: Schedule,
+    slots: HashMap<Identity, Slot>,
+    life: Life,
+    fetched: u64,
+    failed: u64,
+    refused: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Running,
+    /// The worker is gone: nothing will be fetched any more.
+    WorkerGone,
+    /// The store is gone: nobody can ask any more.
+    StoreGone,
+}
+
+struct Slot {
+    state: watch::Sender<State>,
+    /// How the last fetch failed; none after a success.
+    failure: Option<Arc<FetchError>>,
+}
+
+#[derive(Clone)]
+enum State {
+    Initializing,
+    Available(Lease),
+    Unavailable(Arc<FetchError>),
+}
+
+#[derive(Clone)]
+struct Lease {
+    cert: Arc<WorkloadCertificate>,
+    expires: Instant,
+}
+
+impl Lease {
+    fn new(cert: Arc<WorkloadCertificate>, now: Instant, clock: SystemTime) -> Self {
+        let remaining = cert.not_after().duration_since(clock).unwrap_or_default();
+        let expires = now + remaining;
+        Self { cert, expires }
+    }
+
+    /// By both clocks: the monotonic one does not run while the machine sleeps, the other can be set back.
+    fn is_valid(&self, now: Instant, clock: SystemTime) -> bool {
+        now < self.expires && clock < self.cert.not_after()
+    }
+}
+
+/// What [`CertificateStore::get`] finds.
+enum Found {
+    Ready(Arc<WorkloadCertificate>),
+    Wait(watch::Receiver<State>),
+}
+
+impl CertificateStore {
+    /// A store and the worker that has to run for it.
+    pub fn new(
+        ca: Arc<dyn CertificateAuthority>,
+        cfg: CertificateConfig,
+    ) -> (Arc<Self>, CertificateWorker) {
+        let table = Table {
+            schedule: Schedule::new(cfg.max_fetches, cfg.max_identities),
+            slots: HashMap::new(),
+            life: Life::Running,
+            fetched: 0,
+            failed: 0,
+            refused: 0,
+        };
+        let shared = Arc::new(Shared {
+            cfg,
+            ca,
+            table: Mutex::new(table),
+            changed: Notify::new(),
+        });
+        let worker = CertificateWorker {
+            shared: Arc::clone(&shared),
+        };
+        (Arc::new(Self { shared }), worker)
+    }
+
+    /// The certificate of an identity. Fetched first if it is not there, ahead of all other fetches; any number of
+    /// callers share one fetch. Cancel safe.
+    ///
+    /// # Errors
+    /// At once when the last fetch failed and no valid certificate is left; at the deadline when the first fetch is slow.
+    pub async fn get(
+        &self,
+        identity: &Identity,
+    ) -> Result<Arc<WorkloadCertificate>, IdentityError> {
+        let mut state = match self.shared.look_up(identity)? {
+            Found::Ready(cert) => return Ok(cert),
+            Found::Wait(state) => state,
+        };
+        let settled = state.wait_for(|state| !matches!(state, State::Initializing));
+        let deadline = self.shared.cfg.wait_deadline;
+        let settled = match timeout(deadline, settled).await {
+            Ok(result) => result.map(|state| State::clone(&state)),
+            Err(_elapsed) => {
+                let identity = identity.clone();
+                return Err(IdentityError::Deadline { identity, deadline });
+            }
+        };
+        match settled {
+            Ok(State::Available(lease)) => Ok(lease.cert),
+            Ok(State::Unavailable(source)) => Err(IdentityError::Unavailable {
+                identity: identity.clone(),
+                source,
+            }),
+            // The slot is gone, with its sender.
+            Ok(State::Initializing) | Err(_) => Err(self.shared.gone(identity)),
+        }
+    }
+
+    /// Has the certificate fetched before somebody needs it. Beyond the bound on identities it does nothing but count.
+    pub fn prefetch(&self, identity: Identity) {
+        let wanted = self
+            .shared
+            .want(&mut self.shared.table.lock(), &identity, Priority::Warmup);
+        if let Err(error) = wanted {
+            warn!(%error, "certificate not prefetched");
+        }
+    }
+
+    /// Drops the certificate of an identity that is no longer on this node. Callers that wait for it get an error.
+    pub fn forget(&self, identity: &Identity) {
+        let mut table = self.shared.table.lock();
+        table.schedule.forget(identity);
+        table.slots.remove(identity);
+        self.shared.changed.notify_one();
+    }
+
+    /// Forgets all identities but these.
+    pub fn retain(&self, wanted: &HashSet<Identity>) {
+        let mut table = self.shared.table.lock();
+        let gone: Vec<Identity> = table
+            .slots
+            .keys()
+            .filter(|id| !wanted.contains(*id))
+            .cloned()
+            .collect();
+        for identity in &gone {
+            table.schedule.forget(identity);
+            table.slots.remove(identity);
+        }
+        self.shared.changed.notify_one();
+    }
+
+    /// All identities with the state of their certificates, ordered by identity (`certificates[]` of `/config_dump`).
+    pub fn dump(&self) -> Vec<CertificateDump> {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        // Copied out first: describing certificates parses them, which is not for the lock.
+        let mut states: Vec<(Identity, State)> = {
+            let table = self.shared.table.lock();
+            let current =
+                |(identity, slot): (&Identity, &Slot)| (identity.clone(), slot.current(now, clock));
+            table.slots.iter().map(current).collect()
+        };
+        states.sort_by(|(one, _), (other, _)| one.cmp(other));
+        states
+            .iter()
+            .map(|(identity, state)| dump::describe(identity, state))
+            .collect()
+    }
+
+    /// What the store has and has done.
+    pub fn counters(&self) -> StoreCounters {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let table = self.shared.table.lock();
+        let available = |slot: &&Slot| matches!(slot.current(now, clock), State::Available(_));
+        StoreCounters {
+            identities: table.slots.len(),
+            available: table.slots.values().filter(available).count(),
+            queued: table.schedule.queued(),
+            in_flight: table.schedule.in_flight(),
+            fetched: table.fetched,
+            failed: table.failed,
+            refused: table.refused,
+        }
+    }
+}
+
+impl Drop for CertificateStore {
+    fn drop(&mut self) {
+        self.shared.table.lock().life = Life::StoreGone;
+        self.shared.changed.notify_one();
+    }
+}
+
+impl fmt::Debug for CertificateStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateStore")
+            .field("counters", &self.counters())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Slot {
+    /// The state by the clock: a certificate can have expired since the last event.
+    fn current(&self, now: Instant, clock: SystemTime) -> State {
+        let state = self.state.borrow().clone();
+        match (&state, &self.failure) {
+            (State::Available(lease), _) if lease.is_valid(now, clock) => state,
+            (State::Available(_), Some(failure)) => State::Unavailable(Arc::clone(failure)),
+            (State::Available(_), None) => State::Initializing,
+            (State::Initializing | State::Unavailable(_), _) => state,
+        }
+    }
+}
+
+impl Shared {
+    fn look_up(&self, identity: &Identity) -> Result<Found, IdentityError> {
+        let mut table = self.table.lock();
+        if let Some(slot) = table.slots.get(identity) {
+            match slot.current(Instant::now(), SystemTime::now()) {
+                State::Available(lease) => return Ok(Found::Ready(lease.cert)),
+                State::Unavailable(source) => {
+                    let identity = identity.clone();
+                    return Err(IdentityError::Unavailable { identity, source });
+                }
+                // First fetch, or the certificate expired while the machine slept: it is wanted now, and waited for.
+                State::Initializing => {
+                    slot.state.send_replace(State::Initializing);
+                }
+            }
+        }
+        self.want(&mut table, identity, Priority::RealTime)
+            .map(Found::Wait)
+    }
+
+    /// Keeps the identity from now on, and has it fetched with at least this priority if it has no certificate.
+    fn want(
+        &self,
+        table: &mut Table,
+        identity: &Identity,
+        priority: Priority,
+    ) -> Result<watch::Receiver<State>, IdentityError> {
+        let identity = identity.clone();
+        if table.life != Life::Running {
+            return Err(IdentityError::Stopped { identity });
+        }
+        if table.schedule.want(&identity, priority).is_err() {
+            table.refused += 1;
+            let limit = self.cfg.max_identities;
+            return Err(IdentityError::Full { identity, limit });
+        }
+        self.changed.notify_one();
+        let slot = table.slots.entry(identity).or_insert_with(|| Slot {
+            state: watch::Sender::new(State::Initializing),
+            failure: None,
+        });
+        Ok(slot.state.subscribe())
+    }
+
+    /// Why a slot that somebody waited for is not there any more.
+    fn gone(&self, identity: &Identity) -> IdentityError {
+        let identity = identity.clone();
+        let life = self.table.lock().life;
+        match life {
+            Life::Running | Life::StoreGone => IdentityError::Forgotten { identity },
+            Life::WorkerGone => IdentityError::Stopped { identity },
+        }
+    }
+
+    /// Asks the CA once, and checks what it says.
+    async fn fetch(&self, identity: &Identity) -> Result<WorkloadCertificate, FetchError> {
+        let request = csr::generate(identity)?;
+        let deadline = self.cfg.fetch_deadline;
+        let answer = self.ca.sign(request.pem, identity, self.cfg.ttl);
+        let chain = timeout(deadline, answer)
+            .await
+            .map_err(|_elapsed| CaError::Deadline(deadline))??;
+        Ok(WorkloadCertificate::from_pem(
+            identity,
+            &chain,
+            request.key,
+        )?)
+    }
+
+    /// Publishes how a fetch ended and plans the next one.
+    fn finish(&self, fetch: &Fetch, result: Result<WorkloadCertificate, FetchError>) {
+        let (now, random) = (Instant::now(), rand::random::<f64>());
+        let mut table = self.table.lock();
+        let table = &mut *table;
+        match result {
+            Ok(cert) => {
+                table.fetched += 1;
+                let lease = Lease::new(Arc::new(cert), now, SystemTime::now());
+                let planned = table
+                    .schedule
+                    .succeeded(fetch, now, lease.expires - now, random);
+                let (true, Some(slot)) = (planned, table.slots.get_mut(&fetch.identity)) else {
+                    return;
+                };
+                debug!(identity = %fetch.identity, serial = lease.cert.serial(), "certificate fetched");
+                slot.failure = None;
+                slot.state.send_replace(State::Available(lease));
+            }
+            Err(error) => {
+                table.failed += 1;
+                let retry = table.schedule.failed(fetch, now, random);
+                let (Some(retry), Some(slot)) = (retry, table.slots.get_mut(&fetch.identity))
+                else {
+                    return;
+                };
+                warn!(identity = %fetch.identity, %error, retry_in = ?retry, "certificate not fetched");
+                let failure = Arc::new(error);
+                slot.failure = Some(Arc::clone(&failure));
+                // A certificate that is still valid stays; `Slot::current` sees when it is not.
+                slot.state.send_if_modified(|state| match state {
+                    State::Available(lease) if lease.is_valid(now, SystemTime::now()) => false,
+                    _ => {
+                        *state = State::Unavailable(failure);
+                        true
+                    }
+                });
+            }
+        }
+    }
+}
+
+impl CertificateWorker {
+    /// Fetches and renews until the store is dropped. Dropping the future stops the fetching: certificates that are
+    /// there stay usable, which is what a draining proxy wants.
+    pub async fn run(self) {
+        let shared = &*self.shared;
+        let mut running = FuturesUnordered::new();
+        loop {
+            let wake_at = {
+                let mut table = shared.table.lock();
+                if table.life == Life::StoreGone {
+                    return;
+                }
+                while let Some(fetch) = table.schedule.next(Instant::now()) {
+                    running.push(async move {
+                        let result = shared.fetch(&fetch.identity).await;
+                        (fetch, result)
+                    });
+                }
+                table.schedule.wake_at()
+            };
+            // Three things can make work: a fetch ends, somebody wants an identity, a renewal or retry is due. All of
+            // them are cancel safe: results stay in `running`, `Notify` keeps one permit, the time is absolute.
+            tokio::select! {
+                ended = running.next(), if !running.is_empty() => {
+                    if let Some((fetch, result)) = ended {
+                        shared.finish(&fetch, result);
+                    }
+                }
+                () = shared.changed.notified() => {}
+                () = sleep_until_some(wake_at) => {}
+            }
+        }
+    }
+}
+
+impl Drop for CertificateWorker {
+    /// Nobody must wait for a certificate that will never come.
+    fn drop(&mut self) {
+        let mut table = self.shared.table.lock();
+        table.life = Life::WorkerGone;
+        table
+            .slots
+            .retain(|_, slot| !matches!(*slot.state.borrow(), State::Initializing));
+    }
+}
+
+async fn sleep_until_some(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;
