@@ -1,0 +1,25 @@
+//! Kubernetes objects from watched directories of YAML.
+//!
+//! `Loader` turns files into typed `Objects`, keeps the last good version of whatever is broken now, and lists every
+//! problem as an `Issue`. `watch` calls it when files change. Nothing a file contains can panic or spread to another object.
+
+mod decode;
+mod document;
+mod field;
+mod key;
+mod loader;
+mod security;
+mod set;
+mod validate;
+mod watch;
+
+pub use key::{Kind, ObjectKey};
+pub use loader::{Loaded, Loader, Origin, ScanError};
+pub use security::{
+    AuthorizationPolicy, AuthorizationPolicySpec, Condition, From as SourceList, MutualTls,
+    Operation, PeerAuthentication, PeerAuthenticationSpec, Provider, Rule, Selector, Source,
+    TargetRef, To,
+};
+pub use set::{Issue, Objects, Severity};
+pub(crate) use validate::parse_block;
+pub use watch::{WatchError, Watcher};

@@ -1,0 +1,303 @@
+//! Reads the files, keeps what was good, and puts the objects together.
+
+mod files;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use serde_json::Value;
+
+use crate::objects::{
+    decode::{Decoded, Part, Problem, Slot, field_from_text, merge_patch},
+    key::{Kind, ObjectKey},
+    set::{Issue, Object, Objects, Severity},
+};
+use files::{FileState, Files};
+
+pub(crate) use files::Depth;
+pub use files::ScanError;
+
+/// Where an object was read.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The file.
+    pub file: PathBuf,
+    /// The document within it, from 1.
+    pub document: usize,
+    /// First line of the document in the file.
+    first_line: usize,
+    decoded: Decoded,
+}
+
+impl Origin {
+    /// An issue about a field of the object, found after reading.
+    pub fn warning(&self, field: &str, reason: String) -> Issue {
+        let line = self.decoded.line_of(&field_from_text(field));
+        Issue {
+            file: self.file.clone(),
+            document: self.document,
+            line: Some(in_file(self.first_line, line)),
+            object: Some(self.decoded.slot.key.to_string()),
+            field: Some(field.to_owned()),
+            reason,
+            severity: Severity::Warning,
+        }
+    }
+}
+
+/// Lines are counted from 1 in the document and in the file.
+fn in_file(first_line: usize, line: u64) -> u64 {
+    u64::try_from(first_line)
+        .unwrap_or(u64::MAX)
+        .saturating_add(line.saturating_sub(1))
+}
+
+/// The outcome of reading everything.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// The valid objects, and last good versions of the invalid ones.
+    pub objects: Arc<Objects>,
+    /// Where each was read.
+    pub origins: Arc<BTreeMap<ObjectKey, Origin>>,
+    /// What is wrong, in the order of files, documents and lines.
+    pub issues: Vec<Issue>,
+}
+
+/// Reads directories again and again, and remembers the last good version of each object.
+#[derive(Debug)]
+pub struct Loader {
+    files: Files,
+    good: BTreeMap<Slot, Origin>,
+}
+
+impl Loader {
+    /// Will read `*.yaml` and `*.yml` directly in these directories.
+    pub fn new(directories: Vec<PathBuf>) -> Self {
+        Self {
+            files: Files::new(directories),
+            good: BTreeMap::new(),
+        }
+    }
+
+    /// Reads everything; an error when a directory cannot be read.
+    ///
+    /// # Errors
+    /// Names the directory.
+    pub fn load(&mut self) -> Result<Loaded, ScanError> {
+        self.files.scan(Depth::Contents)?;
+        Ok(self.assemble())
+    }
+
+    /// Reads again what may have changed; `None` when nothing did.
+    ///
+    /// # Errors
+    /// When a directory cannot be read; then nothing changes.
+    pub(crate) fn reload(&mut self, depth: Depth) -> Result<Option<Loaded>, ScanError> {
+        Ok(self.files.scan(depth)?.then(|| self.assemble()))
+    }
+
+    fn assemble(&mut self) -> Loaded {
+        let mut gathered = Gathered::default();
+        for (path, file) in self.files.iter() {
+            gathered.add_file(path, file);
+        }
+        let Gathered {
+            claims,
+            held,
+            held_files,
+            mut issues,
+        } = gathered;
+        let mut good = BTreeMap::new();
+        for (slot, claimants) in claims {
+            let owner = choose_owner(&claimants, self.good.get(&slot));
+            for (index, claimant) in claimants.into_iter().enumerate() {
+                if index == owner {
+                    good.insert(slot.clone(), claimant);
+                } else {
+                    issues.push(claimant.duplicate());
+                }
+            }
+        }
+        for (slot, origin) in &self.good {
+            let kept = held.contains(slot) || held_files.contains(&origin.file);
+            if kept && !good.contains_key(slot) {
+                good.insert(slot.clone(), origin.clone());
+            }
+        }
+        self.good = good;
+        let objects = self.objects(&mut issues);
+        issues.sort();
+        issues.dedup();
+        Loaded {
+            objects: Arc::new(objects),
+            origins: Arc::new(self.origins()),
+            issues,
+        }
+    }
+
+    fn origins(&self) -> BTreeMap<ObjectKey, Origin> {
+        let whole = self
+            .good
+            .iter()
+            .filter(|(slot, _)| slot.part == Part::Whole);
+        whole
+            .map(|(slot, origin)| (slot.key.clone(), origin.clone()))
+            .collect()
+    }
+
+    fn objects(&self, issues: &mut Vec<Issue>) -> Objects {
+        let mut objects = Objects::default();
+        for (slot, origin) in &self.good {
+            if slot.part == Part::Whole {
+                let object = self.with_status(slot, &origin.decoded.object);
+                objects.insert(&slot.key, object);
+            } else if !self.good.contains_key(&slot.whole()) {
+                match slot.key.kind {
+                    // These make sense without a spec.
+                    Kind::Namespace | Kind::Node => {
+                        objects.insert(&slot.key, origin.decoded.object.clone());
+                    }
+                    Kind::ServiceAccount
+                    | Kind::Pod
+                    | Kind::Service
+                    | Kind::EndpointSlice
+                    | Kind::AuthorizationPolicy
+                    | Kind::PeerAuthentication => {
+                        let reason = "a status, but no document has the object itself".to_owned();
+                        issues.push(origin.warning("status", reason));
+                    }
+                }
+            }
+        }
+        objects
+    }
+
+    /// The object with its status patch. Only a pod's status says something to a mesh.
+    fn with_status(&self, slot: &Slot, object: &Object) -> Object {
+        let status = self
+            .good
+            .get(&slot.status())
+            .and_then(|origin| origin.decoded.status.as_ref());
+        let (Object::Pod(pod), Some(patch)) = (object, status) else {
+            return object.clone();
+        };
+        let own = serde_json::to_value(&pod.status).unwrap_or(Value::Null);
+        let mut merged = own;
+        merge_patch(&mut merged, patch);
+        let mut pod = k8s_openapi::api::core::v1::Pod::clone(pod);
+        // Both halves are valid statuses; should their merge not be one, the patch alone is.
+        pod.status = serde_json::from_value(merged)
+            .or_else(|_| serde_json::from_value(patch.clone()))
+            .unwrap_or(pod.status);
+        Object::Pod(Arc::new(pod))
+    }
+}
+
+impl Slot {
+    fn whole(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            part: Part::Whole,
+        }
+    }
+
+    fn status(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            part: Part::Status,
+        }
+    }
+}
+
+impl Origin {
+    fn duplicate(&self) -> Issue {
+        let mut issue = self.warning(
+            "metadata.name",
+            "another document already defines this object".to_owned(),
+        );
+        issue.severity = Severity::Rejected;
+        issue
+    }
+}
+
+/// Who owned the object before goes on owning it; otherwise the first in the order of files and documents.
+fn choose_owner(claimants: &[Origin], before: Option<&Origin>) -> usize {
+    let before = before.and_then(|before| {
+        let exactly = claimants
+            .iter()
+            .position(|c| c.file == before.file && c.document == before.document);
+        exactly.or_else(|| claimants.iter().position(|c| c.file == before.file))
+    });
+    before.unwrap_or(0)
+}
+
+#[derive(Default)]
+struct Gathered {
+    claims: BTreeMap<Slot, Vec<Origin>>,
+    /// Slots whose document is broken now.
+    held: BTreeSet<Slot>,
+    /// Files with a document that does not even tell its name, or that cannot be read.
+    held_files: BTreeSet<PathBuf>,
+    issues: Vec<Issue>,
+}
+
+impl Gathered {
+    fn add_file(&mut self, path: &Path, file: &FileState) {
+        let documents = match file {
+            FileState::Unreadable { reason } => {
+                self.held_files.insert(path.to_owned());
+                self.issues.push(Issue {
+                    file: path.to_owned(),
+                    document: 0,
+                    line: None,
+                    object: None,
+                    field: None,
+                    reason: reason.clone(),
+                    severity: Severity::Rejected,
+                });
+                return;
+            }
+            FileState::Read { documents } => documents,
+        };
+        for (index, (document, parsed)) in documents.iter().enumerate() {
+            for decoded in &parsed.objects {
+                self.claims
+                    .entry(decoded.slot.clone())
+                    .or_default()
+                    .push(Origin {
+                        file: path.to_owned(),
+                        document: index + 1,
+                        first_line: document.first_line,
+                        decoded: decoded.clone(),
+                    });
+            }
+            for problem in &parsed.problems {
+                self.add_problem(path, index + 1, document.first_line, problem);
+            }
+        }
+    }
+
+    fn add_problem(&mut self, path: &Path, document: usize, first_line: usize, problem: &Problem) {
+        if problem.severity == Severity::Rejected {
+            match &problem.slot {
+                Some(slot) => drop(self.held.insert(slot.clone())),
+                None => drop(self.held_files.insert(path.to_owned())),
+            }
+        }
+        self.issues.push(Issue {
+            file: path.to_owned(),
+            document,
+            line: problem.line.map(|line| in_file(first_line, line)),
+            object: problem.slot.as_ref().map(|slot| slot.key.to_string()),
+            field: problem.field.as_ref().map(ToString::to_string),
+            reason: problem.reason.clone(),
+            severity: problem.severity,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,150 @@
+//! Kubernetes objects to what node proxies subscribe to: workloads, services, authorization policies; and which pods
+//! each node shall enrol. Pure: the same objects and enrolment give the same bytes and versions.
+
+mod authorization;
+mod conditions;
+mod endpoints;
+mod enrolment;
+mod locality;
+mod peer_authentication;
+mod resource;
+mod services;
+mod workloads;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leyline_types::{NamespacedName, TrustDomain, WorkloadName};
+
+use crate::objects::{ObjectKey, Objects};
+
+pub use resource::{Resource, Resources};
+
+/// What holds for the whole mesh.
+#[derive(Clone, Debug)]
+pub struct MeshSettings {
+    /// In every identity.
+    pub trust_domain: TrustDomain,
+    /// First part of every workload's uid.
+    pub cluster_id: String,
+    /// Policies without a selector in it hold for the whole mesh; its labels name the network.
+    pub root_namespace: String,
+    /// Suffix of service host names.
+    pub cluster_domain: String,
+    /// Service accounts of node proxies, which are never enrolled.
+    pub node_accounts: Vec<NamespacedName>,
+}
+
+impl Default for MeshSettings {
+    fn default() -> Self {
+        Self {
+            trust_domain: TrustDomain::default(),
+            cluster_id: "Kubernetes".to_owned(),
+            root_namespace: "istio-system".to_owned(),
+            cluster_domain: "cluster.local".to_owned(),
+            node_accounts: vec![NamespacedName {
+                namespace: "istio-system".into(),
+                name: "ztunnel".into(),
+            }],
+        }
+    }
+}
+
+/// Something about a valid object that its author should know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Advice {
+    /// The object.
+    pub object: ObjectKey,
+    /// The field.
+    pub field: String,
+    /// What and why.
+    pub reason: String,
+}
+
+/// The pods of a node that are to be enrolled, by uid.
+pub type WantedPods = BTreeMap<String, WorkloadName>;
+
+/// The whole of it.
+#[derive(Clone, Debug, Default)]
+pub struct Translation {
+    /// Workloads by uid, services by `namespace/hostname`.
+    pub addresses: Resources,
+    /// Policies by `namespace/name`.
+    pub authorizations: Resources,
+    /// For each node.
+    pub wanted: BTreeMap<String, WantedPods>,
+    /// Uids of all pods.
+    pub pods: BTreeSet<String>,
+    /// For the authors of the objects.
+    pub advice: Vec<Advice>,
+}
+
+/// Computes everything. `enrolled` has the uids of the pods whose node reported the capture in place.
+pub fn translate(
+    objects: &Objects,
+    enrolled: &BTreeSet<String>,
+    mesh: &MeshSettings,
+) -> Translation {
+    let mut advice = Vec::new();
+    let services = services::services(objects, mesh, &mut advice);
+    let policies = authorization::Policies::new(objects, mesh, &mut advice);
+    let peers = peer_authentication::PeerAuthentications::new(objects, mesh, &mut advice);
+    let wanted = enrolment::wanted(objects, mesh);
+
+    let slices = endpoints::Slices::new(objects, &services);
+    let context = workloads::Context {
+        objects,
+        mesh,
+        services: &services,
+        slices: &slices,
+        policies: &policies,
+        peers: &peers,
+        enrolled,
+        wanted: &wanted,
+        network: locality::network(objects, mesh),
+    };
+    let mut addresses = Resources::new();
+    let mut pods = BTreeSet::new();
+    for pod in objects.pods.values() {
+        if let Some(workload) = workloads::of_pod(&context, pod) {
+            addresses.insert(workload.uid.clone(), resource::workload(&workload));
+            pods.insert(workload.uid);
+        }
+    }
+    for workload in endpoints::workloads(&context) {
+        addresses.insert(workload.uid.clone(), resource::workload(&workload));
+    }
+    for service in services.values() {
+        let name = format!("{}/{}", service.wire.namespace, service.wire.hostname);
+        addresses.insert(name, resource::service(&service.wire));
+    }
+    let mut authorizations = Resources::new();
+    for policy in policies.into_wire().into_iter().chain(peers.into_wire()) {
+        let name = format!("{}/{}", policy.namespace, policy.name);
+        authorizations.insert(name, resource::authorization(&policy));
+    }
+    advice.sort();
+    advice.dedup();
+    Translation {
+        addresses,
+        authorizations,
+        wanted,
+        pods,
+        advice,
+    }
+}
+
+/// Uid of the workload of a pod.
+fn pod_uid(mesh: &MeshSettings, namespace: &str, name: &str) -> String {
+    format!("{}//Pod/{namespace}/{name}", mesh.cluster_id)
+}
+
+/// Whether all of `selector` is in `labels`. An empty selector chooses nothing here; callers that mean "all" say so.
+fn selects(selector: &BTreeMap<String, String>, labels: Option<&BTreeMap<String, String>>) -> bool {
+    !selector.is_empty()
+        && selector
+            .iter()
+            .all(|(key, value)| labels.is_some_and(|labels| labels.get(key) == Some(value)))
+}
+
+#[cfg(test)]
+mod tests;

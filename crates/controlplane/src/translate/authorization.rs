@@ -1,0 +1,134 @@
+//! AuthorizationPolicy to the authorization resources of node proxies: scope, action, and which workload names which.
+
+use std::collections::BTreeMap;
+
+use leyline_proto::istio::security::{Action, Authorization, Scope};
+use leyline_types::NamespacedName;
+
+use super::{
+    Advice, MeshSettings,
+    conditions::{self, Effect},
+    selects,
+};
+use crate::objects::{AuthorizationPolicy, Kind, ObjectKey, Objects};
+
+const DRY_RUN: &str = "istio.io/dry-run";
+
+struct Converted {
+    wire: Authorization,
+    /// Empty: not by labels.
+    selector: BTreeMap<String, String>,
+}
+
+/// The policies that node proxies enforce.
+pub(super) struct Policies {
+    root_namespace: String,
+    converted: Vec<Converted>,
+}
+
+impl Policies {
+    pub(super) fn new(objects: &Objects, mesh: &MeshSettings, advice: &mut Vec<Advice>) -> Self {
+        let converted = objects
+            .authorization_policies
+            .iter()
+            .filter_map(|(name, policy)| convert(name, policy, mesh, advice))
+            .collect();
+        Self {
+            root_namespace: mesh.root_namespace.clone(),
+            converted,
+        }
+    }
+
+    /// Names of the policies that choose a workload by its labels; those of the root namespace choose in all.
+    pub(super) fn selecting(
+        &self,
+        namespace: &str,
+        labels: Option<&BTreeMap<String, String>>,
+    ) -> Vec<String> {
+        self.converted
+            .iter()
+            .filter(|policy| {
+                policy.wire.namespace == namespace || policy.wire.namespace == self.root_namespace
+            })
+            .filter(|policy| selects(&policy.selector, labels))
+            .map(|policy| format!("{}/{}", policy.wire.namespace, policy.wire.name))
+            .collect()
+    }
+
+    pub(super) fn into_wire(self) -> Vec<Authorization> {
+        self.converted
+            .into_iter()
+            .map(|policy| policy.wire)
+            .collect()
+    }
+}
+
+fn convert(
+    name: &NamespacedName,
+    policy: &AuthorizationPolicy,
+    mesh: &MeshSettings,
+    advice: &mut Vec<Advice>,
+) -> Option<Converted> {
+    let mut advise = |field: String, reason: String| {
+        let (namespace, name) = (name.namespace.as_str(), name.name.as_str());
+        advice.push(Advice {
+            object: ObjectKey::new(Kind::AuthorizationPolicy, Some(namespace), name),
+            field,
+            reason,
+        });
+    };
+    let spec = &policy.spec;
+    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
+        let field = if spec.target_ref.is_some() {
+            "spec.targetRef"
+        } else {
+            "spec.targetRefs"
+        };
+        let reason = "policies for waypoints are not supported yet, this one is not enforced";
+        advise(field.to_owned(), reason.to_owned());
+        return None;
+    }
+    let (effect, action) = match spec.action.as_deref() {
+        None | Some("ALLOW") => (Effect::Allow, Action::Allow),
+        Some("DENY") => (Effect::Deny, Action::Deny),
+        Some(other) => {
+            let reason = format!("action {other} is not supported yet, the policy is not enforced");
+            advise("spec.action".to_owned(), reason);
+            return None;
+        }
+    };
+    let selector = spec
+        .selector
+        .as_ref()
+        .map(|selector| selector.match_labels.clone())
+        .unwrap_or_default();
+    let scope = if !selector.is_empty() {
+        Scope::WorkloadSelector
+    } else if name.namespace == mesh.root_namespace.as_str() {
+        Scope::Global
+    } else {
+        Scope::Namespace
+    };
+    let rules = spec.rules.as_deref().unwrap_or_default();
+    let conversion = conditions::convert(rules, effect, name.namespace.as_str());
+    for (field, reason) in conversion.findings {
+        advise(field, reason);
+    }
+    let dry_run = policy
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|all| all.get(DRY_RUN));
+    Some(Converted {
+        wire: Authorization {
+            name: name.name.to_string(),
+            namespace: name.namespace.to_string(),
+            scope: scope.into(),
+            action: action.into(),
+            groups: conversion.groups,
+            dry_run: dry_run.is_some_and(|value| value == "true"),
+            extensions: Vec::new(),
+        },
+        selector,
+    })
+}

@@ -1,0 +1,70 @@
+//! Which pods are to be enrolled (Istio's default enablement selectors).
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::Pod;
+use leyline_types::WorkloadName;
+
+use super::{MeshSettings, WantedPods, pod_uid, workloads};
+use crate::objects::Objects;
+
+const MODE: &str = "istio.io/dataplane-mode";
+const SIDECAR: &str = "sidecar.istio.io/status";
+/// Istio's default; what runs there may be needed before the mesh is.
+const EXCLUDED_NAMESPACE: &str = "kube-system";
+
+/// For each node, its pods that shall be captured.
+pub(super) fn wanted(objects: &Objects, mesh: &MeshSettings) -> BTreeMap<String, WantedPods> {
+    let mut nodes: BTreeMap<String, WantedPods> = BTreeMap::new();
+    for (name, pod) in &objects.pods {
+        let node = workloads::node_of(pod);
+        if node.is_empty() || !is_wanted(objects, mesh, pod) {
+            continue;
+        }
+        let workload = WorkloadName {
+            name: name.name.clone(),
+            namespace: name.namespace.clone(),
+            service_account: workloads::service_account_of(pod).into(),
+        };
+        let uid = pod_uid(mesh, name.namespace.as_str(), name.name.as_str());
+        nodes
+            .entry(node.to_owned())
+            .or_default()
+            .insert(uid, workload);
+    }
+    nodes
+}
+
+fn is_wanted(objects: &Objects, mesh: &MeshSettings, pod: &Pod) -> bool {
+    let namespace = workloads::namespace_of(pod);
+    let annotations = pod.metadata.annotations.as_ref();
+    let has_sidecar = annotations.is_some_and(|all| all.contains_key(SIDECAR));
+    let label = pod
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(MODE));
+    let by_label = match label.map(String::as_str) {
+        Some("ambient") => true,
+        Some("none") => false,
+        Some(_) | None => objects.namespace_label(namespace, MODE) == Some("ambient"),
+    };
+    by_label
+        && !workloads::is_host_network(pod)
+        && !has_sidecar
+        && namespace != EXCLUDED_NAMESPACE
+        && !is_node_proxy(mesh, pod)
+        && workloads::is_live(pod)
+        && !workloads::addresses_of(pod).is_empty()
+}
+
+/// A node proxy cannot carry its own traffic.
+fn is_node_proxy(mesh: &MeshSettings, pod: &Pod) -> bool {
+    let (namespace, account) = (
+        workloads::namespace_of(pod),
+        workloads::service_account_of(pod),
+    );
+    mesh.node_accounts
+        .iter()
+        .any(|node| node.namespace == *namespace && node.name == *account)
+}

@@ -1,0 +1,307 @@
+//! Kubernetes Services to the service resources of the mesh.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use k8s_openapi::{
+    api::core::v1::{Service, ServicePort, ServiceSpec},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use leyline_proto::istio::workload::{
+    AppProtocol, IpFamilies, LoadBalancing, NetworkAddress, Port, Service as WireService,
+    load_balancing::{HealthPolicy, Mode, Scope},
+};
+use leyline_types::NamespacedName;
+
+use super::{Advice, MeshSettings, locality};
+use crate::objects::{Kind, ObjectKey, Objects};
+
+const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
+
+/// Where a service port leads on a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    Number(u32),
+    /// A named container port.
+    Name(String),
+}
+
+/// A TCP port of a service.
+#[derive(Clone, Debug)]
+pub(super) struct TargetPort {
+    pub(super) name: String,
+    pub(super) service_port: u32,
+    pub(super) target: Target,
+    pub(super) app_protocol: AppProtocol,
+}
+
+/// A service and what its workloads need to know of it.
+pub(super) struct MeshService {
+    pub(super) wire: WireService,
+    /// `namespace/hostname`.
+    pub(super) key: String,
+    /// Empty: endpoints come from EndpointSlices.
+    pub(super) selector: BTreeMap<String, String>,
+    pub(super) ports: Vec<TargetPort>,
+}
+
+/// All services that the mesh knows; not ExternalName, which is only DNS.
+pub(super) fn services(
+    objects: &Objects,
+    mesh: &MeshSettings,
+    advice: &mut Vec<Advice>,
+) -> BTreeMap<NamespacedName, MeshService> {
+    let network = locality::network(objects, mesh);
+    let mut owners = BTreeMap::new();
+    let mut services = BTreeMap::new();
+    for (name, service) in &objects.services {
+        let Some(spec) = &service.spec else { continue };
+        if spec.type_.as_deref() == Some("ExternalName") {
+            continue;
+        }
+        let addresses = addresses(spec);
+        advise_on_addresses(name, spec, &addresses, &mut owners, advice);
+        let translated = translate_one(objects, mesh, &network, name, service, spec, &addresses);
+        services.insert(name.clone(), translated);
+    }
+    services
+}
+
+fn advise_on_addresses(
+    name: &NamespacedName,
+    spec: &ServiceSpec,
+    addresses: &[IpAddr],
+    owners: &mut BTreeMap<IpAddr, NamespacedName>,
+    advice: &mut Vec<Advice>,
+) {
+    let mut advise = |field: &str, reason: String| {
+        advice.push(Advice {
+            object: ObjectKey::new(
+                Kind::Service,
+                Some(name.namespace.as_str()),
+                name.name.as_str(),
+            ),
+            field: field.to_owned(),
+            reason,
+        });
+    };
+    if addresses.is_empty() && spec.cluster_ip.as_deref() != Some("None") {
+        let reason =
+            "no clusterIP, so that the service has no address; addresses are not allocated here";
+        advise("spec", reason.to_owned());
+    }
+    for address in addresses {
+        if let Some(owner) = owners.insert(*address, name.clone()) {
+            advise(
+                "spec.clusterIP",
+                format!("{address} is also the address of service {owner}"),
+            );
+        }
+    }
+}
+
+fn translate_one(
+    objects: &Objects,
+    mesh: &MeshSettings,
+    network: &str,
+    name: &NamespacedName,
+    service: &Service,
+    spec: &ServiceSpec,
+    addresses: &[IpAddr],
+) -> MeshService {
+    let hostname = format!(
+        "{}.{}.svc.{}",
+        name.name, name.namespace, mesh.cluster_domain
+    );
+    let ports: Vec<TargetPort> = spec
+        .ports
+        .iter()
+        .flatten()
+        .filter_map(target_port)
+        .collect();
+    let ingress = service
+        .metadata
+        .labels
+        .as_ref()
+        .and_then(|labels| labels.get(INGRESS_USE_WAYPOINT));
+    let wire = WireService {
+        name: name.name.to_string(),
+        namespace: name.namespace.to_string(),
+        addresses: addresses
+            .iter()
+            .map(|address| network_address(network, *address))
+            .collect(),
+        ports: ports.iter().map(TargetPort::to_wire).collect(),
+        load_balancing: load_balancing(objects, service, spec),
+        ip_families: ip_families(spec, addresses).into(),
+        canonical: true,
+        ingress_use_waypoint: ingress.is_some_and(|value| value == "true"),
+        hostname: hostname.clone(),
+        ..WireService::default()
+    };
+    MeshService {
+        wire,
+        key: format!("{}/{hostname}", name.namespace),
+        selector: spec.selector.clone().unwrap_or_default(),
+        ports,
+    }
+}
+
+fn addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
+    let all = spec.cluster_ips.iter().flatten();
+    let mut addresses = Vec::new();
+    for text in spec.cluster_ip.iter().chain(all) {
+        if let Ok(address) = text.parse::<IpAddr>()
+            && !addresses.contains(&address)
+        {
+            addresses.push(address);
+        }
+    }
+    addresses
+}
+
+fn network_address(network: &str, address: IpAddr) -> NetworkAddress {
+    NetworkAddress {
+        network: network.to_owned(),
+        address: address_bytes(address),
+        length: None,
+    }
+}
+
+/// 4 or 16 bytes, as the wire has addresses.
+pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn target_port(port: &ServicePort) -> Option<TargetPort> {
+    if !matches!(port.protocol.as_deref(), None | Some("TCP")) {
+        return None;
+    }
+    let service_port = u32::try_from(port.port).ok()?;
+    let target = match &port.target_port {
+        None | Some(IntOrString::Int(0)) => Target::Number(service_port),
+        Some(IntOrString::Int(number)) => Target::Number(u32::try_from(*number).ok()?),
+        Some(IntOrString::String(name)) => Target::Name(name.clone()),
+    };
+    Some(TargetPort {
+        name: port.name.clone().unwrap_or_default(),
+        service_port,
+        target,
+        app_protocol: app_protocol(port),
+    })
+}
+
+/// `appProtocol`, else the part of the port's name before the first hyphen.
+fn app_protocol(port: &ServicePort) -> AppProtocol {
+    let by_name = || port.name.as_deref().and_then(|name| name.split('-').next());
+    let protocol = port
+        .app_protocol
+        .as_deref()
+        .or_else(by_name)
+        .unwrap_or_default();
+    match protocol.to_ascii_lowercase().as_str() {
+        "http" | "kubernetes.io/ws" => AppProtocol::Http11,
+        "http2" | "kubernetes.io/h2c" => AppProtocol::Http2,
+        "grpc" => AppProtocol::Grpc,
+        "https" | "tls" | "kubernetes.io/wss" => AppProtocol::Tls,
+        "tcp" => AppProtocol::Tcp,
+        _ => AppProtocol::Unknown,
+    }
+}
+
+impl TargetPort {
+    fn to_wire(&self) -> Port {
+        let target_port = match self.target {
+            Target::Number(number) => number,
+            Target::Name(_) => 0,
+        };
+        self.wire_port(target_port)
+    }
+
+    /// With the target resolved for a workload.
+    pub(super) fn wire_port(&self, target_port: u32) -> Port {
+        Port {
+            service_port: self.service_port,
+            target_port,
+            app_protocol: self.app_protocol.into(),
+        }
+    }
+}
+
+fn ip_families(spec: &ServiceSpec, addresses: &[IpAddr]) -> IpFamilies {
+    let named = spec.ip_families.iter().flatten().map(String::as_str);
+    let mut families: BTreeSet<&str> = named.collect();
+    if families.is_empty() {
+        let of = |address: &IpAddr| if address.is_ipv4() { "IPv4" } else { "IPv6" };
+        families = addresses.iter().map(of).collect();
+    }
+    match (families.contains("IPv4"), families.contains("IPv6")) {
+        (true, true) => IpFamilies::Dual,
+        (true, false) => IpFamilies::Ipv4Only,
+        (false, true) => IpFamilies::Ipv6Only,
+        (false, false) => IpFamilies::Automatic,
+    }
+}
+
+fn load_balancing(
+    objects: &Objects,
+    service: &Service,
+    spec: &ServiceSpec,
+) -> Option<LoadBalancing> {
+    let annotation = |metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
+        metadata
+            .annotations
+            .as_ref()
+            .and_then(|all| all.get(DISTRIBUTION).cloned())
+    };
+    let namespace = service.metadata.namespace.as_deref().unwrap_or("default");
+    let inherited = || {
+        objects
+            .namespaces
+            .get(namespace)
+            .and_then(|ns| annotation(&ns.metadata))
+    };
+    let distribution = spec
+        .traffic_distribution
+        .clone()
+        .or_else(|| annotation(&service.metadata))
+        .or_else(inherited);
+    let (preference, mode) = if spec.internal_traffic_policy.as_deref() == Some("Local") {
+        (vec![Scope::Node], Mode::Strict)
+    } else {
+        match distribution.as_deref() {
+            Some("PreferClose" | "PreferSameZone") => (
+                vec![Scope::Network, Scope::Region, Scope::Zone],
+                Mode::Failover,
+            ),
+            Some("PreferSameNode") => (
+                vec![
+                    Scope::Network,
+                    Scope::Region,
+                    Scope::Zone,
+                    Scope::Subzone,
+                    Scope::Node,
+                ],
+                Mode::Failover,
+            ),
+            Some(_) | None => (Vec::new(), Mode::UnspecifiedMode),
+        }
+    };
+    let health = if spec.publish_not_ready_addresses == Some(true) {
+        HealthPolicy::AllowAll
+    } else {
+        HealthPolicy::OnlyHealthy
+    };
+    let balancing = LoadBalancing {
+        routing_preference: preference.into_iter().map(Into::into).collect(),
+        mode: mode.into(),
+        health_policy: health.into(),
+    };
+    (balancing != LoadBalancing::default()).then_some(balancing)
+}
