@@ -1,0 +1,225 @@
+//! The transport below HTTP/2. It gathers small writes, so that the frames of one turn of the tunnel's task become one
+//! TLS record and one system call, and it counts bytes, as signs of life and of load.
+//!
+//! h2 flushes after nearly every frame. Once the tunnel's task runs it takes flushing over: h2's flushes are answered
+//! at once, and the task calls [`LinkHandle::poll_flush`] when h2 has nothing more to say.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Writes are gathered up to one TLS record; larger ones gain nothing from being copied.
+const GATHER: usize = 16 << 10;
+/// Slices handed to the transport at once: what is gathered, a frame's head and its payload, and some more.
+const SLICES: usize = 8;
+
+/// What h2 owns.
+pub(crate) struct Link<IO> {
+    shared: Arc<Shared<IO>>,
+}
+
+/// What the tunnel's task keeps.
+pub(crate) struct LinkHandle<IO> {
+    shared: Arc<Shared<IO>>,
+}
+
+/// Bytes that have passed so far; never locked.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    received: AtomicU64,
+    sent: AtomicU64,
+}
+
+impl Traffic {
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn both(&self) -> u64 {
+        self.received() + self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Only the tunnel's task counts, so that load and store need not be one operation.
+    fn add(counter: &AtomicU64, bytes: usize) {
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        counter.store(
+            counter.load(Ordering::Relaxed).saturating_add(bytes),
+            Ordering::Relaxed,
+        );
+    }
+}
+
+struct Shared<IO> {
+    /// Never contended: h2 and the task that holds the handle are polled by the same task.
+    gathering: Mutex<Gathering<IO>>,
+    /// Whether the task flushes.
+    held: AtomicBool,
+    traffic: Arc<Traffic>,
+}
+
+struct Gathering<IO> {
+    io: IO,
+    pending: BytesMut,
+    /// Something was written since the transport was last flushed.
+    dirty: bool,
+}
+
+/// Wraps a transport.
+pub(crate) fn new<IO>(io: IO) -> (Link<IO>, LinkHandle<IO>) {
+    let shared = Arc::new(Shared {
+        gathering: Mutex::new(Gathering {
+            io,
+            pending: BytesMut::new(),
+            dirty: false,
+        }),
+        held: AtomicBool::new(false),
+        traffic: Arc::default(),
+    });
+    let link = Link {
+        shared: shared.clone(),
+    };
+    (link, LinkHandle { shared })
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> LinkHandle<IO> {
+    /// From now on only `poll_flush` of this handle flushes.
+    pub(crate) fn hold(&self) {
+        self.shared.held.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn traffic(&self) -> Arc<Traffic> {
+        self.shared.traffic.clone()
+    }
+
+    /// Sends what was gathered.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.gathering.lock().poll_flush(cx)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Gathering<IO> {
+    /// Sends `pending`, then as much of `bufs` as the transport takes.
+    fn poll_send(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.dirty = true;
+        while !self.pending.is_empty() {
+            let written = if self.io.is_write_vectored() {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let all = std::iter::once(&self.pending[..]).chain(bufs.iter().map(|b| &b[..]));
+                for (slice, buf) in slices.iter_mut().zip(all) {
+                    *slice = IoSlice::new(buf);
+                }
+                ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices))?
+            } else {
+                ready!(Pin::new(&mut self.io).poll_write(cx, &self.pending))?
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let gathered = written.min(self.pending.len());
+            self.pending.advance(gathered);
+            if written > gathered {
+                return Poll::Ready(Ok(written - gathered));
+            }
+        }
+        match bufs {
+            [] => Poll::Ready(Ok(0)),
+            [buf] => Pin::new(&mut self.io).poll_write(cx, buf),
+            bufs if self.io.is_write_vectored() => {
+                Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+            }
+            [buf, ..] => Pin::new(&mut self.io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let len: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if self.pending.len() + len <= GATHER {
+            for buf in bufs {
+                self.pending.extend_from_slice(buf);
+            }
+            return Poll::Ready(Ok(len));
+        }
+        self.poll_send(cx, bufs)
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.pending.is_empty() {
+            ready!(self.poll_send(cx, &[]))?;
+        }
+        if self.dirty {
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+            self.dirty = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Link<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let mut gathering = self.shared.gathering.lock();
+        let result = Pin::new(&mut gathering.io).poll_read(cx, buf);
+        drop(gathering);
+        Traffic::add(&self.shared.traffic.received, buf.filled().len() - before);
+        result
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Link<IO> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = ready!(self.shared.gathering.lock().poll_write(cx, bufs))?;
+        Traffic::add(&self.shared.traffic.sent, written);
+        Poll::Ready(Ok(written))
+    }
+
+    /// Always, so that h2 hands a frame's head and payload over together.
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.shared.held.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        self.shared.gathering.lock().poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut gathering = self.shared.gathering.lock();
+        ready!(gathering.poll_flush(cx))?;
+        Pin::new(&mut gathering.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;

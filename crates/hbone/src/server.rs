@@ -1,0 +1,197 @@
+//! The inbound end of a tunnel: every CONNECT becomes a [`Request`] in a task of its own.
+
+mod request;
+
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use h2::{
+    Reason, RecvStream,
+    server::{Connection, SendResponse},
+};
+use http::{Response, StatusCode};
+use leyline_runtime::{Drain, spawn};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tracing::Span;
+
+pub use request::{BadRequest, Request};
+
+use crate::{
+    config::HboneConfig,
+    error::HboneError,
+    housekeeping::{Event, Events, keepalive},
+    link::{self, Link, LinkHandle},
+    usage::Usage,
+};
+
+/// Tasks per allowed stream. A peer that opens and resets streams makes tasks that outlive their streams
+/// (CVE-2023-44487); twice as many as streams is room for those that are just ending.
+const TASKS_PER_STREAM: usize = 2;
+
+/// Serves one connection until it ends. Each CONNECT runs `handler` in a task on `drain`; what is not a valid CONNECT
+/// is answered here and told to `refused`.
+///
+/// When `drain` starts, the peer is told to open no more streams and those open go on; when it is forced, they are cut.
+/// Not cancel safe: dropping it cuts all streams.
+///
+/// # Errors
+/// When the connection ended otherwise than by agreement.
+pub async fn serve<IO, H, F, R>(
+    io: IO,
+    cfg: &HboneConfig,
+    drain: &Drain,
+    handler: H,
+    refused: R,
+) -> Result<(), HboneError>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    H: Fn(Request) -> F,
+    F: Future<Output = ()> + Send + 'static,
+    R: Fn(BadRequest),
+{
+    let (link, handle) = link::new(io);
+    let handshake = cfg.server_builder().handshake::<_, Bytes>(link);
+    let mut connection = timeout(cfg.handshake_deadline, handshake)
+        .await
+        .map_err(|_elapsed| HboneError::HandshakeDeadline)?
+        .map_err(|error| HboneError::Handshake(Arc::new(error)))?;
+    handle.hold();
+
+    let usage = Usage::new();
+    let events = Events::new();
+    if let Some(pings) = connection.ping_pong() {
+        let (interval, deadline) = (cfg.ping_interval, cfg.ping_deadline);
+        events.add(keepalive(pings, handle.traffic(), interval, deadline));
+    }
+    events.add(unused(usage.clone(), cfg));
+    events.add(drain_started(drain.clone()));
+    let mut inbound = Inbound {
+        connection,
+        link: handle,
+        events,
+    };
+    loop {
+        match poll_fn(|cx| inbound.poll_step(cx)).await {
+            Step::Ended(result) => return result,
+            Step::Event(event) => inbound.handle(event, drain)?,
+            Step::Stream(head, receive, mut respond) => {
+                let request = match usage.enter(cfg.most_tasks()) {
+                    Some(guard) => Request::parse(head, receive, respond, cfg, guard),
+                    None => {
+                        respond.send_reset(Reason::REFUSED_STREAM);
+                        Err(BadRequest::TooMany)
+                    }
+                };
+                match request {
+                    // Tracked by the drain; the stream belongs to the task alone.
+                    Ok(request) => drop(spawn(
+                        "hbone stream",
+                        Span::current(),
+                        drain,
+                        handler(request),
+                    )),
+                    Err(reason) => refused(reason),
+                }
+            }
+        }
+    }
+}
+
+impl HboneConfig {
+    fn most_tasks(&self) -> usize {
+        let streams = usize::try_from(self.inbound_streams).unwrap_or(usize::MAX);
+        streams.saturating_mul(TASKS_PER_STREAM)
+    }
+}
+
+/// No first request in time, or none for long.
+fn unused(usage: Arc<Usage>, cfg: &HboneConfig) -> impl Future<Output = Event> + use<> {
+    let (first, later) = (cfg.request_deadline, cfg.inbound_idle);
+    async move {
+        usage
+            .unused(|usage| if usage.was_used() { later } else { first })
+            .await;
+        Event::Unused
+    }
+}
+
+async fn drain_started(drain: Drain) -> Event {
+    drain.started().await;
+    Event::DrainStarted
+}
+
+struct Inbound<IO> {
+    connection: Connection<Link<IO>, Bytes>,
+    link: LinkHandle<IO>,
+    events: Events,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "made and taken apart at once, on the stack"
+)]
+enum Step {
+    Ended(Result<(), HboneError>),
+    Event(Event),
+    Stream(http::request::Parts, RecvStream, SendResponse<Bytes>),
+}
+
+impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
+    /// One turn: a new stream, or what h2 has to do and then one flush of all that it wrote.
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        match self.connection.poll_accept(cx) {
+            Poll::Ready(Some(Ok((request, respond)))) => {
+                let (head, receive) = request.into_parts();
+                return Poll::Ready(Step::Stream(head, receive, respond));
+            }
+            Poll::Ready(Some(Err(error))) => {
+                return Poll::Ready(Step::Ended(Err(HboneError::tunnel(error))));
+            }
+            Poll::Ready(None) => return Poll::Ready(Step::Ended(Ok(()))),
+            Poll::Pending => {}
+        }
+        if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
+            let error = HboneError::Transport(Arc::new(error));
+            return Poll::Ready(Step::Ended(Err(error)));
+        }
+        self.events.poll_next(cx).map(Step::Event)
+    }
+
+    fn handle(&mut self, event: Event, drain: &Drain) -> Result<(), HboneError> {
+        match event {
+            Event::Dead => Err(HboneError::PingDeadline),
+            Event::Unused => {
+                self.connection.graceful_shutdown();
+                Ok(())
+            }
+            Event::DrainStarted => {
+                self.connection.graceful_shutdown();
+                let drain = drain.clone();
+                self.events.add(async move {
+                    drain.forced().await;
+                    Event::Cut
+                });
+                Ok(())
+            }
+            Event::Cut => {
+                self.connection.abrupt_shutdown(Reason::NO_ERROR);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Answers without opening a stream.
+fn answer(mut respond: SendResponse<Bytes>, status: StatusCode) {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    // It fails only when the peer has given up the stream.
+    let _gone = respond.send_response(response, true);
+}

@@ -1,0 +1,207 @@
+//! One tunnelled connection, as the two halves that bytes are copied between.
+//!
+//! Back-pressure in both directions: received data is credited to the peer only after the next `read`, that is when
+//! it was handed on; `write` waits until the stream has room in the peer's window and in our send buffer.
+
+use std::{
+    future::poll_fn,
+    io,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+use leyline_net::copy::{Reader, Writer};
+
+use crate::{error::stream_error, usage::StreamGuard};
+
+/// An open stream. Dropping it, or both halves, before both directions have ended resets it.
+#[derive(Debug)]
+pub struct HboneStream {
+    reader: HboneReader,
+    writer: HboneWriter,
+}
+
+/// The receiving half.
+#[derive(Debug)]
+pub struct HboneReader {
+    stream: RecvStream,
+    /// Bytes that the last read returned; the caller is done with them when it reads again.
+    lent: usize,
+    /// Bytes handed on and not yet credited to the peer.
+    owed: usize,
+    /// `owed` is paid when it reaches this.
+    batch: usize,
+    /// Keeps the stream counted.
+    _guard: Arc<StreamGuard>,
+}
+
+/// The sending half.
+#[derive(Debug)]
+pub struct HboneWriter {
+    stream: SendStream<Bytes>,
+    state: WriterState,
+    /// Keeps the stream counted.
+    _guard: Arc<StreamGuard>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WriterState {
+    Open,
+    Finished,
+    Aborted,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EndStream {
+    Yes,
+    No,
+}
+
+impl HboneStream {
+    pub(crate) fn new(
+        receive: RecvStream,
+        send: SendStream<Bytes>,
+        batch: usize,
+        guard: StreamGuard,
+    ) -> Self {
+        let guard = Arc::new(guard);
+        Self {
+            reader: HboneReader {
+                stream: receive,
+                lent: 0,
+                owed: 0,
+                batch,
+                _guard: guard.clone(),
+            },
+            writer: HboneWriter {
+                stream: send,
+                state: WriterState::Open,
+                _guard: guard,
+            },
+        }
+    }
+
+    /// The two halves, for `leyline_net::copy`.
+    pub fn into_split(self) -> (HboneReader, HboneWriter) {
+        (self.reader, self.writer)
+    }
+}
+
+impl HboneReader {
+    /// Credits what the caller has handed on, in batches: each one takes the lock of the tunnel.
+    fn release(&mut self) -> io::Result<()> {
+        self.owed += std::mem::take(&mut self.lent);
+        if self.owed < self.batch {
+            return Ok(());
+        }
+        let owed = std::mem::take(&mut self.owed);
+        self.stream
+            .flow_control()
+            .release_capacity(owed)
+            .map_err(stream_error)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
+        loop {
+            match ready!(self.stream.poll_data(cx)) {
+                // Trailers are not part of HBONE; they end the stream like END_STREAM does.
+                None => return Poll::Ready(Ok(None)),
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => {
+                    self.lent = data.len();
+                    return Poll::Ready(Ok(Some(data)));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(stream_error(error))),
+            }
+        }
+    }
+}
+
+impl Reader for HboneReader {
+    async fn read(&mut self) -> io::Result<Option<Bytes>> {
+        self.release()?;
+        poll_fn(|cx| self.poll_read(cx)).await
+    }
+}
+
+impl HboneWriter {
+    /// Room for part of `wanted`, which is reserved.
+    fn poll_room(&mut self, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
+        let room = self.stream.capacity();
+        if room > 0 {
+            return Poll::Ready(Ok(room.min(wanted)));
+        }
+        match ready!(self.stream.poll_capacity(cx)) {
+            Some(Ok(room)) => Poll::Ready(Ok(room.min(wanted))),
+            Some(Err(error)) => Poll::Ready(Err(stream_error(error))),
+            None => Poll::Ready(Err(self.broken(cx).1)),
+        }
+    }
+
+    /// Why the stream takes no more data.
+    fn broken(&mut self, cx: &mut Context<'_>) -> (Option<Reason>, io::Error) {
+        match self.stream.poll_reset(cx) {
+            Poll::Ready(Ok(reason)) => (Some(reason), stream_error(h2::Error::from(reason))),
+            Poll::Ready(Err(error)) => (None, stream_error(error)),
+            Poll::Pending => (None, io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    async fn send(
+        &mut self,
+        data: Bytes,
+        end: EndStream,
+    ) -> Result<(), (Option<Reason>, io::Error)> {
+        match self.stream.send_data(data, end == EndStream::Yes) {
+            Ok(()) => Ok(()),
+            // h2 only says that the stream is not open.
+            Err(_) => Err(poll_fn(|cx| Poll::Ready(self.broken(cx))).await),
+        }
+    }
+
+    fn open(&self) -> io::Result<()> {
+        match self.state {
+            WriterState::Open => Ok(()),
+            WriterState::Finished => Err(io::ErrorKind::BrokenPipe.into()),
+            WriterState::Aborted => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+}
+
+impl Writer for HboneWriter {
+    /// Not cancel safe: a dropped call may have sent a part of `data`.
+    async fn write(&mut self, mut data: Bytes) -> io::Result<()> {
+        self.open()?;
+        while !data.is_empty() {
+            self.stream.reserve_capacity(data.len());
+            let room = poll_fn(|cx| self.poll_room(cx, data.len())).await?;
+            let part = data.split_to(room);
+            self.send(part, EndStream::No)
+                .await
+                .map_err(|(_, error)| error)?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> io::Result<()> {
+        if self.state == WriterState::Finished {
+            return Ok(());
+        }
+        self.open()?;
+        self.state = WriterState::Finished;
+        match self.send(Bytes::new(), EndStream::Yes).await {
+            // The peer has answered in full and wants no more, which is how we end anyway (RFC 9113, 8.1).
+            Ok(()) | Err((Some(Reason::NO_ERROR), _)) => Ok(()),
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    fn abort(&mut self) {
+        if self.state != WriterState::Aborted {
+            self.state = WriterState::Aborted;
+            self.stream.send_reset(Reason::CANCEL);
+        }
+    }
+}
