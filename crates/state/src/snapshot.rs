@@ -180,6 +180,11 @@ impl Snapshot {
         best
     }
 
+    /// A policy by its key.
+    pub fn policy(&self, key: &NamespacedName) -> Option<&Arc<Policy>> {
+        self.policies.get(key)
+    }
+
     /// The policies that judge connections to a workload, and those it names that nobody has sent.
     pub fn policies_for(&self, workload: &Workload) -> PolicySet {
         let of_namespace = self.namespace_policies.get(&workload.name.namespace);

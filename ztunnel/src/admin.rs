@@ -1,0 +1,131 @@
+//! The admin server of the node (facts A17), loopback only, and the two public ones: metrics and readiness.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use leyline_runtime::{Drain, Readiness, http as server};
+use leyline_telemetry::{log::LogHandle, metrics::MetricsHandle};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::{agent::pods::PodSet, config::Config, proxy::Shared};
+
+const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\
+<li><a href=\"/config_dump\">config_dump</a>: workloads, services, policies, certificates, connections</li>\
+<li>POST /logging?level=LEVEL: log levels at run time</li>\
+<li>POST /quitquitquit: graceful shutdown</li></ul>";
+
+/// What the admin pages show and do.
+pub(crate) struct Admin {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pods: Arc<PodSet>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) log: LogHandle,
+    pub(crate) quit: mpsc::Sender<()>,
+}
+
+impl Admin {
+    pub(crate) fn handler(self: Arc<Self>) -> server::Handler {
+        server::handler(move |request| {
+            let admin = self.clone();
+            async move { admin.answer(&request) }
+        })
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        match request.uri().path() {
+            "/" => server::typed(StatusCode::OK, "text/html; charset=utf-8", INDEX),
+            "/config_dump" => match serde_json::to_vec_pretty(&self.dump()) {
+                Ok(body) => server::typed(StatusCode::OK, "application/json", body),
+                Err(error) => server::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+            },
+            "/logging" => {
+                let (status, body) = self
+                    .log
+                    .handle_logging_request(request.method().as_str(), request.uri().query());
+                server::text(status_code(status), body)
+            }
+            "/quitquitquit" if request.method() == Method::POST => {
+                info!("shutdown asked for by the admin page");
+                // A second request finds the queue full, and shutdown under way.
+                self.quit.try_send(()).ok();
+                server::text(StatusCode::OK, "shutdown now\n")
+            }
+            "/quitquitquit" => server::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
+            _ => server::text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    /// The shape that `istioctl ztunnel-config` reads.
+    fn dump(&self) -> Value {
+        let snapshot = self.shared.store.snapshot();
+        let state: serde_json::Map<String, Value> = self
+            .pods
+            .all()
+            .iter()
+            .map(|(uid, pod)| {
+                let (inbound, outbound) = pod.connections.dump();
+                let state = if pod.drain.is_started() {
+                    "Draining"
+                } else {
+                    "Up"
+                };
+                let shown = json!({
+                    "state": state,
+                    "connections": { "inbound": inbound, "outbound": outbound },
+                    "info": pod.name,
+                });
+                (uid.to_string(), shown)
+            })
+            .collect();
+        let mut dump = json!({
+            "certificates": self.shared.certificates.dump(),
+            "workloadState": state,
+            "staticConfig": { "workloads": [], "policies": [], "services": [] },
+            "version": crate::version::info(),
+            "config": self.config.shown(),
+        });
+        if let (Value::Object(dump), Ok(Value::Object(state))) =
+            (&mut dump, serde_json::to_value(snapshot.dump()))
+        {
+            dump.extend(state);
+        }
+        dump
+    }
+}
+
+fn status_code(status: u16) -> StatusCode {
+    StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+/// `/metrics` and `/stats/prometheus`.
+pub(crate) fn metrics_handler(metrics: MetricsHandle) -> server::Handler {
+    server::handler(move |request: Request<_>| {
+        let answer = match request.uri().path() {
+            "/metrics" | "/stats/prometheus" => server::typed(
+                StatusCode::OK,
+                "text/plain; version=0.0.4; charset=utf-8",
+                metrics.render(),
+            ),
+            _ => server::text(StatusCode::NOT_FOUND, "not found\n"),
+        };
+        std::future::ready(answer)
+    })
+}
+
+/// Serves readiness on every listener given.
+pub(crate) fn serve_readiness(
+    listener: tokio::net::TcpListener,
+    readiness: Readiness,
+    drain: &Drain,
+) {
+    server::serve(
+        listener,
+        server::readiness_handler(readiness),
+        drain,
+        server::HttpLimits::default(),
+    );
+}

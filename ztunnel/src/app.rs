@@ -1,0 +1,310 @@
+//! Puts the parts together and takes them down again.
+//!
+//! Two runtimes: one thread for the control plane's streams, certificates and admin, so that a scrape or a large push
+//! does not delay traffic; workers for the data plane.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use leyline_capture::NodeCapture;
+use leyline_net::{ListenOptions, NetNs, listen::listen_on};
+use leyline_proto::leyline::enrolment::v1::enrolment_service_client::EnrolmentServiceClient;
+use leyline_runtime::{
+    Drain, DrainOutcome, Readiness, ReadinessTask,
+    env::{EnvSource, Reader},
+    http as server, signal, spawn, threads,
+};
+use leyline_state::{LocalNode, Store};
+use leyline_telemetry::{log, mesh, metrics};
+use leyline_tls::{CaClient, CertificateConfig, CertificateStore, control_plane};
+use leyline_types::ports;
+use leyline_xds::{NodeInfo, client::Observed, node_id};
+use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
+use tracing::{Span, info, warn};
+
+use crate::{
+    admin::{self, Admin},
+    agent::{enrolment, pods},
+    config::{CaptureConfig, Config},
+    discovery::{self, Discovery},
+    proxy::Shared,
+    version,
+};
+
+/// Runs until SIGTERM, SIGINT or `/quitquitquit`, then drains.
+///
+/// # Errors
+/// When the environment is invalid, a privilege is missing, or a port is taken: a sentence for the operator.
+pub fn run(env: &dyn EnvSource) -> Result<()> {
+    let config = Arc::new(read_config(env)?);
+    leyline_tls::install_crypto_provider();
+    let log = log::init(config.log.clone())?;
+    threads::raise_open_files_limit().context("cannot raise the limit of open files")?;
+    mesh::build("ztunnel", "unknown");
+    info!(version = version::line(), config = %config.shown(), "starting");
+
+    let workers = threads::worker_runtime(config.worker_threads, "ztunnel")
+        .context("cannot start worker threads")?;
+    let main = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the main thread's runtime")?;
+    let result = main.block_on(serve(config, log, workers.handle().clone()));
+    workers.shutdown_background();
+    result
+}
+
+/// Removes all kernel objects of this instance: for a node that leaves the mesh.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn cleanup(env: &dyn EnvSource) -> Result<()> {
+    let config = read_config(env)?;
+    let known: Vec<NetNs> = match std::fs::read_dir(&config.capture.pod_netns_dir) {
+        Ok(entries) => entries
+            .flatten()
+            .filter_map(|entry| NetNs::open(&entry.path()).ok())
+            .collect(),
+        // Pods that are gone leave nothing to enter.
+        Err(_) => Vec::new(),
+    };
+    let CaptureConfig {
+        bpffs, instance, ..
+    } = &config.capture;
+    let removed = leyline_capture::remove_instance(bpffs, instance, &known)?;
+    anyhow::ensure!(
+        removed.unreachable.is_empty(),
+        "{} pods are still captured because their namespaces cannot be found",
+        removed.unreachable.len()
+    );
+    Ok(())
+}
+
+fn read_config(env: &dyn EnvSource) -> Result<Config> {
+    let mut reader = Reader::new(env);
+    let config = Config::read(&mut reader);
+    reader.finish()?;
+    Ok(config)
+}
+
+fn capture_config(config: &Config) -> leyline_capture::NodeConfig {
+    leyline_capture::NodeConfig {
+        bpffs: config.capture.bpffs.clone(),
+        cgroup: config.capture.cgroup.clone(),
+        bypass_mark: config.proxy.bypass_mark,
+        ..leyline_capture::NodeConfig::new(&config.capture.instance)
+    }
+}
+
+async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Result<()> {
+    let metrics = metrics::install()?;
+    metrics.observe_runtime(workers.clone());
+    let readiness = Readiness::new();
+    let state_ready = readiness.register("state manager");
+    let pods_ready = readiness.register("workload proxy manager");
+    let drain = Drain::new();
+    // What connections need until the last one has ended: policies, certificates.
+    let background = Drain::new();
+    let servers = Drain::new();
+
+    let shared = start_state(&config, &background)?;
+    let (manager, commands) =
+        start_agent(&config, &shared, &drain, &background, &workers, pods_ready)?;
+    follow_xds(
+        &config,
+        Discovery::new(shared.clone(), manager.clone()),
+        state_ready,
+        &background,
+    )?;
+
+    let (quit, mut quit_asked) = mpsc::channel(1);
+    let admin = Admin {
+        shared,
+        pods: manager,
+        config: config.clone(),
+        log,
+        quit,
+    };
+    start_servers(Arc::new(admin), metrics, readiness, &servers, &workers)?;
+
+    tokio::select! {
+        signal = signal::shutdown_requested() => info!(?signal, "shutting down"),
+        _ = quit_asked.recv() => info!("shutting down"),
+    }
+    servers.start();
+    match drain.run(config.drain_deadline).await {
+        DrainOutcome::Finished => info!("shutdown complete"),
+        DrainOutcome::Forced { tasks } => {
+            warn!(
+                tasks,
+                "drain duration expired with pending connections, forcefully shutting down"
+            );
+        }
+    }
+    drop(commands);
+    background.run(Duration::ZERO).await;
+    servers.run(Duration::ZERO).await;
+    Ok(())
+}
+
+/// The store and the certificates.
+fn start_state(config: &Config, background: &Drain) -> Result<Arc<Shared>> {
+    let channel = control_plane::channel(&config.ca).context("CA address or root")?;
+    let ca = CaClient::new(channel, control_plane::AuthInterceptor::new(&config.ca)?);
+    let settings = CertificateConfig {
+        ttl: config.secret_ttl,
+        ..CertificateConfig::default()
+    };
+    let (certificates, worker) = CertificateStore::new(Arc::new(ca), settings);
+    spawn("certificates", Span::none(), background, worker.run());
+    let node = &config.node.node;
+    let local = LocalNode {
+        network: config.node.network.clone(),
+        node: (!node.is_empty()).then(|| node.as_str().into()),
+    };
+    let store = Arc::new(Store::new(local));
+    Ok(Arc::new(Shared::new(
+        config.proxy.clone(),
+        store,
+        certificates,
+    )))
+}
+
+/// Capture and enrolment of this node's pods; their connections run on the workers.
+fn start_agent(
+    config: &Config,
+    shared: &Arc<Shared>,
+    drain: &Drain,
+    background: &Drain,
+    workers: &Handle,
+    ready: ReadinessTask,
+) -> Result<(Arc<pods::PodSet>, mpsc::Sender<pods::Command>)> {
+    let capture =
+        NodeCapture::attach(capture_config(config)).context("cannot capture on this node")?;
+    let (commands, commanded) = mpsc::channel(pods::COMMANDS);
+    let (outcomes, reported) = mpsc::channel(pods::COMMANDS);
+    let manager = pods::PodManager::new(
+        shared.clone(),
+        config.capture.clone(),
+        capture,
+        drain.child(),
+        commands.clone(),
+        outcomes,
+        ready,
+    );
+    let set = manager.set();
+    {
+        let _on_workers = workers.enter();
+        spawn(
+            "workload proxy manager",
+            Span::none(),
+            drain,
+            manager.run(commanded),
+        );
+    }
+    let channel = control_plane::channel(&config.xds).context("xDS address or root")?;
+    let client = EnrolmentServiceClient::with_interceptor(
+        channel,
+        control_plane::AuthInterceptor::new(&config.xds)?,
+    );
+    let follow = enrolment::follow(client, config.node.node.clone(), commands.clone(), reported);
+    spawn("enrolment", Span::none(), background, follow);
+    Ok((set, commands))
+}
+
+fn follow_xds(
+    config: &Config,
+    discovery: Discovery,
+    ready: ReadinessTask,
+    background: &Drain,
+) -> Result<()> {
+    let channel = control_plane::channel(&config.xds).context("xDS address or root")?;
+    let interceptor = control_plane::AuthInterceptor::new(&config.xds)?;
+    let settings = leyline_xds::client::Config::new(
+        node_of(config),
+        vec![
+            leyline_proto::ADDRESS_TYPE,
+            leyline_proto::AUTHORIZATION_TYPE,
+        ],
+    );
+    let ends = background.clone();
+    let discovery = Arc::new(discovery);
+    let synced = discovery.clone();
+    let observer = move |observed: Observed<'_>| {
+        if matches!(observed, Observed::Synced) {
+            synced.mark_synced();
+            ready.ready();
+        }
+        discovery::observe(&observed);
+    };
+    let client = leyline_xds::client::run(
+        settings,
+        move || std::future::ready(Ok(channel.clone())),
+        interceptor,
+        move |update| discovery.apply(update),
+        observer,
+        async move { ends.started().await },
+    );
+    spawn("xds", Span::none(), background, client);
+    Ok(())
+}
+
+fn start_servers(
+    admin: Arc<Admin>,
+    metrics: metrics::MetricsHandle,
+    readiness: Readiness,
+    servers: &Drain,
+    workers: &Handle,
+) -> Result<()> {
+    let netns = NetNs::current().context("cannot open the process's network namespace")?;
+    let open = |addr: SocketAddr, what: &str| -> Result<TcpListener> {
+        listen_on(&netns, addr, &ListenOptions::default())
+            .with_context(|| format!("cannot listen on {addr} for {what}"))
+    };
+    let limits = server::HttpLimits::default;
+    let handler = admin.handler();
+    let v4 = open((Ipv4Addr::LOCALHOST, ports::ADMIN).into(), "the admin page")?;
+    server::serve(v4, handler.clone(), servers, limits());
+    match open((Ipv6Addr::LOCALHOST, ports::ADMIN).into(), "the admin page") {
+        Ok(v6) => server::serve(v6, handler, servers, limits()),
+        Err(error) => warn!(error = format!("{error:#}"), "admin page by IPv4 only"),
+    }
+    let stats = open((Ipv6Addr::UNSPECIFIED, ports::METRICS).into(), "metrics")?;
+    server::serve(stats, admin::metrics_handler(metrics), servers, limits());
+
+    let _on_workers = workers.enter();
+    let ready = open(
+        (Ipv6Addr::UNSPECIFIED, ports::READINESS).into(),
+        "readiness",
+    )?;
+    admin::serve_readiness(ready, readiness, servers);
+    Ok(())
+}
+
+/// XDS-3.
+fn node_of(config: &Config) -> NodeInfo {
+    let node = &config.node;
+    let metadata = [
+        ("NAME", &node.pod_name),
+        ("NAMESPACE", &node.pod_namespace),
+        ("INSTANCE_IPS", &node.instance_ip),
+        ("NODE_NAME", &node.node),
+        ("CLUSTER_ID", &node.cluster_id),
+    ];
+    let metadata = metadata.map(|(name, value)| (name.to_owned(), value.as_str().into()));
+    NodeInfo {
+        id: node_id(
+            "ztunnel",
+            &node.instance_ip,
+            &node.pod_name,
+            &node.pod_namespace,
+        ),
+        cluster: String::new(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        metadata: metadata.into_iter().collect(),
+    }
+}

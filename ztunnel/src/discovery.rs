@@ -1,0 +1,162 @@
+//! From an xDS update to a new snapshot, and to all that follows from it: path (d) of ARCHITECTURE.md.
+
+use std::sync::Arc;
+
+use leyline_authz::{Action, Clause, Match, Policy, Rule, Scope};
+use leyline_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use leyline_state::{Applied, Change, convert};
+use leyline_telemetry::mesh::{self, XdsTermination};
+use leyline_types::NamespacedName;
+use leyline_xds::{
+    client::{Observed, Termination},
+    session::{Rejection, Resource, Update},
+};
+use tracing::{debug, info, warn};
+
+use crate::{agent::pods::PodSet, proxy::Shared};
+
+/// Applies updates; owned by the xDS client's task.
+pub(crate) struct Discovery {
+    shared: Arc<Shared>,
+    pods: Arc<PodSet>,
+}
+
+impl Discovery {
+    pub(crate) fn new(shared: Arc<Shared>, pods: Arc<PodSet>) -> Self {
+        Self { shared, pods }
+    }
+
+    /// Converts off the store, publishes once, then lets certificates and live connections follow. What cannot be
+    /// converted is rejected alone, and its last good version stays.
+    pub(crate) fn apply(&self, update: Update) -> Vec<Rejection> {
+        let mut rejections = Vec::new();
+        let mut changes = Vec::with_capacity(update.resources.len() + update.removed.len());
+        for name in update.removed {
+            match removal(update.type_url, &name) {
+                Ok(change) => changes.push(change),
+                Err(error) => debug!(name, error, "removal of an unknown name"),
+            }
+        }
+        for resource in update.resources {
+            match convert_resource(update.type_url, &resource) {
+                Ok(change) => changes.push(change),
+                Err(reason) => {
+                    warn!(name = resource.name, reason, "resource rejected");
+                    changes.extend(self.placeholder(update.type_url, &resource.name, &reason));
+                    rejections.push(Rejection {
+                        name: resource.name,
+                        reason,
+                    });
+                }
+            }
+        }
+        let applied = self.shared.store.apply(changes);
+        self.shared.changed.send_modify(|version| *version += 1);
+        self.follow(&applied);
+        rejections
+    }
+
+    /// From here on an unknown destination is known to be none of the mesh's.
+    pub(crate) fn mark_synced(&self) {
+        if self.shared.store.mark_synced() {
+            self.shared.changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// Stands for a policy that cannot be read and that no older version is known of: nobody can say what it forbids,
+    /// so it forbids everything in its namespace.
+    fn placeholder(&self, type_url: &str, name: &str, reason: &str) -> Option<Change> {
+        let key: NamespacedName = name.parse().ok()?;
+        if type_url != AUTHORIZATION_TYPE || self.shared.store.snapshot().policy(&key).is_some() {
+            return None;
+        }
+        let unreadable = Match {
+            malformed: vec![reason.to_owned()],
+            ..Match::default()
+        };
+        Some(Change::Policy(Arc::new(Policy {
+            key,
+            scope: Scope::Namespace,
+            action: Action::Deny,
+            rules: vec![Rule {
+                clauses: vec![Clause {
+                    matches: vec![unreadable],
+                }],
+            }],
+            dry_run: false,
+        })))
+    }
+
+    fn follow(&self, applied: &Applied) {
+        let snapshot = self.shared.store.snapshot();
+        for identity in &applied.identities_released {
+            self.shared.certificates.forget(identity);
+        }
+        for identity in &applied.identities_needed {
+            self.shared.certificates.prefetch(identity.clone());
+        }
+        for pod in self.pods.all().values() {
+            if applied.policies.is_empty() && !applied.workloads.contains(&pod.uid) {
+                continue;
+            }
+            let revoked = pod.connections.recheck(&pod.policies_of(&snapshot));
+            if revoked > 0 {
+                info!(pod = %pod.name, revoked, "connections closed because they are no longer allowed");
+            }
+        }
+    }
+}
+
+fn removal(type_url: &str, name: &str) -> Result<Change, String> {
+    match type_url {
+        AUTHORIZATION_TYPE => {
+            convert::removed_authorization(name).map_err(|error| error.to_string())
+        }
+        _ => Ok(convert::removed_address(name)),
+    }
+}
+
+fn convert_resource(type_url: &str, resource: &Resource) -> Result<Change, String> {
+    let converted = match type_url {
+        ADDRESS_TYPE => convert::address(&resource.name, &resource.body),
+        AUTHORIZATION_TYPE => convert::authorization(&resource.name, &resource.body),
+        other => return Err(format!("type {other} was not asked for")),
+    };
+    converted.map_err(|error| error.to_string())
+}
+
+/// Counts and logs what the xDS client sees.
+pub(crate) fn observe(observed: &Observed<'_>) {
+    match observed {
+        Observed::Connected => info!("xDS stream open"),
+        Observed::Message { type_url, bytes } => mesh::xds_message(type_url, *bytes as u64),
+        Observed::NotSubscribed { type_url } => warn!(type_url, "xDS type was not asked for"),
+        Observed::Nack {
+            type_url,
+            rejections,
+        } => {
+            mesh::xds_rejected(type_url, rejections.len() as u64);
+        }
+        Observed::Synced => info!("xDS state complete"),
+        Observed::Disconnected {
+            reason,
+            error,
+            retry_in,
+        } => {
+            let class = match reason {
+                Termination::ConnectionError => XdsTermination::ConnectionError,
+                Termination::Error => XdsTermination::Error,
+                Termination::Reconnect => XdsTermination::Reconnect,
+                Termination::Complete => XdsTermination::Complete,
+            };
+            mesh::xds_terminated(class);
+            let error = error.map(|error| error as &dyn std::error::Error);
+            warn!(
+                reason = reason.as_str(),
+                error,
+                ?retry_in,
+                "xDS stream ended; serving what is known"
+            );
+        }
+    }
+}

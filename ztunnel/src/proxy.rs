@@ -1,0 +1,295 @@
+//! The data plane of a node: what each pod's listeners accept, and what becomes of it.
+//!
+//! `outbound`, `inbound` and `plaintext` are the three ways in; each has one `handle` that lists its steps. They share
+//! what is here: the node's state, and the pod's own listeners, tunnels and connections.
+
+pub(crate) mod connections;
+mod forward;
+mod inbound;
+mod labels;
+mod outbound;
+mod plaintext;
+
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    sync::Arc,
+};
+
+use anyhow::Context;
+use leyline_authz::PolicySet;
+use leyline_hbone::Pool;
+use leyline_net::{Accepted, ConnectOptions, ListenOptions, NetNs, Source, accept, listen};
+use leyline_runtime::{Drain, spawn};
+use leyline_state::{Snapshot, Store, Workload};
+use leyline_telemetry::traffic::{Direction, Refusal, early_failure};
+use leyline_tls::CertificateStore;
+use leyline_types::{NamespacedName, WorkloadName, WorkloadUid, ports};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+use tracing::{Span, error};
+
+use self::{connections::Connections, labels::LabelCache};
+use crate::config::ProxyConfig;
+
+/// What all pods of the node share.
+pub(crate) struct Shared {
+    pub(crate) config: ProxyConfig,
+    pub(crate) store: Arc<Store>,
+    /// Counts the changes of `store`, for those who wait for one.
+    pub(crate) changed: watch::Sender<u64>,
+    pub(crate) certificates: Arc<CertificateStore>,
+    pub(crate) labels: LabelCache,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: ProxyConfig,
+        store: Arc<Store>,
+        certificates: Arc<CertificateStore>,
+    ) -> Self {
+        let labels = LabelCache::default();
+        Self {
+            config,
+            store,
+            changed: watch::Sender::new(0),
+            certificates,
+            labels,
+        }
+    }
+
+    /// The workload of a pod of this node, if xDS has told of it.
+    pub(crate) fn workload_now(&self, name: &WorkloadName) -> Option<Arc<Workload>> {
+        self.store.snapshot().local_workload(name).cloned()
+    }
+
+    /// As [`Self::workload_now`], waiting for xDS within the deadline (OUT-1), with the snapshot that knows it.
+    async fn workload(&self, name: &WorkloadName) -> Option<(Arc<Snapshot>, Arc<Workload>)> {
+        let known = || {
+            let snapshot = self.store.snapshot();
+            let workload = snapshot.local_workload(name)?.clone();
+            Some((snapshot, workload))
+        };
+        if let Some(found) = known() {
+            return Some(found);
+        }
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            loop {
+                if let Some(found) = known() {
+                    return Some(found);
+                }
+                changed.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(self.config.workload_deadline, wait)
+            .await
+            .ok()
+            .flatten()
+    }
+}
+
+/// One pod: its namespace, its tunnels to other pods, and its connections.
+pub(crate) struct Pod {
+    pub(crate) uid: WorkloadUid,
+    pub(crate) name: WorkloadName,
+    pub(crate) netns: NetNs,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Pool,
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) drain: Drain,
+    handshakes: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Pod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pod")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Pod {
+    pub(crate) fn new(
+        uid: WorkloadUid,
+        name: WorkloadName,
+        netns: NetNs,
+        shared: Arc<Shared>,
+        drain: Drain,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            uid,
+            name,
+            netns,
+            pool: Pool::new(shared.config.hbone.clone(), drain.clone()),
+            connections: Connections::new(),
+            handshakes: Arc::new(Semaphore::new(shared.config.max_handshakes)),
+            drain,
+            shared,
+        })
+    }
+
+    /// Starts to accept; ends with the pod's drain.
+    pub(crate) fn serve(self: &Arc<Self>, listeners: Listeners) {
+        let Listeners {
+            outbound,
+            inbound,
+            hbone,
+        } = listeners;
+        self.serve_one("outbound", Direction::Outbound, outbound, outbound::handle);
+        self.serve_one(
+            "inbound plaintext",
+            Direction::Inbound,
+            inbound,
+            plaintext::handle,
+        );
+        self.serve_one(
+            "inbound",
+            Direction::Inbound,
+            hbone,
+            inbound::handle_connection,
+        );
+    }
+
+    fn serve_one<F>(
+        self: &Arc<Self>,
+        name: &'static str,
+        direction: Direction,
+        listener: TcpListener,
+        handle: fn(Arc<Self>, Accepted) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let pod = self.clone();
+        spawn(name, Span::none(), &self.drain, async move {
+            let drain = pod.drain.clone();
+            let mut draining = std::pin::pin!(drain.started());
+            loop {
+                let accepted = tokio::select! {
+                    () = &mut draining => return,
+                    accepted = accept(&listener) => accepted,
+                };
+                match accepted {
+                    Ok(accepted) if pod.connections.count() < pod.shared.config.max_connections => {
+                        spawn(
+                            name,
+                            Span::none(),
+                            &pod.drain,
+                            handle(pod.clone(), accepted),
+                        );
+                    }
+                    Ok(accepted) => refuse_excess(&pod, direction, accepted),
+                    Err(error) => {
+                        error!(pod = %pod.name, listener = name, %error, "listener is broken; it accepts no more");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    /// The policies for connections to this pod, as of now; unknown workload, unknown policies: nothing is allowed.
+    pub(crate) fn policies(&self) -> PolicySet {
+        self.policies_of(&self.shared.store.snapshot())
+    }
+
+    pub(crate) fn policies_of(&self, snapshot: &Snapshot) -> PolicySet {
+        match snapshot.local_workload(&self.name) {
+            Some(workload) => snapshot.policies_for(workload),
+            None => {
+                let workload = NamespacedName {
+                    namespace: self.name.namespace.clone(),
+                    name: self.name.name.clone(),
+                };
+                PolicySet {
+                    policies: Vec::new(),
+                    missing: vec![workload],
+                }
+            }
+        }
+    }
+
+    /// Towards other nodes and pods, by the pod's own routes.
+    fn upstream_options(&self) -> ConnectOptions {
+        let config = &self.shared.config;
+        ConnectOptions {
+            mark: Some(config.bypass_mark),
+            source: Source::Routed,
+            deadline: config.connect_deadline,
+            keepalive: config.keepalive,
+        }
+    }
+
+    /// Towards the pod's own application, as the client.
+    fn application_options(
+        &self,
+        client: std::net::IpAddr,
+        target: std::net::IpAddr,
+    ) -> ConnectOptions {
+        let config = &self.shared.config;
+        if client == target {
+            // The pod itself: its own address needs no disguise.
+            return self.upstream_options();
+        }
+        ConnectOptions {
+            mark: Some(config.capture_mark),
+            source: Source::Spoofed(client),
+            deadline: config.connect_deadline,
+            keepalive: None,
+        }
+    }
+}
+
+fn refuse_excess(pod: &Pod, direction: Direction, accepted: Accepted) {
+    let peer = accepted.peer.addr();
+    let local = accepted.stream.local_addr().unwrap_or(peer);
+    let limit = pod.shared.config.max_connections;
+    early_failure(
+        direction,
+        peer,
+        local,
+        Refusal::Limit,
+        format_args!("{} has {limit} connections", pod.name),
+    );
+    forward::reset(accepted.stream);
+}
+
+/// The sockets of one pod, open in its namespace.
+pub(crate) struct Listeners {
+    outbound: TcpListener,
+    inbound: TcpListener,
+    hbone: TcpListener,
+}
+
+impl Listeners {
+    /// Marks as facts/capture.md 2.2: what the application opened stays on loopback, what came from outside leaves again.
+    pub(crate) fn open(netns: &NetNs, config: &ProxyConfig) -> anyhow::Result<Self> {
+        let open = |port: u16, mark: u32| {
+            let options = ListenOptions {
+                mark: Some(mark),
+                transparent: true,
+                keepalive: config.keepalive,
+            };
+            listen(netns, port, &options)
+                .with_context(|| format!("cannot listen on port {port} in the pod"))
+        };
+        Ok(Self {
+            outbound: open(ports::OUTBOUND, config.capture_mark)?,
+            inbound: open(ports::INBOUND_PLAINTEXT, config.bypass_mark)?,
+            hbone: open(ports::HBONE, config.bypass_mark)?,
+        })
+    }
+
+    pub(crate) fn outbound_fd(&self) -> BorrowedFd<'_> {
+        self.outbound.as_fd()
+    }
+
+    pub(crate) fn inbound_fd(&self) -> BorrowedFd<'_> {
+        self.inbound.as_fd()
+    }
+
+    pub(crate) fn hbone_fd(&self) -> BorrowedFd<'_> {
+        self.hbone.as_fd()
+    }
+}

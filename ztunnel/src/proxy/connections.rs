@@ -1,0 +1,212 @@
+//! The connections that a pod has now, for policy re-checks, draining and `/config_dump`.
+//!
+//! Invariant: an inbound connection is registered *before* it is evaluated, and a policy change is published *before*
+//! connections are re-checked. So whichever comes first, no connection outlives a policy that forbids it.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use leyline_authz::{ConnectionFacts, Denial, Permit, PolicySet};
+use leyline_telemetry::traffic::Direction;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::{oneshot, watch};
+use tracing::{Level, debug, enabled};
+
+/// What `/config_dump` shows of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Shown {
+    pub(crate) src: SocketAddr,
+    pub(crate) original_dst: String,
+    pub(crate) actual_dst: SocketAddr,
+    pub(crate) protocol: Protocol,
+}
+
+/// How the far leg of a connection is carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub(crate) enum Protocol {
+    #[serde(rename = "HBONE")]
+    Hbone,
+    #[serde(rename = "TCP")]
+    Tcp,
+}
+
+/// Connections of one pod.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    entries: Mutex<Entries>,
+    count: watch::Sender<usize>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    next_key: u64,
+    by_key: HashMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    direction: Direction,
+    shown: Shown,
+    /// Inbound connections only.
+    admission: Option<Evaluated>,
+}
+
+#[derive(Debug)]
+struct Evaluated {
+    facts: ConnectionFacts,
+    /// Taken when the connection is revoked.
+    revoke: Option<oneshot::Sender<Denial>>,
+}
+
+/// A registered connection; dropping it removes it.
+#[derive(Debug)]
+pub(crate) struct Registration {
+    connections: Arc<Connections>,
+    key: u64,
+}
+
+/// An inbound connection that policies allowed, as long as they do.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    revoked: oneshot::Receiver<Denial>,
+    _registration: Registration,
+}
+
+impl Admission {
+    /// Resolves when a change of policy or workload forbids the connection. Cancel safe.
+    pub(crate) async fn revoked(&mut self) -> Denial {
+        match (&mut self.revoked).await {
+            Ok(denial) => denial,
+            // The sender lives in the entry, which lives as long as the registration beside it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Connections {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            entries: Mutex::default(),
+            count: watch::Sender::new(0),
+        })
+    }
+
+    /// Registers an outbound connection.
+    pub(crate) fn track(self: &Arc<Self>, shown: Shown) -> Registration {
+        self.insert(Entry {
+            direction: Direction::Outbound,
+            shown,
+            admission: None,
+        })
+    }
+
+    /// Registers an inbound connection, then evaluates it against the policies of that moment.
+    pub(crate) fn admit(
+        self: &Arc<Self>,
+        shown: Shown,
+        facts: ConnectionFacts,
+        policies: impl FnOnce() -> PolicySet,
+    ) -> Result<(Permit, Admission), Denial> {
+        let (revoke, revoked) = oneshot::channel();
+        let registration = self.insert(Entry {
+            direction: Direction::Inbound,
+            shown,
+            admission: Some(Evaluated {
+                facts: facts.clone(),
+                revoke: Some(revoke),
+            }),
+        });
+        let policies = policies();
+        if enabled!(Level::DEBUG) {
+            log_dry_run(&policies, &facts);
+        }
+        let permit = leyline_authz::evaluate(&policies, &facts)?;
+        Ok((
+            permit,
+            Admission {
+                revoked,
+                _registration: registration,
+            },
+        ))
+    }
+
+    /// Evaluates every inbound connection again and revokes those that are no longer allowed; says how many.
+    pub(crate) fn recheck(&self, policies: &PolicySet) -> usize {
+        // Evaluated outside the lock: there may be thousands.
+        let facts: Vec<(u64, ConnectionFacts)> = {
+            let entries = self.entries.lock();
+            let admitted = entries.by_key.iter().filter_map(|(key, entry)| {
+                entry
+                    .admission
+                    .as_ref()
+                    .map(|admission| (*key, admission.facts.clone()))
+            });
+            admitted.collect()
+        };
+        let mut revoked = 0;
+        for (key, facts) in facts {
+            let Err(denial) = leyline_authz::evaluate(policies, &facts) else {
+                continue;
+            };
+            let sender = self
+                .entries
+                .lock()
+                .by_key
+                .get_mut(&key)
+                .and_then(|entry| entry.admission.as_mut()?.revoke.take());
+            if let Some(sender) = sender
+                && sender.send(denial).is_ok()
+            {
+                revoked += 1;
+            }
+        }
+        revoked
+    }
+
+    /// Connections of each direction, in order.
+    pub(crate) fn dump(&self) -> (Vec<Shown>, Vec<Shown>) {
+        let (mut inbound, mut outbound) = (Vec::new(), Vec::new());
+        for entry in self.entries.lock().by_key.values() {
+            match entry.direction {
+                Direction::Inbound => inbound.push(entry.shown.clone()),
+                Direction::Outbound => outbound.push(entry.shown.clone()),
+            }
+        }
+        inbound.sort();
+        outbound.sort();
+        (inbound, outbound)
+    }
+
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        *self.count.borrow()
+    }
+
+    fn insert(self: &Arc<Self>, entry: Entry) -> Registration {
+        let mut entries = self.entries.lock();
+        entries.next_key += 1;
+        let key = entries.next_key;
+        entries.by_key.insert(key, entry);
+        self.count.send_replace(entries.by_key.len());
+        Registration {
+            connections: self.clone(),
+            key,
+        }
+    }
+}
+
+fn log_dry_run(policies: &PolicySet, facts: &ConnectionFacts) {
+    for outcome in leyline_authz::dry_run(policies, facts) {
+        let policy = outcome.policy().map(tracing::field::display);
+        debug!(policy, source = %facts.source_ip, destination = %facts.destination, "{}", outcome.message());
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        let mut entries = self.connections.entries.lock();
+        entries.by_key.remove(&self.key);
+        self.connections.count.send_replace(entries.by_key.len());
+    }
+}

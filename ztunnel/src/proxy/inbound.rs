@@ -1,0 +1,282 @@
+//! Inbound HBONE (port 15008): a tunnel from another proxy, and each connection in it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use http::StatusCode;
+use leyline_authz::ConnectionFacts;
+use leyline_hbone::{
+    HboneError, HboneStream,
+    server::{self, BadRequest, Request},
+};
+use leyline_net::{Accepted, connect};
+use leyline_state::{InboundTarget, Workload};
+use leyline_telemetry::traffic::{
+    AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
+    early_failure,
+};
+use leyline_tls::{TlsError, WorkloadCertificate};
+use leyline_types::{Identity, canonical};
+use tokio::{net::TcpStream, time::timeout};
+use tracing::debug;
+
+use super::{
+    Pod,
+    connections::{Protocol, Shown},
+    forward, labels,
+};
+
+/// What all connections of one tunnel share.
+struct Tunnel {
+    pod: Arc<Pod>,
+    peer: SocketAddr,
+    /// The pod's own address that the tunnel goes to.
+    local: SocketAddr,
+    identity: Identity,
+    own_identity: Identity,
+}
+
+/// One tunnel, from accept to end.
+pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted) {
+    let _open = OpenSocket::new(Reporter::Destination);
+    let peer = accepted.peer.addr();
+    let Ok(local) = accepted.stream.local_addr().map(canonical) else {
+        return;
+    };
+    let refused = |refusal: Refusal, error: &dyn std::fmt::Display| {
+        early_failure(Direction::Inbound, peer, local, refusal, error);
+    };
+
+    let certificate = match certificate(&pod).await {
+        Ok(certificate) => certificate,
+        Err((refusal, error)) => return refused(refusal, &error),
+    };
+    let (stream, identity) = match handshake(&pod, &certificate, accepted.stream).await {
+        Ok(accepted) => accepted,
+        Err(error) => return refused(refusal_of(&error), &error),
+    };
+    debug!(pod = %pod.name, %peer, %identity, "tunnel accepted");
+    let tunnel = Arc::new(Tunnel {
+        peer,
+        local,
+        identity,
+        own_identity: certificate.identity().clone(),
+        pod,
+    });
+    let handler = {
+        let tunnel = tunnel.clone();
+        move |request| handle_stream(tunnel.clone(), request)
+    };
+    let bad_request = {
+        let tunnel = tunnel.clone();
+        move |reason: BadRequest| note_bad_request(&tunnel, reason)
+    };
+    let pod = &tunnel.pod;
+    let config = &pod.shared.config.hbone;
+    match server::serve(stream, config, &pod.drain, handler, bad_request).await {
+        Ok(()) => debug!(%peer, "tunnel ended"),
+        Err(error) => note_end(&tunnel, &error),
+    }
+}
+
+/// The certificate of the pod's identity; fetched now if it is not here yet.
+async fn certificate(pod: &Pod) -> Result<Arc<WorkloadCertificate>, (Refusal, String)> {
+    let Some((_, workload)) = pod.shared.workload(&pod.name).await else {
+        let error = "failed to fetch information about local workload".to_owned();
+        return Err((Refusal::UnknownDestination, error));
+    };
+    let fetched = pod.shared.certificates.get(&workload.identity).await;
+    fetched.map_err(|error| (Refusal::NoCertificate, error.to_string()))
+}
+
+/// Unfinished handshakes are few per pod, and each has a deadline that includes its wait for a place.
+async fn handshake(
+    pod: &Pod,
+    certificate: &Arc<WorkloadCertificate>,
+    stream: TcpStream,
+) -> Result<(leyline_tls::ServerTls, Identity), TlsError> {
+    let deadline = pod.shared.config.handshake_deadline;
+    // The semaphore is never closed.
+    let place = timeout(deadline, pod.handshakes.acquire())
+        .await
+        .map_err(|_elapsed| TlsError::Deadline(deadline))?;
+    let result = leyline_tls::accept(certificate, stream, deadline).await;
+    drop(place);
+    result
+}
+
+/// The metric's reason for a handshake that failed.
+fn refusal_of(error: &TlsError) -> Refusal {
+    match error {
+        TlsError::Deadline(_) => Refusal::TlsDeadline,
+        TlsError::NoCertificate => Refusal::TlsNoPeerCertificate,
+        TlsError::UnknownRoot => Refusal::TlsUnknownRoot,
+        TlsError::Expired | TlsError::NotYetValid => Refusal::TlsExpired,
+        TlsError::NotSpiffe(_) => Refusal::TlsNotSpiffe,
+        TlsError::TrustDomain { .. } => Refusal::TlsTrustDomain,
+        TlsError::Identity { .. } => Refusal::TlsIdentity,
+        TlsError::Version => Refusal::TlsVersion,
+        TlsError::Alpn => Refusal::TlsAlpn,
+        TlsError::Purpose
+        | TlsError::BadCertificate(_)
+        | TlsError::Parameters(_)
+        | TlsError::Malformed(_)
+        | TlsError::Protocol(_)
+        | TlsError::Refused(_)
+        | TlsError::Closed
+        | TlsError::Io(_) => Refusal::Tls,
+    }
+}
+
+/// A tunnel that breaks fails its connections, which say so themselves; here only what no connection tells.
+fn note_end(tunnel: &Tunnel, error: &HboneError) {
+    if matches!(
+        error,
+        HboneError::Handshake(_) | HboneError::HandshakeDeadline
+    ) {
+        early_failure(
+            Direction::Inbound,
+            tunnel.peer,
+            tunnel.local,
+            Refusal::Http2,
+            error,
+        );
+    } else {
+        debug!(peer = %tunnel.peer, %error, "tunnel broke");
+    }
+}
+
+fn note_bad_request(tunnel: &Tunnel, reason: BadRequest) {
+    let refusal = match reason {
+        BadRequest::Method | BadRequest::Protocol => Refusal::Method,
+        BadRequest::Authority => Refusal::Authority,
+        BadRequest::TooMany => Refusal::Limit,
+    };
+    let error = format_args!(
+        "bad request in the tunnel of {}: {}",
+        tunnel.identity,
+        reason.reason()
+    );
+    early_failure(
+        Direction::Inbound,
+        tunnel.peer,
+        tunnel.local,
+        refusal,
+        error,
+    );
+}
+
+/// One connection of a tunnel, from CONNECT to end.
+async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
+    let refuse = |request: Request, status, refusal, error: &dyn std::fmt::Display| {
+        early_failure(
+            Direction::Inbound,
+            tunnel.peer,
+            tunnel.local,
+            refusal,
+            error,
+        );
+        request.refuse(status);
+    };
+    let pod = &tunnel.pod;
+    let Some((snapshot, workload)) = pod.shared.workload(&pod.name).await else {
+        let error = "failed to fetch information about local workload";
+        return refuse(
+            request,
+            StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::UnknownDestination,
+            &error,
+        );
+    };
+    let target = match snapshot.resolve_inbound(&workload, tunnel.local.ip(), request.authority()) {
+        Ok(target) => target,
+        Err(error) => {
+            let status = if error.is_bad_request() {
+                StatusCode::BAD_REQUEST
+            } else {
+                StatusCode::SERVICE_UNAVAILABLE
+            };
+            return refuse(request, status, Refusal::WrongTarget, &error);
+        }
+    };
+
+    let source = snapshot.source_workload(tunnel.peer.ip(), Some(&tunnel.identity));
+    let mut log = open_log(&tunnel, &workload, source.cloned(), &target, &request);
+    if let Err((flag, error)) = carry(&tunnel, &workload, &target, request, &log).await {
+        log.fail(flag, error);
+    }
+}
+
+/// Admission, the application, then the answer: a peer is told 200 only once somebody listens.
+async fn carry(
+    tunnel: &Arc<Tunnel>,
+    workload: &Workload,
+    target: &InboundTarget,
+    request: Request,
+    log: &AccessLog,
+) -> Result<(), (ResponseFlag, String)> {
+    let pod = &tunnel.pod;
+    let shown = Shown {
+        src: tunnel.peer,
+        original_dst: request.authority().to_string(),
+        actual_dst: target.addr,
+        protocol: Protocol::Hbone,
+    };
+    let facts = ConnectionFacts {
+        source_identity: Some(tunnel.identity.clone()),
+        source_ip: tunnel.peer.ip(),
+        destination: target.addr,
+    };
+    let (permit, admission) = match pod.connections.admit(shown, facts, || pod.policies()) {
+        Ok(admitted) => admitted,
+        Err(denial) => {
+            request.refuse(StatusCode::UNAUTHORIZED);
+            let error = format!("connection closed due to policy rejection: {denial}");
+            return Err((ResponseFlag::Deny, error));
+        }
+    };
+    let client: IpAddr = tunnel.peer.ip();
+    let options = pod.application_options(client, target.addr.ip());
+    let application = match connect(&pod.netns, target.addr, &options).await {
+        Ok(application) => application,
+        Err(error) => {
+            request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            return Err((ResponseFlag::Connect, error.to_string()));
+        }
+    };
+    let baggage = labels::baggage(workload).encode();
+    let stream: HboneStream = request
+        .accept(Some(&baggage))
+        .map_err(|error| (ResponseFlag::None, error.to_string()))?;
+    forward::inbound(permit, admission, stream.into_split(), application, log)
+        .await
+        .map_err(|error| (error.flag(), error.to_string()))
+}
+
+fn open_log(
+    tunnel: &Tunnel,
+    workload: &Arc<Workload>,
+    source: Option<Arc<Workload>>,
+    target: &InboundTarget,
+    request: &Request,
+) -> AccessLog {
+    let labels = &tunnel.pod.shared.labels;
+    AccessLog::open(Connection {
+        reporter: Reporter::Destination,
+        direction: Direction::Inbound,
+        security: Security::MutualTls,
+        source: source.map(|source| labels.workload(&source)),
+        destination: Some(labels.workload(workload)),
+        service: target
+            .service
+            .as_ref()
+            .map(|service| labels.service(service)),
+        source_identity: Some(tunnel.identity.clone()),
+        destination_identity: Some(tunnel.own_identity.clone()),
+        src_addr: tunnel.peer,
+        dst_addr: tunnel.local,
+        hbone_addr: Some(request.authority().to_string()),
+    })
+}

@@ -1,0 +1,280 @@
+//! Outbound (port 15001): a connection that an application of the pod made, captured on its way out.
+
+use std::{error::Error, net::SocketAddr, sync::Arc};
+
+use leyline_hbone::{ConnectRequest, HboneError, PoolKey};
+use leyline_net::{Accepted, ConnectError, connect, into_split, orig_dst};
+use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Service, Workload};
+use leyline_telemetry::traffic::{
+    AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
+    early_failure,
+};
+use leyline_tls::{ClientTls, IdentityError, TlsError};
+use leyline_types::{OrigDst, PeerAddr};
+use tokio::net::TcpStream;
+
+use super::{
+    Pod,
+    connections::{Protocol, Shown},
+    forward, labels,
+};
+
+/// A route without a tunnel.
+struct PlainRoute {
+    target: SocketAddr,
+    workload: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+}
+
+/// One connection, from accept to end.
+pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
+    let _open = OpenSocket::new(Reporter::Source);
+    let Accepted { stream, peer } = accepted;
+    let Ok(orig_dst) = orig_dst::of(&stream) else {
+        return;
+    };
+    let refused = |stream: TcpStream, refusal, error: &dyn std::fmt::Display| {
+        early_failure(
+            Direction::Outbound,
+            peer.addr(),
+            orig_dst.addr(),
+            refusal,
+            error,
+        );
+        forward::reset(stream);
+    };
+    let Some((snapshot, source)) = pod.shared.workload(&pod.name).await else {
+        let error = "failed to fetch information about local workload";
+        return refused(stream, Refusal::UnknownSource, &error);
+    };
+    let route = snapshot.route_outbound(&source, orig_dst, &mut rand::rng());
+    match route {
+        OutboundRoute::Hbone(route) => {
+            Box::pin(through_tunnel(&pod, &source, stream, peer, orig_dst, route)).await;
+        }
+        OutboundRoute::Tcp {
+            target,
+            workload,
+            service,
+        } => {
+            let route = PlainRoute {
+                target,
+                workload: Some(workload),
+                service,
+            };
+            Box::pin(in_plaintext(&pod, &source, stream, peer, orig_dst, route)).await;
+        }
+        OutboundRoute::Passthrough { target, service } => {
+            let route = PlainRoute {
+                target,
+                workload: None,
+                service,
+            };
+            Box::pin(in_plaintext(&pod, &source, stream, peer, orig_dst, route)).await;
+        }
+        OutboundRoute::Refused(error) => refused(stream, refusal_of(&error), &error),
+    }
+}
+
+async fn through_tunnel(
+    pod: &Arc<Pod>,
+    source: &Arc<Workload>,
+    stream: TcpStream,
+    peer: PeerAddr,
+    orig_dst: OrigDst,
+    route: HboneRoute,
+) {
+    let labels = &pod.shared.labels;
+    let mut log = AccessLog::open(Connection {
+        reporter: Reporter::Source,
+        direction: Direction::Outbound,
+        security: Security::MutualTls,
+        source: Some(labels.workload(source)),
+        destination: Some(labels.workload(&route.workload)),
+        service: route
+            .service
+            .as_ref()
+            .map(|service| labels.service(service)),
+        source_identity: Some(source.identity.clone()),
+        destination_identity: Some(route.workload.identity.clone()),
+        src_addr: peer.addr(),
+        dst_addr: route.tunnel,
+        hbone_addr: Some(route.authority.to_string()),
+    });
+    let _registered = pod.connections.track(Shown {
+        src: peer.addr(),
+        original_dst: orig_dst.to_string(),
+        actual_dst: route.tunnel,
+        protocol: Protocol::Hbone,
+    });
+
+    let key = PoolKey {
+        source: source.identity.clone(),
+        destinations: route.expected.to_vec(),
+        target: route.tunnel,
+        source_ip: peer.ip(),
+    };
+    let request = ConnectRequest {
+        authority: route.authority.clone(),
+        forwarded_for: peer.addr(),
+        forwarded_host: route
+            .service
+            .as_ref()
+            .map(|service| service.hostname.clone()),
+        baggage: Some(labels::baggage(source).encode()),
+    };
+    let dial = {
+        let (pod, key) = (pod.clone(), key.clone());
+        async move || dial(&pod, &key).await
+    };
+    let upstream = match pod.pool.open(&key, request, dial).await {
+        Ok(opened) => opened.stream,
+        Err(error) => {
+            forward::reset(stream);
+            log.fail(flag_of(&error), explain(&error));
+            return;
+        }
+    };
+    if let Err(error) = forward::outbound(stream, upstream.into_split(), &log).await {
+        log.fail(error.flag(), error);
+    }
+}
+
+/// Why there is no tunnel.
+#[derive(Debug, thiserror::Error)]
+enum DialFailure {
+    #[error("identity error: {0}")]
+    Identity(#[from] IdentityError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("tls handshake failed: {0}")]
+    Tls(#[from] TlsError),
+}
+
+/// Certificate, connection, handshake: what a tunnel needs before HTTP/2.
+async fn dial(pod: &Pod, key: &PoolKey) -> Result<ClientTls, leyline_hbone::DialError> {
+    dial_checked(pod, key)
+        .await
+        .map_err(leyline_hbone::DialError::new)
+}
+
+async fn dial_checked(pod: &Pod, key: &PoolKey) -> Result<ClientTls, DialFailure> {
+    let certificate = pod.shared.certificates.get(&key.source).await?;
+    let stream = connect(&pod.netns, key.target, &pod.upstream_options()).await?;
+    let deadline = pod.shared.config.handshake_deadline;
+    let (stream, _identity) =
+        leyline_tls::connect(&certificate, stream, &key.destinations, deadline).await?;
+    Ok(stream)
+}
+
+fn flag_of(error: &HboneError) -> ResponseFlag {
+    match dial_failure(error) {
+        Some(DialFailure::Identity(_)) => ResponseFlag::IdentityError,
+        Some(DialFailure::Tls(_)) => ResponseFlag::TlsFailure,
+        Some(DialFailure::Connect(ConnectError::Deadline(_))) => ResponseFlag::NetworkPolicy,
+        Some(DialFailure::Connect(_)) => ResponseFlag::Connect,
+        None if refused_by_peer(error).is_some() => ResponseFlag::TlsFailure,
+        None => match error {
+            HboneError::Status(http::StatusCode::UNAUTHORIZED) => ResponseFlag::Deny,
+            HboneError::Handshake(_) | HboneError::HandshakeDeadline => {
+                ResponseFlag::H2HandshakeFailure
+            }
+            _ => ResponseFlag::Connect,
+        },
+    }
+}
+
+/// The text of the access log, in words that Istio's users look for (LOG-5).
+fn explain(error: &HboneError) -> String {
+    if let Some(DialFailure::Connect(ConnectError::Deadline(_))) = dial_failure(error) {
+        return format!(
+            "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"
+        );
+    }
+    match refused_by_peer(error) {
+        Some(refusal) => format!("peer refused us: {refusal}"),
+        None => error.to_string(),
+    }
+}
+
+/// In TLS 1.3 the server judges our certificate when the handshake has ended on our side, so its alert comes later.
+fn refused_by_peer(error: &HboneError) -> Option<leyline_tls::Refusal> {
+    match error {
+        HboneError::Handshake(error) | HboneError::Tunnel(error) => {
+            error.get_io().and_then(leyline_tls::Refusal::in_io)
+        }
+        _ => None,
+    }
+}
+
+fn refusal_of(error: &OutboundRefusal) -> Refusal {
+    match error {
+        OutboundRefusal::SelfCall(_) => Refusal::SelfCall,
+        OutboundRefusal::NotSynced(_) => Refusal::UnknownDestination,
+        OutboundRefusal::Waypoint { .. } => Refusal::UnknownWaypoint,
+        OutboundRefusal::UnknownPort { .. }
+        | OutboundRefusal::NoHealthyUpstream { .. }
+        | OutboundRefusal::OtherNetwork { .. }
+        | OutboundRefusal::HostnameOnly { .. } => Refusal::NoHealthyUpstream,
+    }
+}
+
+fn dial_failure(error: &HboneError) -> Option<&DialFailure> {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        if let Some(failure) = current.downcast_ref() {
+            return Some(failure);
+        }
+        cause = current.source();
+    }
+    None
+}
+
+/// To a destination that is not enrolled, or that is none of the mesh's.
+async fn in_plaintext(
+    pod: &Arc<Pod>,
+    source: &Arc<Workload>,
+    stream: TcpStream,
+    peer: PeerAddr,
+    orig_dst: OrigDst,
+    route: PlainRoute,
+) {
+    let labels = &pod.shared.labels;
+    let target: SocketAddr = route.target;
+    let mut log = AccessLog::open(Connection {
+        reporter: Reporter::Source,
+        direction: Direction::Outbound,
+        security: Security::Unknown,
+        source: Some(labels.workload(source)),
+        destination: route
+            .workload
+            .as_ref()
+            .map(|workload| labels.workload(workload)),
+        service: route
+            .service
+            .as_ref()
+            .map(|service| labels.service(service)),
+        source_identity: None,
+        destination_identity: None,
+        src_addr: peer.addr(),
+        dst_addr: target,
+        hbone_addr: None,
+    });
+    let _registered = pod.connections.track(Shown {
+        src: peer.addr(),
+        original_dst: orig_dst.to_string(),
+        actual_dst: target,
+        protocol: Protocol::Tcp,
+    });
+    let upstream = match connect(&pod.netns, target, &pod.upstream_options()).await {
+        Ok(upstream) => upstream,
+        Err(error) => {
+            forward::reset(stream);
+            log.fail(ResponseFlag::Connect, error);
+            return;
+        }
+    };
+    if let Err(error) = forward::outbound(stream, into_split(upstream), &log).await {
+        log.fail(error.flag(), error);
+    }
+}
