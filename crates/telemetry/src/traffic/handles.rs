@@ -109,6 +109,7 @@ impl Cache {
 
 impl LabelSet {
     /// All labels of a traffic metric, in Istio's order.
+    // tidy: table
     fn labels(&self, flag: ResponseFlag) -> Vec<Label> {
         let (source, destination) = (self.source.as_deref(), self.destination.as_deref());
         let service = self.service.as_deref();

@@ -1,0 +1,320 @@
+//! `cargo xtask test`: everything that must hold before a change is merged, in one command; CI runs exactly this.
+//! `cargo xtask fuzz`: the property tests with new random input for as long as wanted.
+//!
+//! Steps run in order, each under a heading and with its time. Checks all run, so that one run shows all that is
+//! wrong; when the programs do not build the rest is left out. The last line is always `N passed, N failed`, tests and
+//! steps added up.
+
+use std::{
+    io::{self, BufRead, BufReader, Write},
+    path::Path,
+    process::{Command, ExitCode, Stdio},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use cargo_metadata::{DependencyKind, MetadataCommand};
+
+use crate::{codegen, ebpf, tidy};
+
+/// What the tests need besides Rust and gcc: Python for HBONE peers that share no code with us.
+const PACKAGES: [&str; 2] = ["python3", "python3-venv"];
+
+/// Meshes at once. Each is a dozen processes; more would starve each other on a small machine and miss deadlines.
+const E2E_THREADS: &str = "2";
+
+/// Inputs per property and round of `cargo xtask fuzz`; an ordinary test run takes 256.
+const FUZZ_CASES: &str = "20000";
+
+/// Tests and steps that ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+/// What a step does when it fails.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OnFailure {
+    Continue,
+    Stop,
+}
+
+struct Step {
+    name: &'static str,
+    on_failure: OnFailure,
+    run: fn(&Path) -> Result<Tally>,
+}
+
+const STEPS: [Step; 9] = [
+    Step {
+        name: "format",
+        on_failure: OnFailure::Continue,
+        run: |root| cargo(root, &["fmt", "--all", "--check"]),
+    },
+    Step {
+        name: "clippy",
+        on_failure: OnFailure::Continue,
+        run: clippy,
+    },
+    Step {
+        name: "tidy",
+        on_failure: OnFailure::Continue,
+        run: |root| tidy::run(root).map(|()| Tally::default()),
+    },
+    Step {
+        name: "generated code",
+        on_failure: OnFailure::Continue,
+        run: |root| codegen::run(root, codegen::Mode::Check).map(|()| Tally::default()),
+    },
+    Step {
+        name: "BPF object",
+        on_failure: OnFailure::Continue,
+        run: |root| ebpf::run(root, ebpf::Mode::Check).map(|()| Tally::default()),
+    },
+    Step {
+        name: "build",
+        on_failure: OnFailure::Stop,
+        run: |root| cargo(root, &["build", "--workspace", "--locked", "--bins"]),
+    },
+    Step {
+        name: "unit tests",
+        on_failure: OnFailure::Continue,
+        run: unit_tests,
+    },
+    Step {
+        name: "packages",
+        on_failure: OnFailure::Stop,
+        run: |_| ensure_packages(&PACKAGES).map(|()| Tally::default()),
+    },
+    Step {
+        name: "end-to-end tests",
+        on_failure: OnFailure::Continue,
+        run: end_to_end_tests,
+    },
+];
+
+pub(crate) fn run(root: &Path) -> Result<ExitCode> {
+    let mut total = Tally::default();
+    let mut summary = Vec::new();
+    for step in &STEPS {
+        say(&format!("== {}", step.name))?;
+        let started = SystemTime::now();
+        let outcome = (step.run)(root);
+        let seconds = started.elapsed().unwrap_or_default().as_secs_f64();
+        let verdict = match &outcome {
+            Ok(tests) => {
+                total.add(*tests);
+                // A step whose tests ran to the end is as good as they are.
+                if tests.failed == 0 {
+                    total.passed += 1;
+                    "ok"
+                } else {
+                    "FAILED"
+                }
+            }
+            Err(error) => {
+                say(&format!("{error:#}"))?;
+                total.failed += 1;
+                "FAILED"
+            }
+        };
+        say(&format!("== {}: {verdict} in {seconds:.1} s\n", step.name))?;
+        summary.push(format!("{verdict:>6}  {:<18} {seconds:>7.1} s", step.name));
+        if outcome.is_err() && step.on_failure == OnFailure::Stop {
+            summary.push("        the steps after this one were not run".to_owned());
+            break;
+        }
+    }
+    say(&summary.join("\n"))?;
+    say(&format!("{} passed, {} failed", total.passed, total.failed))?;
+    Ok(if total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the tests of all crates that have property tests, again and again with new input, for `seconds`.
+pub(crate) fn fuzz(root: &Path, seconds: u64) -> Result<ExitCode> {
+    let crates = crates_with_properties(root)?;
+    say(&format!("properties of {}", crates.join(", ")))?;
+    let started = SystemTime::now();
+    let mut rounds = 0_usize;
+    while started.elapsed().unwrap_or_default() < Duration::from_secs(seconds) {
+        let mut command = Command::new(env!("CARGO"));
+        command.current_dir(root).env("PROPTEST_CASES", FUZZ_CASES);
+        command.args(["test", "--quiet", "--locked"]);
+        for name in &crates {
+            command.args(["--package", name]);
+        }
+        let tests = run_tests(command)?;
+        rounds += 1;
+        if tests.failed > 0 {
+            say(&format!("round {rounds} found a failure; see above"))?;
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    say(&format!("{rounds} rounds, nothing found"))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn clippy(root: &Path) -> Result<Tally> {
+    let mut args = vec!["clippy", "--workspace", "--locked", "--all-targets"];
+    args.extend(["--", "--deny", "warnings"]);
+    cargo(root, &args)
+}
+
+fn unit_tests(root: &Path) -> Result<Tally> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root);
+    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    command.args(["--exclude", "leyline-tests"]);
+    run_tests(command)
+}
+
+fn end_to_end_tests(root: &Path) -> Result<Tally> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "end-to-end tests make network namespaces and load BPF programs: run as root"
+    );
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root);
+    command.args(["test", "--locked", "--package", "leyline-tests"]);
+    command.args(["--no-fail-fast", "--", "--test-threads", E2E_THREADS]);
+    run_tests(command)
+}
+
+/// Installs Debian packages that are missing, and says so.
+pub(crate) fn ensure_packages(names: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = names
+        .iter()
+        .copied()
+        .filter(|name| !installed(name))
+        .collect();
+    if missing.is_empty() {
+        return say(&format!("{} are installed", names.join(", ")));
+    }
+    say(&format!("installing {}", missing.join(", ")))?;
+    let apt = |args: &[&str]| -> Result<()> {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(args);
+        let status = command.status().context("starting apt-get")?;
+        ensure!(
+            status.success(),
+            "apt-get {}: {status}; install {} yourself",
+            args.join(" "),
+            missing.join(" ")
+        );
+        Ok(())
+    };
+    apt(&["update", "-q"])?;
+    let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
+    install.extend(&missing);
+    apt(&install)
+}
+
+fn installed(package: &str) -> bool {
+    let query = Command::new("dpkg-query")
+        .args(["--show", "--showformat", "${db:Status-Status}", package])
+        .output();
+    query.is_ok_and(|output| output.stdout == b"installed")
+}
+
+/// A cargo command that holds no tests.
+fn cargo(root: &Path, args: &[&str]) -> Result<Tally> {
+    let mut command = Command::new(env!("CARGO"));
+    let status = command.current_dir(root).args(args).status();
+    let status = status.context("starting cargo")?;
+    ensure!(status.success(), "cargo {}: {status}", args.join(" "));
+    Ok(Tally::default())
+}
+
+/// A command that runs test binaries: shows what they print as it comes, and adds up their results.
+fn run_tests(mut command: Command) -> Result<Tally> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting cargo")?;
+    let output = child.stdout.take().context("cargo has no output")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(output).lines() {
+        let line = line.context("reading what the tests print")?;
+        say(&line)?;
+        if let Some(result) = parse_result(&line) {
+            tally.add(result);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() && tally.failed == 0 {
+        // A test binary that does not build, or dies, has no result line.
+        bail!(
+            "the tests ended with {status} after {} passed",
+            tally.passed
+        );
+    }
+    Ok(tally)
+}
+
+/// Reads `test result: ok. 12 passed; 0 failed; ...`.
+fn parse_result(line: &str) -> Option<Tally> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let count = |unit: &str| {
+        let part = counts
+            .split("; ")
+            .find_map(|part| part.strip_suffix(unit))?;
+        part.trim().parse().ok()
+    };
+    Some(Tally {
+        passed: count(" passed")?,
+        failed: count(" failed")?,
+    })
+}
+
+fn crates_with_properties(root: &Path) -> Result<Vec<String>> {
+    let metadata = MetadataCommand::new()
+        .manifest_path(root.join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .context("cargo metadata")?;
+    let with_properties = metadata.packages.iter().filter(|package| {
+        let mut tests = package.dependencies.iter();
+        tests.any(|d| d.name == "proptest" && d.kind == DependencyKind::Development)
+    });
+    Ok(with_properties
+        .map(|package| package.name.to_string())
+        .collect())
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+fn say(text: &str) -> Result<()> {
+    writeln!(io::stdout().lock(), "{text}").context("writing to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn result_lines_are_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 1 filtered out; finished in 0.1s";
+        let expected = Tally {
+            passed: 12,
+            failed: 3,
+        };
+        assert_eq!(parse_result(line), Some(expected));
+        for other in [
+            "running 3 tests",
+            "test result: ok",
+            "test result: ok. x passed; 0 failed",
+        ] {
+            assert_eq!(parse_result(other), None, "{other}");
+        }
+    }
+}
