@@ -1,0 +1,29 @@
+//! The checks of the demo, each on a mesh of its own.
+
+use leyline_tests::checks::Check;
+
+use crate::support::mesh;
+
+macro_rules! checks {
+    ($($name:ident: $check:expr;)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let mut mesh = mesh().await;
+            let seen = $check.run(&mut mesh).await;
+            assert!(seen.is_ok(), "{:#}", seen.unwrap_err());
+            mesh.stop().await.unwrap();
+        }
+    )*};
+}
+
+checks! {
+    a_label_enrols_and_releases_running_pods: Check::Enrolment;
+    the_wire_shows_no_secret: Check::Wire;
+    both_sides_know_each_other: Check::Identity;
+    strict_refuses_plain_text: Check::Modes;
+    policies_act_also_on_live_connections: Check::Policy;
+    every_way_of_talking_works: Check::Traffic;
+    dead_programs_leak_nothing: Check::Failure;
+    wrong_input_is_reported: Check::Input;
+    foreign_peers_are_served_or_refused: Check::Foreign;
+}

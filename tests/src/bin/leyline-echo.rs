@@ -1,0 +1,70 @@
+//! The application of the demo's pods, and with `call` a small HTTP client for looking around in them.
+
+use std::{io::Write, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use leyline_net::NetNs;
+use leyline_tests::{
+    client::Client,
+    echo::{EchoArgs, Me, serve},
+};
+
+#[derive(Parser)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    #[command(flatten)]
+    echo: EchoArgs,
+    /// Name of the pod, for replies.
+    #[arg(long, default_value = "")]
+    pod: String,
+    /// Namespace of the pod, for replies.
+    #[arg(long, default_value = "")]
+    namespace: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// GET http://ADDRESS/ and print what comes.
+    Call {
+        /// IP address and port.
+        address: std::net::SocketAddr,
+        #[arg(default_value = "/")]
+        path: String,
+    },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Some(Command::Call { address, path }) => {
+            let client = Client::new(NetNs::current().context("entering the own namespace")?);
+            let reply = client.get(address, &path, Duration::from_secs(10)).await?;
+            let mut out = std::io::stdout().lock();
+            writeln!(out, "{}", reply.status)?;
+            Ok(out.write_all(&reply.body)?)
+        }
+        None => {
+            let ServeArgs {
+                echo,
+                pod,
+                namespace,
+            } = arguments.serve;
+            let me = Me {
+                pod,
+                namespace,
+                version: echo.version.clone(),
+            };
+            serve(me, &echo).await
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The HTTP port of the echo app. `/bytes/N` downloads N bytes of the pattern, `/slow/MS` answers after a while, and
+//! every path describes the request, with the hash of its body.
+
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::sleep};
+
+use super::{Description, Me};
+use crate::payload::{Hash, pattern};
+
+pub(super) async fn serve(stream: TcpStream, me: Arc<Me>) -> Result<()> {
+    let (peer, local) = (stream.peer_addr()?, stream.local_addr()?);
+    let ends = (canonical(peer), canonical(local));
+    let service = service_fn(move |request| {
+        let me = me.clone();
+        async move {
+            let reply = answer(request, &me, ends).await;
+            Ok::<_, Infallible>(reply.unwrap_or_else(|e| {
+                let mut reply = Response::new(Full::from(format!("{e:#}\n")));
+                *reply.status_mut() = StatusCode::BAD_REQUEST;
+                reply
+            }))
+        }
+    });
+    http1::Builder::new()
+        // A client that has sent its request may close its half.
+        .half_close(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+        .context("serving HTTP")
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    me: &Me,
+    (peer, local): (SocketAddr, SocketAddr),
+) -> Result<Response<Full<Bytes>>> {
+    let (head, mut body) = request.into_parts();
+    let mut hash = Hash::default();
+    let mut body_bytes = 0;
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            hash.update(&data);
+            body_bytes += data.len() as u64;
+        }
+    }
+    let path = head.uri.path();
+    if let Some(length) = path.strip_prefix("/bytes/") {
+        let length = length.parse().context("/bytes/ takes a number")?;
+        return Ok(Response::new(Full::new(pattern(length))));
+    }
+    if let Some(millis) = path.strip_prefix("/slow/") {
+        sleep(Duration::from_millis(
+            millis.parse().context("/slow/ takes milliseconds")?,
+        ))
+        .await;
+    }
+    let description = Description {
+        pod: me.pod.clone(),
+        namespace: me.namespace.clone(),
+        version: me.version.clone(),
+        peer,
+        local,
+        method: head.method.to_string(),
+        path: head.uri.to_string(),
+        headers: pairs(&head.headers),
+        body_bytes,
+        body_sha256: hash.finish(),
+    };
+    let mut text = serde_json::to_vec_pretty(&description)?;
+    text.push(b'\n');
+    Ok(Response::builder()
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::from(text))?)
+}
+
+fn pairs(headers: &HeaderMap) -> Vec<(String, String)> {
+    headers
+        .iter()
+        .map(|(name, value)| {
+            let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
+            (name.to_string(), value)
+        })
+        .collect()
+}
+
+fn canonical(addr: SocketAddr) -> SocketAddr {
+    leyline_types::canonical(addr)
+}
