@@ -291,10 +291,12 @@ impl Dialling {
                 // The first place is the caller's, whoever else waits. If it went away, the place is free again.
                 let lease = tunnel.lease().ok_or(HboneError::Closed);
                 let published = self.inner.slots.lock().publish(&self.attempt, &tunnel);
-                drop(first.send(lease));
                 if published {
+                    drop(first.send(lease));
                     self.settle(&tunnel, settled).await
                 } else {
+                    tunnel.cut();
+                    drop(first.send(Err(HboneError::Closed)));
                     Err(HboneError::Closed)
                 }
             }
@@ -381,6 +383,3 @@ impl Drop for Member {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
