@@ -37,8 +37,8 @@ pub enum CaError {
     /// It did not answer in time.
     #[error("the CA did not answer within {0:?}")]
     Deadline(Duration),
-    /// It could not be reached, or is not the one we trust.
-    #[error("the CA is unreachable: {0}")]
+    /// It could not be reached, is not the one we trust, or we have no token for it.
+    #[error("cannot ask the CA: {0}")]
     Unreachable(String),
     /// It refused.
     #[error("the CA refused ({code}): {message}")]

@@ -215,11 +215,12 @@ impl TokenSource {
         }
     }
 
+    /// A status of our own says "unavailable": "unauthenticated" is what a server says about a token that it got.
     fn read(&self) -> Result<Option<String>, Status> {
         match self {
             Self::File(path) => match read_small(path) {
                 Ok(text) => Ok(Some(text.trim().to_owned())),
-                Err(error) => Err(Status::unauthenticated(format!(
+                Err(error) => Err(Status::unavailable(format!(
                     "cannot read token file {}: {error}",
                     path.display()
                 ))),
@@ -281,7 +282,7 @@ impl Interceptor for AuthInterceptor {
         if let Some(token) = self.token.read()? {
             let mut value: MetadataValue<Ascii> =
                 format!("Bearer {token}").parse().map_err(|_invalid| {
-                    Status::unauthenticated("the token is not text that a header can carry")
+                    Status::unavailable("the token is not text that a header can carry")
                 })?;
             value.set_sensitive(true);
             request.metadata_mut().insert("authorization", value);

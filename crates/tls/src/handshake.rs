@@ -58,19 +58,20 @@ pub async fn accept(
     deadline: Duration,
 ) -> Result<(ServerTls, Identity), TlsError> {
     let acceptor = TlsAcceptor::from(Arc::clone(cert.server_config()));
-    let handshake = acceptor.accept(stream).into_fallible();
-    let tls = match timeout(deadline, handshake).await {
+    let (error, stream) = match timeout(deadline, acceptor.accept(stream).into_fallible()).await {
         Err(_elapsed) => return Err(TlsError::Deadline(deadline)),
-        Ok(Err((error, stream))) => {
-            let error = TlsError::from_handshake(error);
-            if error.was_told() {
-                // On the heap because it is rare, and each accepting task would carry its buffer.
-                Box::pin(let_alert_arrive(stream)).await;
-            }
-            return Err(error);
-        }
-        Ok(Ok(tls)) => tls,
+        Ok(Ok(tls)) => return authenticated(tls),
+        Ok(Err((error, stream))) => (TlsError::from_handshake(error), stream),
     };
+    if error.was_told() {
+        // On the heap because it is rare, and each accepting task would carry its buffer.
+        Box::pin(let_alert_arrive(stream)).await;
+    }
+    Err(error)
+}
+
+/// Takes the peer's identity out of a finished handshake.
+fn authenticated(tls: ServerTls) -> Result<(ServerTls, Identity), TlsError> {
     let session = tls.get_ref().1;
     require_h2(session.alpn_protocol())?;
     let leaf = session.peer_certificates().and_then(|chain| chain.first());

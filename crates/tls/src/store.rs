@@ -6,6 +6,7 @@
 
 mod dump;
 mod schedule;
+mod slot;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -29,6 +30,7 @@ use crate::{
     csr::{self, CsrError},
 };
 use schedule::{Fetch, Priority, Schedule};
+use slot::{Lease, Slot, State};
 
 pub use dump::{CertificateDump, CertificateEntry};
 
@@ -168,38 +170,6 @@ enum Life {
     WorkerGone,
     /// The store is gone: nobody can ask any more.
     StoreGone,
-}
-
-struct Slot {
-    state: watch::Sender<State>,
-    /// How the last fetch failed; none after a success.
-    failure: Option<Arc<FetchError>>,
-}
-
-#[derive(Clone)]
-enum State {
-    Initializing,
-    Available(Lease),
-    Unavailable(Arc<FetchError>),
-}
-
-#[derive(Clone)]
-struct Lease {
-    cert: Arc<WorkloadCertificate>,
-    expires: Instant,
-}
-
-impl Lease {
-    fn new(cert: Arc<WorkloadCertificate>, now: Instant, clock: SystemTime) -> Self {
-        let remaining = cert.not_after().duration_since(clock).unwrap_or_default();
-        let expires = now + remaining;
-        Self { cert, expires }
-    }
-
-    /// By both clocks: the monotonic one does not run while the machine sleeps, the other can be set back.
-    fn is_valid(&self, now: Instant, clock: SystemTime) -> bool {
-        now < self.expires && clock < self.cert.not_after()
-    }
 }
 
 /// What [`CertificateStore::get`] finds.
@@ -350,19 +320,6 @@ impl fmt::Debug for CertificateStore {
     }
 }
 
-impl Slot {
-    /// The state by the clock: a certificate can have expired since the last event.
-    fn current(&self, now: Instant, clock: SystemTime) -> State {
-        let state = self.state.borrow().clone();
-        match (&state, &self.failure) {
-            (State::Available(lease), _) if lease.is_valid(now, clock) => state,
-            (State::Available(_), Some(failure)) => State::Unavailable(Arc::clone(failure)),
-            (State::Available(_), None) => State::Initializing,
-            (State::Initializing | State::Unavailable(_), _) => state,
-        }
-    }
-}
-
 impl Shared {
     fn look_up(&self, identity: &Identity) -> Result<Found, IdentityError> {
         let mut table = self.table.lock();
@@ -400,10 +357,7 @@ impl Shared {
             return Err(IdentityError::Full { identity, limit });
         }
         self.changed.notify_one();
-        let slot = table.slots.entry(identity).or_insert_with(|| Slot {
-            state: watch::Sender::new(State::Initializing),
-            failure: None,
-        });
+        let slot = table.slots.entry(identity).or_insert_with(Slot::new);
         Ok(slot.state.subscribe())
     }
 

@@ -298,8 +298,10 @@ impl OtherClient {
             let mut tls = connector.connect(name, near).await?;
             // The server's verdict on the certificate, if there is one, comes now.
             let mut byte = [0];
-            tls.read(&mut byte).await?;
-            Ok(tls)
+            match tls.read(&mut byte).await {
+                Ok(_) => Ok(tls),
+                Err(error) => Err(error),
+            }
         };
         tokio::join!(Box::pin(server), Box::pin(client))
     }
@@ -508,11 +510,6 @@ fn a_handshake_is_small_enough_to_spawn_by_the_thousand() {
     let (near, far) = runtime.block_on(sockets());
     let accepting = size_of_val(&accept(&cert, far, DEADLINE));
     let connecting = size_of_val(&connect(&cert, near, &[], DEADLINE));
-    println!(
-        "{accepting} {connecting} {} {}",
-        size_of::<ServerTls>(),
-        size_of::<ClientTls>()
-    );
-    assert!(accepting < 4096, "{accepting}");
-    assert!(connecting < 4096, "{connecting}");
+    assert!(accepting < 2048, "{accepting}");
+    assert!(connecting < 2048, "{connecting}");
 }
