@@ -1,6 +1,7 @@
 //! Developer commands. `cargo xtask help` lists them.
 
 mod codegen;
+mod demo;
 mod ebpf;
 mod test;
 mod tidy;
@@ -17,6 +18,15 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build all, run an encrypted and authorized mesh on this machine, check it, take it down. Needs root.
+    Demo {
+        /// Leave it up and say how to look around.
+        #[arg(long, conflicts_with = "down")]
+        keep: bool,
+        /// Remove what `--keep` left up.
+        #[arg(long)]
+        down: bool,
+    },
     /// Run every check and test; CI runs exactly this. Needs root.
     Test,
     /// Check crate edges, dependencies, lengths and forbidden patterns.
@@ -43,6 +53,14 @@ fn main() -> anyhow::Result<ExitCode> {
         .join("..")
         .canonicalize()?;
     match Args::parse().command {
+        Command::Demo { keep, down } => {
+            let mode = match (keep, down) {
+                (true, _) => demo::Mode::Keep,
+                (false, true) => demo::Mode::Down,
+                (false, false) => demo::Mode::Check,
+            };
+            return demo::run(&root, mode);
+        }
         Command::Test => return test::run(&root),
         Command::Tidy => tidy::run(&root)?,
         Command::Fuzz { seconds } => return test::fuzz(&root, seconds),

