@@ -23,8 +23,8 @@ const PACKAGES: [&str; 2] = ["python3", "python3-venv"];
 /// Meshes at once. Each is a dozen processes; more would starve each other on a small machine and miss deadlines.
 const E2E_THREADS: &str = "2";
 
-/// Inputs per property and round of `cargo xtask fuzz`; an ordinary test run takes 256.
-const FUZZ_CASES: &str = "20000";
+/// Inputs per property and round of `cargo xtask fuzz`: rounds of some seconds. An ordinary test run takes 256.
+const FUZZ_CASES: &str = "2000";
 
 /// Tests and steps that ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,9 +95,18 @@ const STEPS: [Step; 9] = [
 ];
 
 pub(crate) fn run(root: &Path) -> Result<ExitCode> {
+    let total = run_steps(root, &STEPS)?;
+    Ok(if total.failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn run_steps(root: &Path, steps: &[Step]) -> Result<Tally> {
     let mut total = Tally::default();
     let mut summary = Vec::new();
-    for step in &STEPS {
+    for step in steps {
         say(&format!("== {}", step.name))?;
         let started = SystemTime::now();
         let outcome = (step.run)(root);
@@ -128,11 +137,7 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     }
     say(&summary.join("\n"))?;
     say(&format!("{} passed, {} failed", total.passed, total.failed))?;
-    Ok(if total.failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(total)
 }
 
 /// Runs the tests of all crates that have property tests, again and again with new input, for `seconds`.
@@ -155,7 +160,7 @@ pub(crate) fn fuzz(root: &Path, seconds: u64) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
-    say(&format!("{rounds} rounds, nothing found"))?;
+    say(&format!("rounds: {rounds}, nothing found"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -316,5 +321,44 @@ mod tests {
         ] {
             assert_eq!(parse_result(other), None, "{other}");
         }
+    }
+
+    fn step(on_failure: OnFailure, run: fn(&Path) -> Result<Tally>) -> Step {
+        Step {
+            name: "step",
+            on_failure,
+            run,
+        }
+    }
+
+    #[test]
+    fn tests_and_steps_add_up() {
+        let tests: fn(&Path) -> Result<Tally> = |_| {
+            Ok(Tally {
+                passed: 5,
+                failed: 2,
+            })
+        };
+        let steps = [
+            step(OnFailure::Continue, |_| bail!("untidy")),
+            step(OnFailure::Continue, tests),
+            step(OnFailure::Continue, |_| Ok(Tally::default())),
+        ];
+        let total = run_steps(Path::new("."), &steps).unwrap();
+        let expected = Tally {
+            passed: 6,
+            failed: 3,
+        };
+        assert_eq!(total, expected);
+    }
+
+    #[test]
+    fn nothing_runs_after_a_step_that_stops() {
+        let steps = [
+            step(OnFailure::Stop, |_| bail!("does not build")),
+            step(OnFailure::Continue, |_| panic!("must not run")),
+        ];
+        let total = run_steps(Path::new("."), &steps).unwrap();
+        assert_eq!((total.passed, total.failed), (0, 1));
     }
 }

@@ -141,7 +141,9 @@ impl Drop for AccessLog {
             }
             Some(failure) => {
                 self.handles.closed(failure.flag).increment(1);
-                self.handles.failed(failure.flag).increment(1);
+                if failure.flag != ResponseFlag::None {
+                    self.handles.failed(failure.flag).increment(1);
+                }
                 self.emit_failed(&failure.error);
             }
         }

@@ -320,3 +320,14 @@ fn concurrent_connections_of_one_label_set_add_up() {
     let lines = series("istio_tcp_received_bytes_total", "=\"many\"");
     assert!(lines[0].ends_with(" 400"), "{lines:?}");
 }
+
+#[test]
+fn an_error_without_a_flag_is_logged_but_not_counted_as_failed() {
+    let got = log_line("info", Format::Plain, || {
+        AccessLog::open(bare("reset")).fail(ResponseFlag::None, "connection reset");
+    });
+    assert!(got[0].ends_with("error=\"connection reset\""), "{}", got[0]);
+    let closed = series("istio_tcp_connections_closed_total", "=\"reset\"");
+    assert!(closed[0].contains("response_flags=\"-\"") && closed[0].ends_with(" 1"));
+    assert!(series("istio_tcp_connections_failed_total", "=\"reset\"").is_empty());
+}
