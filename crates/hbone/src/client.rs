@@ -118,7 +118,7 @@ where
         limit: AtomicUsize::new(1),
         most: cfg.outbound_streams,
         release_batch: cfg.release_batch(),
-        load: Load::new(traffic.clone()),
+        load: Load::new(traffic.clone(), cfg.busy_bytes_per_second),
         cut: Mutex::new(Some(cut)),
     };
     let driver = Driver {

@@ -29,6 +29,9 @@ pub struct HboneConfig {
     /// Tunnels for one key that are made because those there are busy with data, before they are full of streams. As
     /// many as there are cores, at most four: more only divide the work into smaller writes.
     pub parallel_tunnels: usize,
+    /// Bytes per second, both ways, from which a tunnel is busy. 128 MiB is a third to a half of what one core
+    /// encrypts and decrypts.
+    pub busy_bytes_per_second: u64,
     /// Keys with a tunnel; when there are more, an idle one is closed for the new one. Each costs a descriptor.
     pub keys: usize,
     /// Time between a pong (or the start) and the next PING.
@@ -62,6 +65,7 @@ impl Default for HboneConfig {
             outbound_streams: 100,
             tunnels_per_key: 256,
             parallel_tunnels: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
+            busy_bytes_per_second: 128 << 20,
             keys: 16_384,
             ping_interval: Duration::from_secs(10),
             ping_deadline: Duration::from_secs(20),

@@ -84,19 +84,22 @@ impl Usage {
 #[derive(Debug)]
 pub(crate) struct Load {
     traffic: Arc<Traffic>,
+    busy_bytes_per_second: u64,
     /// When the bytes were last looked at, and how many they were.
     seen: Mutex<(Instant, u64)>,
 }
 
-/// Half of what one core encrypts or decrypts in a tunnel, where a core does 200 to 500 MB/s.
-const BUSY_BYTES_PER_SECOND: u64 = 128 << 20;
 /// A burst shorter than this is no load.
 const LOAD_SPAN: Duration = Duration::from_millis(50);
 
 impl Load {
-    pub(crate) fn new(traffic: Arc<Traffic>) -> Self {
+    pub(crate) fn new(traffic: Arc<Traffic>, busy_bytes_per_second: u64) -> Self {
         let seen = Mutex::new((Instant::now(), traffic.both()));
-        Self { traffic, seen }
+        Self {
+            traffic,
+            busy_bytes_per_second,
+            seen,
+        }
     }
 
     /// Whether the tunnel was busy since the last look; a look soon after another sees nothing.
@@ -110,7 +113,7 @@ impl Load {
         }
         *seen = (Instant::now(), bytes);
         let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
-        bytes.saturating_sub(before) / millis.max(1) > BUSY_BYTES_PER_SECOND / 1000
+        bytes.saturating_sub(before) / millis.max(1) > self.busy_bytes_per_second / 1000
     }
 }
 

@@ -49,6 +49,30 @@ async fn full_tunnels_are_joined_by_others_and_used_again() {
 }
 
 #[tokio::test]
+async fn busy_tunnels_are_joined_by_another_before_they_are_full() {
+    let cfg = HboneConfig {
+        parallel_tunnels: 2,
+        busy_bytes_per_second: 1000,
+        ..HboneConfig::default()
+    };
+    let (far, pool) = (Far::new(&cfg), pool(&cfg));
+    let (mut reader, mut writer) = works(far.open(&pool, &key(1)).await.unwrap().stream).await;
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        for _ in 0..20 {
+            ping_pong(&mut reader, &mut writer).await;
+        }
+        // Nobody waits for the other tunnel.
+        let opened = far.open(&pool, &key(1)).await.unwrap();
+        assert_eq!(opened.tunnel, TunnelUse::Reused);
+        streams.push(works(opened.stream).await);
+        until("it is there", || pool.stats().tunnels == 2).await;
+    }
+    assert_eq!(far.dials(), 2);
+}
+
+#[tokio::test]
 async fn keys_do_not_wait_for_each_other() {
     let cfg = HboneConfig::default();
     let (far, pool) = (Far::new(&cfg), pool(&cfg));

@@ -12,7 +12,8 @@ use std::{
 use bytes::Bytes;
 use futures::FutureExt;
 use leyline_hbone::{
-    Baggage, DialError, HboneConfig, HboneStream, Opened, Pool, TunnelUse, server::Request,
+    Baggage, DialError, HboneConfig, HboneStream, Opened, Pool, TunnelUse,
+    server::{self, Request},
 };
 use leyline_net::copy::{Reader, Writer};
 use leyline_runtime::{Drain, spawn};
@@ -299,4 +300,8 @@ async fn futures_of_a_stream_are_small() {
     assert!(size <= 64, "read: {size}");
     let size = size_of_val(&writer.write(Bytes::new()));
     assert!(size <= 256, "write: {size}");
+    let (_near, io) = tokio::io::duplex(1);
+    let drain = Drain::new();
+    let size = size_of_val(&server::serve(io, &cfg, &drain, echo, |_| {}));
+    assert!(size <= 4096, "serve: {size}");
 }
