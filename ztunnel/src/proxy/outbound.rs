@@ -1,6 +1,10 @@
 //! Outbound (port 15001): a connection that an application of the pod made, captured on its way out.
 
-use std::{error::Error, net::SocketAddr, sync::Arc};
+use std::{
+    error::Error,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
 
 use leyline_hbone::{ConnectRequest, HboneError, PoolKey};
 use leyline_net::{Accepted, ConnectError, connect, into_split, orig_dst};
@@ -9,7 +13,7 @@ use leyline_telemetry::traffic::{
     AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
     early_failure,
 };
-use leyline_tls::{ClientTls, IdentityError, TlsError};
+use leyline_tls::{ClientTls, IdentityError, TlsError, Verdict};
 use leyline_types::{OrigDst, PeerAddr};
 use tokio::net::TcpStream;
 
@@ -123,15 +127,25 @@ async fn through_tunnel(
             .map(|service| service.hostname.clone()),
         baggage: Some(labels::baggage(source).encode()),
     };
+    let verdict = Arc::new(OnceLock::new());
     let dial = {
-        let (pod, key) = (pod.clone(), key.clone());
-        async move || dial(&pod, &key).await
+        let (pod, key, verdict) = (pod.clone(), key.clone(), verdict.clone());
+        async move || dial(&pod, &key, &verdict).await
     };
     let upstream = match pod.pool.open(&key, request, dial).await {
         Ok(opened) => opened.stream,
         Err(error) => {
             forward::reset(stream);
-            log.fail(flag_of(&error), explain(&error));
+            // In TLS 1.3 the server judges our certificate when the handshake has ended on our side.
+            match verdict.get().and_then(Verdict::refusal) {
+                Some(refusal) => {
+                    log.fail(
+                        ResponseFlag::TlsFailure,
+                        format_args!("peer refused us: {refusal}"),
+                    );
+                }
+                None => log.fail(flag_of(&error), explain(&error)),
+            }
             return;
         }
     };
@@ -152,19 +166,23 @@ enum DialFailure {
 }
 
 /// Certificate, connection, handshake: what a tunnel needs before HTTP/2.
-async fn dial(pod: &Pod, key: &PoolKey) -> Result<ClientTls, leyline_hbone::DialError> {
-    dial_checked(pod, key)
-        .await
-        .map_err(leyline_hbone::DialError::new)
-}
-
-async fn dial_checked(pod: &Pod, key: &PoolKey) -> Result<ClientTls, DialFailure> {
-    let certificate = pod.shared.certificates.get(&key.source).await?;
-    let stream = connect(&pod.netns, key.target, &pod.upstream_options()).await?;
-    let deadline = pod.shared.config.handshake_deadline;
-    let (stream, _identity) =
-        leyline_tls::connect(&certificate, stream, &key.destinations, deadline).await?;
-    Ok(stream)
+/// `verdict` is what the peer will say about our certificate.
+async fn dial(
+    pod: &Pod,
+    key: &PoolKey,
+    verdict: &OnceLock<Verdict>,
+) -> Result<ClientTls, leyline_hbone::DialError> {
+    let dialled = async {
+        let certificate = pod.shared.certificates.get(&key.source).await?;
+        let stream = connect(&pod.netns, key.target, &pod.upstream_options()).await?;
+        let deadline = pod.shared.config.handshake_deadline;
+        let (stream, _identity) =
+            leyline_tls::connect(&certificate, stream, &key.destinations, deadline).await?;
+        verdict.get_or_init(|| stream.verdict());
+        Ok(stream)
+    };
+    let dialled: Result<ClientTls, DialFailure> = dialled.await;
+    dialled.map_err(leyline_hbone::DialError::new)
 }
 
 fn flag_of(error: &HboneError) -> ResponseFlag {
@@ -173,7 +191,6 @@ fn flag_of(error: &HboneError) -> ResponseFlag {
         Some(DialFailure::Tls(_)) => ResponseFlag::TlsFailure,
         Some(DialFailure::Connect(ConnectError::Deadline(_))) => ResponseFlag::NetworkPolicy,
         Some(DialFailure::Connect(_)) => ResponseFlag::Connect,
-        None if refused_by_peer(error).is_some() => ResponseFlag::TlsFailure,
         None => match error {
             HboneError::Status(http::StatusCode::UNAUTHORIZED) => ResponseFlag::Deny,
             HboneError::Handshake(_) | HboneError::HandshakeDeadline => {
@@ -191,20 +208,7 @@ fn explain(error: &HboneError) -> String {
             "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"
         );
     }
-    match refused_by_peer(error) {
-        Some(refusal) => format!("peer refused us: {refusal}"),
-        None => error.to_string(),
-    }
-}
-
-/// In TLS 1.3 the server judges our certificate when the handshake has ended on our side, so its alert comes later.
-fn refused_by_peer(error: &HboneError) -> Option<leyline_tls::Refusal> {
-    match error {
-        HboneError::Handshake(error) | HboneError::Tunnel(error) => {
-            error.get_io().and_then(leyline_tls::Refusal::in_io)
-        }
-        _ => None,
-    }
+    error.to_string()
 }
 
 fn refusal_of(error: &OutboundRefusal) -> Refusal {
