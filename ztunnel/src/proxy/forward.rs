@@ -31,7 +31,7 @@ impl ForwardError {
     }
 }
 
-/// Carries an outbound connection of the pod; what leaves the pod counts as sent.
+/// Carries an outbound connection of the pod.
 pub(super) async fn outbound<UR: Reader, UW: Writer>(
     downstream: TcpStream,
     upstream: (UR, UW),
@@ -39,14 +39,10 @@ pub(super) async fn outbound<UR: Reader, UW: Writer>(
 ) -> Result<(), ForwardError> {
     let (mut down_read, mut down_write) = into_split(downstream);
     let (mut up_read, mut up_write) = upstream;
-    let moved = |from, bytes: usize| match from {
-        Side::Downstream => log.sent(bytes as u64),
-        Side::Upstream => log.received(bytes as u64),
-    };
     copy::bidirectional(
         (&mut down_read, &mut down_write),
         (&mut up_read, &mut up_write),
-        moved,
+        |from, bytes| moved(log, from, bytes),
     )
     .await?;
     Ok(())
@@ -63,22 +59,25 @@ pub(super) async fn inbound<DR: Reader, DW: Writer>(
 ) -> Result<(), ForwardError> {
     let (mut down_read, mut down_write) = downstream;
     let (mut up_read, mut up_write) = into_split(application);
-    let moved = |from, bytes: usize| match from {
-        Side::Downstream => log.received(bytes as u64),
-        Side::Upstream => log.sent(bytes as u64),
-    };
     // Both branches may be dropped: the copy loses at most what neither end will see completed anyway.
     let denial = tokio::select! {
         result = copy::bidirectional(
             (&mut down_read, &mut down_write),
             (&mut up_read, &mut up_write),
-            moved,
+            |from, bytes| moved(log, from, bytes),
         ) => return Ok(result?),
         denial = admission.revoked() => denial,
     };
     down_write.abort();
     up_write.abort();
     Err(ForwardError::Revoked(denial))
+}
+
+fn moved(log: &AccessLog, from: Side, bytes: usize) {
+    match from {
+        Side::Downstream => log.moved_from_downstream(bytes as u64),
+        Side::Upstream => log.moved_from_upstream(bytes as u64),
+    }
 }
 
 /// Ends a connection with RST, so that its owner sees a failure and not an end.

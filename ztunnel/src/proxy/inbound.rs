@@ -214,7 +214,7 @@ async fn carry(
     tunnel: &Arc<Tunnel>,
     workload: &Workload,
     target: &InboundTarget,
-    request: Request,
+    mut request: Request,
     log: &AccessLog,
 ) -> Result<(), (ResponseFlag, String)> {
     let pod = &tunnel.pod;
@@ -239,7 +239,14 @@ async fn carry(
     };
     let client: IpAddr = tunnel.peer.ip();
     let options = pod.application_options(client, target.addr.ip());
-    let application = match connect(&pod.netns, target.addr, &options).await {
+    let connected = tokio::select! {
+        connected = connect(&pod.netns, target.addr, &options) => connected,
+        () = request.cancelled() => {
+            let error = "the peer gave up before the application answered".to_owned();
+            return Err((ResponseFlag::None, error));
+        }
+    };
+    let application = match connected {
         Ok(application) => application,
         Err(error) => {
             request.refuse(StatusCode::SERVICE_UNAVAILABLE);

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use leyline_hbone::{ConnectRequest, HboneError, PoolKey};
+use leyline_hbone::{ConnectRequest, HboneError, HboneStream, PoolKey};
 use leyline_net::{Accepted, ConnectError, connect, into_split, orig_dst};
 use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Service, Workload};
 use leyline_telemetry::traffic::{
@@ -112,19 +112,37 @@ async fn through_tunnel(
         protocol: Protocol::Hbone,
     });
 
+    let upstream = match open_stream(pod, source, peer, &route).await {
+        Ok(upstream) => upstream,
+        Err((flag, error)) => {
+            forward::reset(stream);
+            log.fail(flag, error);
+            return;
+        }
+    };
+    if let Err(error) = forward::outbound(stream, upstream.into_split(), &log).await {
+        log.fail(error.flag(), error);
+    }
+}
+
+/// A stream in a tunnel that there is, or in a new one.
+async fn open_stream(
+    pod: &Arc<Pod>,
+    source: &Workload,
+    peer: PeerAddr,
+    route: &HboneRoute,
+) -> Result<HboneStream, (ResponseFlag, String)> {
     let key = PoolKey {
         source: source.identity.clone(),
         destinations: route.expected.to_vec(),
         target: route.tunnel,
         source_ip: peer.ip(),
     };
+    let service = route.service.as_ref();
     let request = ConnectRequest {
         authority: route.authority.clone(),
         forwarded_for: peer.addr(),
-        forwarded_host: route
-            .service
-            .as_ref()
-            .map(|service| service.hostname.clone()),
+        forwarded_host: service.map(|service| service.hostname.clone()),
         baggage: Some(labels::baggage(source).encode()),
     };
     let verdict = Arc::new(OnceLock::new());
@@ -132,26 +150,17 @@ async fn through_tunnel(
         let (pod, key, verdict) = (pod.clone(), key.clone(), verdict.clone());
         async move || dial(&pod, &key, &verdict).await
     };
-    let upstream = match pod.pool.open(&key, request, dial).await {
-        Ok(opened) => opened.stream,
-        Err(error) => {
-            forward::reset(stream);
-            // In TLS 1.3 the server judges our certificate when the handshake has ended on our side.
-            match verdict.get().and_then(Verdict::refusal) {
-                Some(refusal) => {
-                    log.fail(
-                        ResponseFlag::TlsFailure,
-                        format_args!("peer refused us: {refusal}"),
-                    );
-                }
-                None => log.fail(flag_of(&error), explain(&error)),
-            }
-            return;
+    let opened = pod.pool.open(&key, request, dial).await;
+    opened.map(|opened| opened.stream).map_err(|error| {
+        // In TLS 1.3 the server judges our certificate when the handshake has ended on our side.
+        match verdict.get().and_then(Verdict::refusal) {
+            Some(refusal) => (
+                ResponseFlag::TlsFailure,
+                format!("peer refused us: {refusal}"),
+            ),
+            None => (flag_of(&error), explain(&error)),
         }
-    };
-    if let Err(error) = forward::outbound(stream, upstream.into_split(), &log).await {
-        log.fail(error.flag(), error);
-    }
+    })
 }
 
 /// Why there is no tunnel.
