@@ -1,5 +1,11 @@
 //! End-to-end tests: real programs in network namespaces. They need root and fail where they cannot run.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test whose surroundings cannot be made has failed"
+)]
 
 mod cluster;
+mod enrolment;
+mod lifecycle;
 mod mesh;
 mod support;

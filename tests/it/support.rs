@@ -1,8 +1,4 @@
 //! What the tests have in common.
-#![expect(
-    clippy::unwrap_used,
-    reason = "a test whose surroundings cannot be made has failed"
-)]
 
 use std::path::{Path, PathBuf};
 

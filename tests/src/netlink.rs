@@ -1,7 +1,7 @@
 //! Links, addresses and routes of a namespace, by rtnetlink.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
 };
 
@@ -11,8 +11,9 @@ use leyline_net::NetNs;
 use netlink_packet_route::{
     address::AddressHeaderFlags,
     link::{InfoData, InfoVeth},
+    route::{RouteAttribute, RouteMessage},
 };
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use tokio::task::JoinSet;
 
 /// A netlink socket inside a namespace.
@@ -168,4 +169,44 @@ impl Netlink {
             .await
             .context("removing a link")
     }
+
+    /// Every routing rule and route of the namespace as text, to compare before and after.
+    pub async fn policy(&self) -> Result<Vec<String>> {
+        let mut policy = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let rules: Vec<_> = self
+                .handle
+                .rule()
+                .get(version)
+                .execute()
+                .try_collect()
+                .await?;
+            policy.extend(rules.iter().map(|rule| format!("{rule:?}")));
+        }
+        let all = [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ];
+        for query in all {
+            let routes: Vec<_> = self
+                .handle
+                .route()
+                .get(query)
+                .execute()
+                .try_collect()
+                .await?;
+            policy.extend(routes.iter().map(without_cache));
+        }
+        policy.sort();
+        Ok(policy)
+    }
+}
+
+/// A route without its use counters and ages, which change by themselves.
+fn without_cache(route: &RouteMessage) -> String {
+    let mut route = route.clone();
+    route
+        .attributes
+        .retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
+    format!("{route:?}")
 }
