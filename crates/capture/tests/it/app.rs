@@ -3,7 +3,6 @@
 use std::{
     io::{self, Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -124,13 +123,6 @@ pub(crate) fn timed<T>(call: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     let result = call();
     (result, start.elapsed())
-}
-
-/// Runs `call` on a thread and gives up after a deadline that is far beyond what it may take.
-pub(crate) fn within<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
-    let (tx, rx) = mpsc::channel();
-    thread::spawn(move || tx.send(call()));
-    rx.recv_timeout(4 * PATIENCE).expect("took too long")
 }
 
 pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {

@@ -4,7 +4,10 @@ use std::{fs, net::IpAddr};
 
 use aya::{
     maps::loaded_maps,
-    programs::{links::PinnedLink, loaded_programs},
+    programs::{
+        links::{FdLink, PinnedLink},
+        loaded_programs,
+    },
 };
 use futures::TryStreamExt;
 use leyline_capture::{RULE_PRIORITY_DNS, RULE_PRIORITY_MARK, TABLE, remove_instance};
@@ -117,11 +120,14 @@ fn pinned_ids(lab: &Lab) -> (Vec<u32>, Vec<u32>) {
             let path = entry.unwrap().path();
             if path.is_dir() {
                 directories.push(path);
-            } else if let Ok(link) = PinnedLink::from_pin(&path) {
-                let link = aya::programs::links::FdLink::from(link);
+            } else if path
+                .file_name()
+                .unwrap()
+                .as_encoded_bytes()
+                .starts_with(b"link_")
+            {
+                let link = FdLink::from(PinnedLink::from_pin(&path).unwrap());
                 programs.push(link.info().unwrap().program_id());
-                // Dropping the value would not unpin, but it would detach what is only referred to here.
-                std::mem::forget(link);
             } else {
                 let map = aya::maps::MapData::from_pin(&path).unwrap();
                 maps.push(map.info().unwrap().id());
