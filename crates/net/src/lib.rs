@@ -8,6 +8,7 @@ pub mod copy;
 pub mod listen;
 pub mod netns;
 pub mod orig_dst;
+pub mod read_ahead;
 pub mod sockopt;
 pub mod tcp;
 
@@ -15,4 +16,5 @@ pub use accept::{Accepted, accept};
 pub use connect::{ConnectError, ConnectOptions, Source, connect};
 pub use listen::{ListenOptions, listen};
 pub use netns::NetNs;
+pub use read_ahead::ReadAhead;
 pub use tcp::{TcpReader, TcpWriter, into_split};

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use leyline_net::ReadAhead;
 use leyline_types::Identity;
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -33,13 +34,13 @@ const ALERT_LINGER: Duration = Duration::from_millis(200);
 const ALERT_LINGER_BYTES: usize = 16 * 1024;
 
 /// The server side of a tunnel.
-pub type ServerTls = server::TlsStream<TcpStream>;
+pub type ServerTls = server::TlsStream<ReadAhead>;
 
 /// The client side of a tunnel. Remembers the alert with which a server refuses our certificate, which in TLS 1.3
 /// arrives only after [`connect`] has returned.
 #[derive(Debug)]
 pub struct ClientTls {
-    io: client::TlsStream<TcpStream>,
+    io: client::TlsStream<ReadAhead>,
     verdict: Verdict,
 }
 
@@ -58,14 +59,19 @@ pub async fn accept(
     deadline: Duration,
 ) -> Result<(ServerTls, Identity), TlsError> {
     let acceptor = TlsAcceptor::from(Arc::clone(cert.server_config()));
-    let (error, stream) = match timeout(deadline, acceptor.accept(stream).into_fallible()).await {
+    let (error, stream) = match timeout(
+        deadline,
+        acceptor.accept(ReadAhead::new(stream)).into_fallible(),
+    )
+    .await
+    {
         Err(_elapsed) => return Err(TlsError::Deadline(deadline)),
         Ok(Ok(tls)) => return authenticated(tls),
         Ok(Err((error, stream))) => (TlsError::from_handshake(error), stream),
     };
     if error.was_told() {
         // On the heap because it is rare, and each accepting task would carry its buffer.
-        Box::pin(let_alert_arrive(stream)).await;
+        Box::pin(let_alert_arrive(stream.into_inner())).await;
     }
     Err(error)
 }
@@ -95,7 +101,7 @@ pub async fn connect(
     let connector = TlsConnector::from(cert.client_config(Arc::clone(&verifier)));
     // rustls wants a name; it is neither sent (no SNI) nor looked at by our verifier.
     let unused = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let io = match timeout(deadline, connector.connect(unused, stream)).await {
+    let io = match timeout(deadline, connector.connect(unused, ReadAhead::new(stream))).await {
         Err(_elapsed) => return Err(TlsError::Deadline(deadline)),
         Ok(result) => result.map_err(TlsError::from_handshake)?,
     };
@@ -142,7 +148,8 @@ impl ClientTls {
 
     /// The socket and the TLS session.
     pub fn get_ref(&self) -> (&TcpStream, &rustls::ClientConnection) {
-        self.io.get_ref()
+        let (stream, session) = self.io.get_ref();
+        (stream.get_ref(), session)
     }
 }
 
