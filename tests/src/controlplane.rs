@@ -4,13 +4,14 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use http::StatusCode;
 use leyline_net::NetNs;
 
 use crate::{
@@ -23,6 +24,8 @@ use crate::{
 
 /// Port of xDS, CA and enrolment.
 pub const PORT: u16 = 15012;
+/// Readiness, status and metrics, on the loopback of the infrastructure; the port is that of istiod's.
+pub const ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 15014);
 /// It makes a root on first start and reads some files.
 const READY_DEADLINE: Duration = Duration::from_secs(15);
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
@@ -38,22 +41,25 @@ pub struct ControlPlane {
 impl ControlPlane {
     /// Starts it and waits until it serves.
     pub async fn start(run: &Run, namespace: &NetNs, binary: &Path) -> Result<Self> {
-        let args: Vec<OsString> = vec![
+        let mut args: Vec<OsString> = vec![
             "serve".into(),
             "--config".into(),
             run.config_dir().into(),
-            "--state".into(),
+            "--state-dir".into(),
             run.state_dir().into(),
             "--listen".into(),
             format!("[::]:{PORT}").into(),
-            "--san".into(),
-            CONTROL_PLANE.map(|ip| ip.to_string()).join(",").into(),
+            "--admin".into(),
+            ADMIN.to_string().into(),
         ];
+        for name in CONTROL_PLANE {
+            args.extend(["--san".into(), name.to_string().into()]);
+        }
         let program = Program {
             name: "controlplane".to_owned(),
             path: binary.to_owned(),
             args,
-            env: BTreeMap::from([("RUST_LOG".to_owned(), "info".into())]),
+            env: BTreeMap::new(),
             namespace: namespace.clone(),
         };
         let mut started = Self {
@@ -68,12 +74,17 @@ impl ControlPlane {
     pub async fn start_again(&mut self, run: &Run) -> Result<()> {
         let mut process = Process::start(run, &self.program)?;
         let client = Client::new(self.program.namespace.clone());
-        let target = SocketAddr::new(CONTROL_PLANE[0], PORT);
         eventually("the control plane serves", READY_DEADLINE, || {
             let (alive, client) = (process.check_alive(), client.clone());
             async move {
                 alive?;
-                client.connect(target, PROBE_DEADLINE).await
+                let reply = client.get(ADMIN, "/ready", PROBE_DEADLINE).await?;
+                ensure!(
+                    reply.status == StatusCode::OK,
+                    "/ready answers {}",
+                    reply.status
+                );
+                Ok(())
             }
         })
         .await
@@ -117,8 +128,14 @@ impl ControlPlane {
         let output = tokio::process::Command::new(&self.program.path)
             .env_clear()
             .arg("token")
-            .arg("--state")
+            .arg("--state-dir")
             .arg(run.state_dir())
+            .args([
+                "--namespace",
+                "istio-system",
+                "--service-account",
+                "ztunnel",
+            ])
             .args(["--node", node])
             .output()
             .await

@@ -202,30 +202,19 @@ impl Fabric {
         let link = node.links.veth(outside, eth0, &namespace).await?;
         let eth0 = inside.index("eth0").await?;
         inside.up(eth0).await?;
+        let pod_end = LinkEnd {
+            links: &inside,
+            index: eth0,
+            mac: pod_mac,
+        };
+        let node_end = LinkEnd {
+            links: &node.links,
+            index: link,
+            mac: node_mac,
+        };
         for (i, address) in addresses.all().into_iter().enumerate() {
-            let (gateway, prefix) = (POD_GATEWAY[i], host_prefix(address));
-            inside.address(eth0, address, prefix).await?;
-            let to_gateway = Route {
-                link: eth0,
-                destination: gateway,
-                prefix,
-                gateway: None,
-                source: None,
-            };
-            inside.route(to_gateway).await?;
-            inside.neighbour(eth0, gateway, node_mac).await?;
-            inside.route(default_route(eth0, gateway)).await?;
-            node.links.address(link, gateway, prefix).await?;
-            let to_pod = Route {
-                link,
-                destination: address,
-                prefix,
-                gateway: None,
-                // What the node itself sends, such as probes, comes from the node and not from the gateway.
-                source: Some(node.addresses.all()[i]),
-            };
-            node.links.route(to_pod).await?;
-            node.links.neighbour(link, address, pod_mac).await?;
+            let own = node.addresses.all()[i];
+            route_pod(&pod_end, &node_end, address, POD_GATEWAY[i], own).await?;
         }
         Ok(PodNetwork {
             namespace,
@@ -254,6 +243,47 @@ impl Fabric {
             .get(name)
             .with_context(|| format!("no node `{name}`"))
     }
+}
+
+/// One end of a pod's link.
+struct LinkEnd<'a> {
+    links: &'a Netlink,
+    index: u32,
+    mac: Mac,
+}
+
+/// Gives a pod one address, its way out through the node and the node's way in. What the node itself sends, such as probes,
+/// comes from its own address and not from the gateway's.
+async fn route_pod(
+    pod: &LinkEnd<'_>,
+    node: &LinkEnd<'_>,
+    address: IpAddr,
+    gateway: IpAddr,
+    node_address: IpAddr,
+) -> Result<()> {
+    let prefix = host_prefix(address);
+    pod.links.address(pod.index, address, prefix).await?;
+    let to_gateway = Route {
+        link: pod.index,
+        destination: gateway,
+        prefix,
+        gateway: None,
+        source: None,
+    };
+    pod.links.route(to_gateway).await?;
+    pod.links.neighbour(pod.index, gateway, node.mac).await?;
+    pod.links.route(default_route(pod.index, gateway)).await?;
+
+    node.links.address(node.index, gateway, prefix).await?;
+    let to_pod = Route {
+        link: node.index,
+        destination: address,
+        prefix,
+        gateway: None,
+        source: Some(node_address),
+    };
+    node.links.route(to_pod).await?;
+    node.links.neighbour(node.index, address, pod.mac).await
 }
 
 async fn up_loopback(links: &Netlink) -> Result<u32> {

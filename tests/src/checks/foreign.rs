@@ -1,7 +1,12 @@
 //! Check 9: peers that share no code with us call a pod and are called by one; bad ones are refused, each with its reason in the
 //! log and in a counter.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 
@@ -159,16 +164,13 @@ fn check_seen(mesh: &Mesh, seen: &Description) -> Result<()> {
     Ok(())
 }
 
-/// All bad peers at once: each is refused, and the counter of its reason has gone up by it.
-async fn refuses_bad(
-    mesh: &Mesh,
-    peers: &Peers,
-    root: &Path,
-    good: &Credential,
-    [foreign_root, foreign_domain]: [&Credential; 2],
-) -> Result<String> {
-    let target = mesh.cluster().pod_addr(SERVER_V2, Family::V4, HTTP)?;
-    let elsewhere = mesh.cluster().pod_addr(CLIENT, Family::V4, HTTP)?;
+/// Every bad peer, calling the application at `target`.
+fn bad_peers<'a>(
+    target: SocketAddr,
+    elsewhere: SocketAddr,
+    good: &'a Credential,
+    [foreign_root, foreign_domain]: [&'a Credential; 2],
+) -> [Bad<'a>; 6] {
     let bad = |what, credential, manner, reasons| Bad {
         what,
         credential,
@@ -176,14 +178,7 @@ async fn refuses_bad(
         authority: target.to_string(),
         reasons,
     };
-    let mut wrong_authority = bad(
-        "wrong authority",
-        Some(good),
-        Manner::Good,
-        &["wrong_target", "authority"],
-    );
-    wrong_authority.authority = elsewhere.to_string();
-    let all = [
+    [
         bad(
             "other root",
             Some(foreign_root),
@@ -204,8 +199,29 @@ async fn refuses_bad(
         ),
         bad("TLS 1.2", Some(good), Manner::Tls12, &["version"]),
         bad("slow handshake", None, Manner::Silent, &["deadline"]),
-        wrong_authority,
-    ];
+        Bad {
+            authority: elsewhere.to_string(),
+            ..bad(
+                "wrong authority",
+                Some(good),
+                Manner::Good,
+                &["wrong_target", "authority"],
+            )
+        },
+    ]
+}
+
+/// All bad peers at once: each is refused, and the counter of its reason has gone up by it.
+async fn refuses_bad(
+    mesh: &Mesh,
+    peers: &Peers,
+    root: &Path,
+    good: &Credential,
+    foreign: [&Credential; 2],
+) -> Result<String> {
+    let target = mesh.cluster().pod_addr(SERVER_V2, Family::V4, HTTP)?;
+    let elsewhere = mesh.cluster().pod_addr(CLIENT, Family::V4, HTTP)?;
+    let all = bad_peers(target, elsewhere, good, foreign);
     let ztunnel = mesh.ztunnel_of(SERVER_V2)?;
     let log = ztunnel.log()?.from_now()?;
     let before = ztunnel.metrics().await?.by_label(REFUSED, "reason");

@@ -6,7 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::{
-    calls::{Call, Expected, settle},
+    calls::{
+        Call,
+        Expected::{self, Answer, Refusal},
+        settle,
+    },
     names::{CLIENT, HTTP, LEGACY, SERVER_V1, SERVER_V2, SHOP, TCP, WORKER},
 };
 use crate::{
@@ -27,7 +31,8 @@ struct Rule {
 pub(super) async fn check(mesh: &Mesh) -> Result<String> {
     mesh.set_enrolment(SHOP, Enrolment::Ambient).await?;
     let mut slowest = Duration::ZERO;
-    let rules = rules(mesh)?;
+    let mut rules = rules_by_source(mesh)?;
+    rules.extend(rules_by_address(mesh)?);
     for rule in &rules {
         mesh.write_check_file(FILE, &rule.yaml)?;
         let after = settle(mesh, rule.what, &rule.calls)
@@ -50,7 +55,7 @@ async fn live_connections(mesh: &Mesh) -> Result<Duration> {
     let limits = mesh.limits();
     let to = mesh.cluster().pod_addr(SERVER_V1, Family::V4, TCP)?;
     let everybody: Vec<(Call, Expected)> = [CLIENT, WORKER, LEGACY]
-        .map(|from| (Call { from, to }, Expected::Answer))
+        .map(|from| (Call { from, to }, Answer))
         .into();
     settle(mesh, "no policy, no refusal", &everybody).await?;
     let mut connections = Vec::new();
@@ -74,17 +79,21 @@ async fn live_connections(mesh: &Mesh) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-fn rules(mesh: &Mesh) -> Result<Vec<Rule>> {
-    use Expected::{Answer, Refusal};
-
-    let cluster = mesh.cluster();
-    let call = |from, to: &str, family, port| -> Result<Call> {
-        let to = cluster.pod_addr(to, family, port)?;
-        Ok(Call { from, to })
+/// Calls of this check: version 1 by IPv4, version 2 by IPv6.
+fn call(mesh: &Mesh, from: &'static str, to: &str, port: u16) -> Result<Call> {
+    let family = if to == SERVER_V1 {
+        Family::V4
+    } else {
+        Family::V6
     };
-    let v1 = |from| call(from, SERVER_V1, Family::V4, HTTP);
-    let v2 = |from| call(from, SERVER_V2, Family::V6, HTTP);
-    let worker = cluster.pod(WORKER)?.addresses().v4;
+    let to = mesh.cluster().pod_addr(to, family, port)?;
+    Ok(Call { from, to })
+}
+
+/// Rules by who calls.
+fn rules_by_source(mesh: &Mesh) -> Result<Vec<Rule>> {
+    let v1 = |from| call(mesh, from, SERVER_V1, HTTP);
+    let v2 = |from| call(mesh, from, SERVER_V2, HTTP);
     Ok(vec![
         Rule {
             what: "an empty spec denies all",
@@ -116,6 +125,25 @@ fn rules(mesh: &Mesh) -> Result<Vec<Rule>> {
                 (v2(LEGACY)?, Refusal),
             ],
         },
+    ])
+}
+
+/// Rules by port and address, and two policies at once.
+fn rules_by_address(mesh: &Mesh) -> Result<Vec<Rule>> {
+    let v1 = |from| call(mesh, from, SERVER_V1, HTTP);
+    let v2 = |from| call(mesh, from, SERVER_V2, HTTP);
+    let worker = mesh.cluster().pod(WORKER)?.addresses().v4;
+    let everybody = policy(
+        "everybody",
+        "ALLOW",
+        "- from: [{source: {principals: [\"*\"]}}]",
+    );
+    let not_the_client = policy(
+        "not-the-client",
+        "DENY",
+        "- from: [{source: {principals: [\"*/sa/client\"]}}]",
+    );
+    Ok(vec![
         Rule {
             what: "ALLOW by port",
             yaml: allow("- to: [{operation: {ports: [\"8080\"]}}]"),
@@ -123,8 +151,8 @@ fn rules(mesh: &Mesh) -> Result<Vec<Rule>> {
                 (v1(CLIENT)?, Answer),
                 (v2(WORKER)?, Answer),
                 (v1(LEGACY)?, Answer),
-                (call(CLIENT, SERVER_V1, Family::V4, TCP)?, Refusal),
-                (call(LEGACY, SERVER_V2, Family::V6, TCP)?, Refusal),
+                (call(mesh, CLIENT, SERVER_V1, TCP)?, Refusal),
+                (call(mesh, LEGACY, SERVER_V2, TCP)?, Refusal),
             ],
         },
         Rule {
@@ -141,19 +169,7 @@ fn rules(mesh: &Mesh) -> Result<Vec<Rule>> {
         },
         Rule {
             what: "DENY over ALLOW",
-            yaml: format!(
-                "{}---\n{}",
-                policy(
-                    "everybody",
-                    "ALLOW",
-                    "- from: [{source: {principals: [\"*\"]}}]"
-                ),
-                policy(
-                    "not-the-client",
-                    "DENY",
-                    "- from: [{source: {principals: [\"*/sa/client\"]}}]"
-                )
-            ),
+            yaml: format!("{everybody}---\n{not_the_client}"),
             calls: vec![
                 (v1(WORKER)?, Answer),
                 (v2(WORKER)?, Answer),
