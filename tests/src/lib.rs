@@ -34,5 +34,6 @@ pub mod metrics;
 pub mod peers;
 pub mod sniffer;
 
+pub mod bench;
 pub mod checks;
 pub mod preflight;

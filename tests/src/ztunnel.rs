@@ -93,6 +93,13 @@ impl Ztunnel {
         self.process.is_some()
     }
 
+    /// Its process id, to look at what it uses.
+    pub fn pid(&self) -> Result<u32> {
+        self.running()?
+            .pid()
+            .with_context(|| format!("{} has ended", self.program.name))
+    }
+
     /// Waits until its readiness server says so.
     pub async fn ready(&mut self) -> Result<Duration> {
         let name = self.program.name.clone();

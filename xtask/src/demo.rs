@@ -1,8 +1,8 @@
 //! `cargo xtask demo`: builds the programs, brings a mesh up on this machine, makes every check and takes it down again.
 //! `--keep` leaves it up and says how to look around, `--down` removes it.
 
-mod build;
-mod console;
+pub(crate) mod build;
+pub(crate) mod console;
 
 use std::{path::Path, process::ExitCode};
 
@@ -157,7 +157,7 @@ and call again: the connection is reset. Remove the file, and it is answered aga
     mesh.stay()
 }
 
-async fn interrupted() -> Result<()> {
+pub(crate) async fn interrupted() -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     tokio::select! {

@@ -1,5 +1,6 @@
 //! Developer commands. `cargo xtask help` lists them.
 
+mod bench;
 mod codegen;
 mod demo;
 mod ebpf;
@@ -27,6 +28,8 @@ enum Command {
         #[arg(long)]
         down: bool,
     },
+    /// Measure the mesh beside plain veth, and print the figures with Istio's. Needs root.
+    Bench(bench::BenchArgs),
     /// Run every check and test; CI runs exactly this. Needs root.
     Test,
     /// Check crate edges, dependencies, lengths and forbidden patterns.
@@ -61,6 +64,7 @@ fn main() -> anyhow::Result<ExitCode> {
             };
             return demo::run(&root, mode);
         }
+        Command::Bench(args) => return bench::run(&root, args),
         Command::Test => return test::run(&root),
         Command::Tidy => tidy::run(&root)?,
         Command::Fuzz { seconds } => return test::fuzz(&root, seconds),

@@ -8,7 +8,7 @@ use tokio::process::Command;
 const PACKAGES: [&str; 3] = ["leyline-ztunnel", "leyline-controlplane", "leyline-tests"];
 
 /// `cargo build --release`, with cargo's own progress on the terminal.
-pub(super) async fn release(root: &Path) -> Result<()> {
+pub(crate) async fn release(root: &Path) -> Result<()> {
     // The cargo that runs us, as it tells every program that it runs.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);

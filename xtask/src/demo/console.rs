@@ -11,25 +11,25 @@ use anyhow::Result;
 const TITLE_WIDTH: usize = 58;
 
 /// Standard output, with colours where it is a terminal.
-pub(super) struct Console {
+pub(crate) struct Console {
     colours: bool,
 }
 
 impl Console {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             colours: stdout().is_terminal(),
         }
     }
 
     /// A line as it is.
-    pub(super) fn line(&self, text: impl AsRef<str>) {
+    pub(crate) fn line(&self, text: impl AsRef<str>) {
         // Whoever has closed the output still wants the mesh taken down.
         let _closed = writeln!(stdout(), "{}", text.as_ref());
     }
 
     /// What is being done now.
-    pub(super) fn step(&self, text: impl AsRef<str>) {
+    pub(crate) fn step(&self, text: impl AsRef<str>) {
         self.line(format!("- {}", text.as_ref()));
     }
 
