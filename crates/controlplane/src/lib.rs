@@ -4,5 +4,20 @@
 //! `objects` reads, `translate` computes (pure), `mesh` publishes, `xds`, `ca` and `enrolment` serve; `server` puts them
 //! together for the binary and for tests. The data plane never links this crate.
 
+mod auth;
+mod ca;
+mod clients;
+mod enrolment;
+mod mesh;
 pub mod objects;
+mod server;
+mod state_dir;
+mod token;
 pub mod translate;
+mod xds;
+
+pub use auth::AuthError;
+pub use ca::{Authority, CaError, CsrError, ROOT_FILE};
+pub use server::{ControlPlane, ServeError, ServerConfig};
+pub use state_dir::{StateDir, StateError};
+pub use token::{Caller, TokenError, TokenKey, TokenKeyError};

@@ -13,7 +13,7 @@ mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use leyline_types::{NamespacedName, TrustDomain, WorkloadName};
+use leyline_types::{Identity, NamespacedName, TrustDomain, WorkloadName};
 
 use crate::objects::{ObjectKey, Objects};
 
@@ -72,8 +72,8 @@ pub struct Translation {
     pub authorizations: Resources,
     /// For each node.
     pub wanted: BTreeMap<String, WantedPods>,
-    /// Uids of all pods.
-    pub pods: BTreeSet<String>,
+    /// The node of each pod, by uid.
+    pub pod_nodes: BTreeMap<String, String>,
     /// For the authors of the objects.
     pub advice: Vec<Advice>,
 }
@@ -103,11 +103,11 @@ pub fn translate(
         network: locality::network(objects, mesh),
     };
     let mut addresses = Resources::new();
-    let mut pods = BTreeSet::new();
+    let mut pod_nodes = BTreeMap::new();
     for pod in objects.pods.values() {
         if let Some(workload) = workloads::of_pod(&context, pod) {
             addresses.insert(workload.uid.clone(), resource::workload(&workload));
-            pods.insert(workload.uid);
+            pod_nodes.insert(workload.uid, workload.node);
         }
     }
     for workload in endpoints::workloads(&context) {
@@ -128,9 +128,19 @@ pub fn translate(
         addresses,
         authorizations,
         wanted,
-        pods,
+        pod_nodes,
         advice,
     }
+}
+
+/// Whether a pod that has not ended runs on the node with the identity's namespace and service account.
+pub(crate) fn pods_on_node_with(objects: &Objects, node: &str, identity: &Identity) -> bool {
+    objects.pods.iter().any(|(name, pod)| {
+        name.namespace == *identity.namespace()
+            && *identity.service_account() == *workloads::service_account_of(pod)
+            && workloads::node_of(pod) == node
+            && workloads::is_live(pod)
+    })
 }
 
 /// Uid of the workload of a pod.

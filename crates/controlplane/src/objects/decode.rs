@@ -33,7 +33,6 @@ pub(crate) struct Slot {
 #[derive(Clone, Debug)]
 pub(crate) struct Decoded {
     pub(crate) slot: Slot,
-    pub(crate) line: u64,
     pub(crate) object: Object,
     /// The `status` as written, of a status patch.
     pub(crate) status: Option<Value>,
@@ -126,7 +125,6 @@ fn decode_object(node: Node, parsed: &mut Parsed) {
     let tree = Arc::new(node);
     match decode_kind(slot.key.kind, slot.part, &tree) {
         Ok((object, status)) => parsed.objects.push(Decoded {
-            line: tree.line_of(&[]),
             slot,
             object,
             status,

@@ -1,0 +1,123 @@
+//! The options of the binary.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use leyline_controlplane::{Caller, ServerConfig, translate::MeshSettings};
+use leyline_runtime::env::parse_duration;
+use leyline_types::{NamespacedName, TrustDomain};
+
+/// The control plane of Leyline.
+#[derive(Debug, Parser)]
+#[command(name = "controlplane", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve discovery, certificates and enrolment from directories of Kubernetes YAML.
+    Serve(ServeArgs),
+    /// Print a token with which a proxy authenticates itself.
+    Token(TokenArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ServeArgs {
+    /// A directory of *.yaml and *.yml files; may be given several times.
+    #[arg(long = "config", value_name = "DIR", required = true)]
+    config: Vec<PathBuf>,
+    /// Holds the CA's key, the token key and root-cert.pem; made with mode 0700.
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// Where proxies connect, with TLS.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15012")]
+    listen: SocketAddr,
+    /// Where /ready, /status and /metrics are served, without TLS.
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin: Option<SocketAddr>,
+    /// Trust domain of every identity.
+    #[arg(long, default_value = TrustDomain::DEFAULT)]
+    trust_domain: TrustDomain,
+    /// First part of every workload's uid.
+    #[arg(long, default_value = "Kubernetes")]
+    cluster_id: String,
+    /// Namespace of mesh-wide policies.
+    #[arg(long, default_value = "istio-system")]
+    root_namespace: String,
+    /// Suffix of service host names.
+    #[arg(long, default_value = "cluster.local")]
+    cluster_domain: String,
+    /// A further DNS name or address for the server's certificate; may be given several times.
+    #[arg(long = "san", value_name = "NAME")]
+    names: Vec<String>,
+    /// Service accounts of node proxies, which may ask for the identities of their pods.
+    #[arg(
+        long = "node-account",
+        value_name = "NAMESPACE/NAME",
+        default_value = "istio-system/ztunnel"
+    )]
+    node_accounts: Vec<NamespacedName>,
+    /// Levels of the log.
+    #[arg(long, default_value = "info")]
+    pub(crate) log: String,
+    /// Log as JSON.
+    #[arg(long)]
+    pub(crate) log_json: bool,
+    /// Worker threads.
+    #[arg(long, default_value_t = 2)]
+    pub(crate) threads: usize,
+}
+
+impl ServeArgs {
+    pub(crate) fn into_config(self) -> ServerConfig {
+        ServerConfig {
+            config_dirs: self.config,
+            state_dir: self.state_dir,
+            listen: self.listen,
+            admin: self.admin,
+            names: self.names,
+            mesh: MeshSettings {
+                trust_domain: self.trust_domain,
+                cluster_id: self.cluster_id,
+                root_namespace: self.root_namespace,
+                cluster_domain: self.cluster_domain,
+                node_accounts: self.node_accounts,
+            },
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TokenArgs {
+    /// The state directory of the control plane that will be called.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state_dir: PathBuf,
+    /// Namespace of the service account.
+    #[arg(long)]
+    namespace: String,
+    /// The service account.
+    #[arg(long)]
+    service_account: String,
+    /// The node that the token is bound to.
+    #[arg(long)]
+    node: Option<String>,
+    /// The pod that the token is bound to.
+    #[arg(long)]
+    pod: Option<String>,
+    /// How long the token is valid.
+    #[arg(long, default_value = "12h", value_parser = parse_duration)]
+    pub(crate) ttl: Duration,
+}
+
+impl TokenArgs {
+    pub(crate) fn caller(&self) -> Caller {
+        Caller {
+            namespace: self.namespace.clone(),
+            service_account: self.service_account.clone(),
+            node: self.node.clone(),
+            pod: self.pod.clone(),
+        }
+    }
+}

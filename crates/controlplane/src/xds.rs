@@ -1,0 +1,240 @@
+//! Delta ADS (the incremental Envoy v3 discovery protocol) for node proxies: workloads, services and policies, all by
+//! wildcard subscription.
+//!
+//! `session` decides what to send and is pure; here are the stream and its deadlines. At most one response of a type is
+//! on its way, so that a slow proxy gets the latest state next and nothing piles up for it.
+
+mod session;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::Stream;
+use leyline_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    envoy::service::discovery::v3::{
+        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+        aggregated_discovery_service_server::AggregatedDiscoveryService,
+    },
+};
+use leyline_runtime::{Drain, spawn};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{debug, info, info_span, warn};
+
+use crate::{
+    auth::Authenticator,
+    clients::{Client, Clients, Connected},
+    mesh::{Mesh, Published},
+    token::Caller,
+};
+use session::{Received, Session};
+
+pub(crate) use session::TypeStatus;
+
+/// One response of each of the two types may be on its way.
+const RESPONSES_ON_THE_WAY: usize = 2;
+/// A proxy that has not acknowledged for so long is stuck; it is disconnected and starts anew.
+const ACK_DEADLINE: Duration = Duration::from_secs(60);
+/// A client that has not said what it wants by then is not a proxy.
+const FIRST_REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// The transport must take a response within this time.
+const SEND_DEADLINE: Duration = Duration::from_secs(30);
+
+/// The service.
+pub(crate) struct DiscoveryService {
+    pub(crate) auth: Arc<Authenticator>,
+    pub(crate) mesh: Arc<Mesh>,
+    pub(crate) clients: Clients,
+    pub(crate) drain: Drain,
+}
+
+type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for DiscoveryService {
+    type DeltaAggregatedResourcesStream =
+        Pin<Box<dyn Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let caller = self
+            .auth
+            .require("xds", request.metadata())
+            .map_err(|status| *status)?;
+        let address = request.remote_addr();
+        let (responses, receiver) = mpsc::channel(RESPONSES_ON_THE_WAY);
+        let client = Client {
+            node_id: String::new(),
+            account: format!("{}/{}", caller.namespace, caller.service_account),
+            node: caller.node.clone(),
+            address,
+            types: std::collections::BTreeMap::new(),
+            addresses_generation: None,
+        };
+        let stream = XdsStream {
+            requests: request.into_inner(),
+            responses,
+            published: self.mesh.subscribe(),
+            connected: self.clients.connect(client),
+            drain: self.drain.clone(),
+            session: Session::default(),
+            sent_at: None,
+        };
+        let span = info_span!(
+            "xds",
+            peer = address.map(tracing::field::display),
+            node = caller.node
+        );
+        drop(spawn("xds stream", span, &self.drain, stream.run(caller)));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+struct XdsStream {
+    requests: Streaming<DeltaDiscoveryRequest>,
+    responses: Responses,
+    published: watch::Receiver<Arc<Published>>,
+    connected: Connected,
+    drain: Drain,
+    session: Session,
+    /// Since when a response waits for its acknowledgement.
+    sent_at: Option<Instant>,
+}
+
+/// Why a stream ends.
+enum End {
+    /// The client left, or the server drains.
+    Quiet(&'static str),
+    /// The client is told.
+    Told(Status),
+}
+
+impl XdsStream {
+    async fn run(mut self, caller: Caller) {
+        info!(account = %format!("{}/{}", caller.namespace, caller.service_account), "proxy connected");
+        match self.serve().await {
+            End::Quiet(reason) => info!(reason, "proxy disconnected"),
+            End::Told(status) => {
+                warn!(error = status.message(), "proxy disconnected");
+                // It may be gone, or not reading; then nothing can be told.
+                let _told = timeout(SEND_DEADLINE, self.responses.send(Err(status))).await;
+            }
+        }
+    }
+
+    async fn serve(&mut self) -> End {
+        match timeout(FIRST_REQUEST_DEADLINE, self.requests.message()).await {
+            Ok(Ok(Some(request))) => {
+                let node_id = request
+                    .node
+                    .as_ref()
+                    .map(|node| node.id.clone())
+                    .unwrap_or_default();
+                self.connected.update(|client| client.node_id = node_id);
+                if let Err(end) = self.receive(request) {
+                    return end;
+                }
+            }
+            Ok(Ok(None) | Err(_)) => return End::Quiet("left"),
+            Err(_) => return End::Told(Status::deadline_exceeded("no request")),
+        }
+        loop {
+            if let Err(end) = self.send_pending().await {
+                return end;
+            }
+            let ack_deadline = self.sent_at.map(|sent_at| sent_at + ACK_DEADLINE);
+            tokio::select! {
+                () = self.drain.started() => return End::Quiet("server stops"),
+                () = until(ack_deadline) => {
+                    return End::Told(Status::deadline_exceeded("no acknowledgement"));
+                }
+                message = self.requests.message() => match message {
+                    Ok(Some(request)) => {
+                        if let Err(end) = self.receive(request) {
+                            return end;
+                        }
+                    }
+                    Ok(None) => return End::Quiet("left"),
+                    Err(status) => {
+                        debug!(error = %status, "stream broke");
+                        return End::Quiet("connection broke");
+                    }
+                },
+                // Seen by `send_pending`. The sender lives as long as the mesh, which outlives its streams.
+                changed = self.published.changed() => if changed.is_err() {
+                    return End::Quiet("server stops");
+                },
+            }
+        }
+    }
+
+    fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), End> {
+        match self.session.receive(request) {
+            Ok(Received::Nack { type_url, reason }) => {
+                metrics::counter!("leyline_xds_rejections_total", "type" => short(type_url))
+                    .increment(1);
+                warn!(resource_type = type_url, reason, "proxy rejected resources");
+            }
+            Ok(Received::UnknownType(type_url)) => {
+                warn!(
+                    resource_type = type_url,
+                    "proxy asks for a type that is not served"
+                );
+            }
+            Ok(Received::Subscribed | Received::Ack | Received::Stale) => {}
+            Err(error) => return Err(End::Told(Status::invalid_argument(error.to_string()))),
+        }
+        if !self.session.waits_for_ack() {
+            self.sent_at = None;
+        }
+        Ok(())
+    }
+
+    async fn send_pending(&mut self) -> Result<(), End> {
+        let published = self.published.borrow_and_update().clone();
+        while let Some(response) = self.session.next_response(&published) {
+            debug!(
+                resource_type = response.type_url,
+                resources = response.resources.len(),
+                removed = response.removed_resources.len(),
+                generation = published.generation,
+                "push"
+            );
+            let type_name = short(&response.type_url);
+            metrics::counter!("leyline_xds_pushes_total", "type" => type_name).increment(1);
+            match timeout(SEND_DEADLINE, self.responses.send(Ok(response))).await {
+                Ok(Ok(())) => self.sent_at = Some(Instant::now()),
+                Ok(Err(_)) => return Err(End::Quiet("left")),
+                Err(_) => return Err(End::Quiet("does not read")),
+            }
+        }
+        let session = &self.session;
+        self.connected.update(|client| {
+            client.types = session.status();
+            client.addresses_generation = session.addresses_generation();
+        });
+        Ok(())
+    }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A label for metrics and the status page.
+fn short(type_url: &str) -> &'static str {
+    match type_url {
+        ADDRESS_TYPE => "address",
+        AUTHORIZATION_TYPE => "authorization",
+        _ => "other",
+    }
+}

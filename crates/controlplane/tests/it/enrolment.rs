@@ -1,0 +1,288 @@
+//! Enrolment follows labels, and reachability over HBONE follows enrolment.
+
+use std::time::Duration;
+
+use leyline_proto::{
+    envoy::service::discovery::v3::DeltaDiscoveryResponse,
+    istio::workload::{
+        Address, TunnelProtocol, address,
+        zds::{WorkloadRequest, workload_request::Payload},
+    },
+    leyline::enrolment::v1::{
+        Hello, Outcome, Report, State, enrolment_service_client::EnrolmentServiceClient, report,
+    },
+};
+use prost::Message;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, Streaming};
+
+use crate::{
+    discovery::PODS,
+    harness::{Fixture, Service},
+};
+
+const AMBIENT: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+";
+const PLAIN: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+";
+const WEB: &str = "Kubernetes//Pod/shop/web";
+
+struct Follower {
+    reports: mpsc::Sender<Report>,
+    commands: Streaming<WorkloadRequest>,
+}
+
+impl Follower {
+    async fn connect(service: Service, node: &str) -> Result<Self, Status> {
+        let (reports, receiver) = mpsc::channel(8);
+        let hello = Report {
+            kind: Some(report::Kind::Hello(Hello {
+                node: node.to_owned(),
+            })),
+        };
+        reports.send(hello).await.unwrap();
+        let mut client = EnrolmentServiceClient::new(service);
+        let commands = client
+            .follow(ReceiverStream::new(receiver))
+            .await?
+            .into_inner();
+        Ok(Self { reports, commands })
+    }
+
+    async fn start(fixture: &Fixture, node: &str) -> Self {
+        Self::connect(fixture.service(Some(fixture.node_token(node))), node)
+            .await
+            .unwrap()
+    }
+
+    /// `add uid`, `del uid` or `snapshot`.
+    async fn next(&mut self) -> String {
+        let command = timeout(Duration::from_secs(10), self.commands.message())
+            .await
+            .expect("a command");
+        match command.unwrap().unwrap().payload.unwrap() {
+            Payload::Add(add) => {
+                let info = add.workload_info.unwrap();
+                format!(
+                    "add {} as {}/{}/{}",
+                    add.uid, info.namespace, info.name, info.service_account
+                )
+            }
+            Payload::Del(del) => format!("del {}", del.uid),
+            Payload::SnapshotSent(_) => "snapshot".to_owned(),
+            Payload::Keep(_) => "keep".to_owned(),
+        }
+    }
+
+    async fn is_quiet(&mut self) -> bool {
+        timeout(Duration::from_millis(200), self.commands.message())
+            .await
+            .is_err()
+    }
+
+    async fn report(&self, uid: &str, state: State, error: &str) {
+        let outcome = Outcome {
+            uid: uid.to_owned(),
+            error: error.to_owned(),
+            state: state.into(),
+        };
+        let kind = Some(report::Kind::Outcome(outcome));
+        self.reports.send(Report { kind }).await.unwrap();
+    }
+}
+
+fn tunnels(response: &DeltaDiscoveryResponse) -> Vec<(String, TunnelProtocol)> {
+    let workload = |name: &String, body: &[u8]| match Address::decode(body).unwrap().r#type.unwrap()
+    {
+        address::Type::Workload(w) => Some((
+            name.clone(),
+            TunnelProtocol::try_from(w.tunnel_protocol).unwrap(),
+        )),
+        address::Type::Service(_) => None,
+    };
+    let resources = response.resources.iter();
+    resources
+        .filter_map(|r| workload(&r.name, &r.resource.as_ref().unwrap().value))
+        .collect()
+}
+
+const ADD: &str = "add Kubernetes//Pod/shop/web as shop/web/web";
+
+#[tokio::test]
+async fn a_label_enrols_and_hbone_follows_the_report() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", PLAIN)]).await;
+    let mut proxy = fixture.subscriber("b").await;
+    proxy.synchronise().await;
+    let mut node = Follower::start(&fixture, "a").await;
+    assert_eq!(node.next().await, "snapshot");
+
+    fixture.write("ns.yaml", AMBIENT);
+    assert_eq!(node.next().await, ADD);
+    assert!(
+        proxy.is_quiet(Duration::from_millis(200)).await,
+        "wanted is not captured"
+    );
+    node.report(WEB, State::Enrolled, "port taken").await;
+    let status = fixture
+        .status_until(|s| !s["enrolment"]["failures"].as_object().unwrap().is_empty())
+        .await;
+    assert_eq!(status["enrolment"]["failures"][WEB], "port taken");
+    assert!(
+        proxy.is_quiet(Duration::from_millis(100)).await,
+        "a failure is not captured"
+    );
+
+    node.report(WEB, State::Enrolled, "").await;
+    let response = proxy.next().await;
+    assert_eq!(
+        tunnels(&response),
+        [(WEB.to_owned(), TunnelProtocol::Hbone)]
+    );
+    proxy.ack(&response).await;
+
+    // The other way round: first everyone knows, then the node releases.
+    fixture.write("ns.yaml", PLAIN);
+    let response = proxy.next().await;
+    assert_eq!(tunnels(&response), [(WEB.to_owned(), TunnelProtocol::None)]);
+    assert!(
+        node.is_quiet().await,
+        "released before the proxy has acknowledged"
+    );
+    proxy.ack(&response).await;
+    assert_eq!(node.next().await, format!("del {WEB}"));
+    node.report(WEB, State::Released, "").await;
+    fixture
+        .status_until(|s| s["enrolment"]["captured"].as_array().unwrap().is_empty())
+        .await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_does_not_answer_delays_a_release_by_a_second_at_most() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", AMBIENT)]).await;
+    let mut node = Follower::start(&fixture, "a").await;
+    assert_eq!(node.next().await, ADD);
+    assert_eq!(node.next().await, "snapshot");
+    node.report(WEB, State::Enrolled, "").await;
+    fixture
+        .status_until(|s| s["enrolment"]["captured"][0] == WEB)
+        .await;
+    let mut stuck = fixture.subscriber("b").await;
+    stuck.synchronise().await;
+    let start = Instant::now();
+    fixture.write("ns.yaml", PLAIN);
+    assert_eq!(node.next().await, format!("del {WEB}"));
+    assert!(
+        start.elapsed() > Duration::from_millis(900) && start.elapsed() < Duration::from_secs(2)
+    );
+}
+
+#[tokio::test]
+async fn a_label_that_comes_back_in_time_keeps_the_pod() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", AMBIENT)]).await;
+    let mut node = Follower::start(&fixture, "a").await;
+    assert_eq!(
+        (node.next().await.as_str(), node.next().await.as_str()),
+        (ADD, "snapshot")
+    );
+    node.report(WEB, State::Enrolled, "").await;
+    fixture
+        .status_until(|s| s["enrolment"]["captured"][0] == WEB)
+        .await;
+    let mut proxy = fixture.subscriber("b").await;
+    proxy.synchronise().await;
+    fixture.write("ns.yaml", PLAIN);
+    let response = proxy.next().await;
+    fixture.write("ns.yaml", AMBIENT);
+    fixture
+        .status_until(|s| s["enrolment"]["wanted"].as_array().unwrap().len() == 2)
+        .await;
+    proxy.ack(&response).await;
+    assert_eq!(
+        tunnels(&proxy.next().await),
+        [(WEB.to_owned(), TunnelProtocol::Hbone)]
+    );
+    assert!(
+        timeout(Duration::from_millis(1200), node.commands.message())
+            .await
+            .is_err()
+    );
+}
+
+#[tokio::test]
+async fn what_is_captured_stays_so_when_the_node_or_the_control_plane_goes_away() {
+    let mut fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", AMBIENT)]).await;
+    let mut node = Follower::start(&fixture, "a").await;
+    assert_eq!(
+        (node.next().await.as_str(), node.next().await.as_str()),
+        (ADD, "snapshot")
+    );
+    node.report(WEB, State::Enrolled, "").await;
+    fixture
+        .status_until(|s| s["enrolment"]["captured"][0] == WEB)
+        .await;
+    drop(node);
+    let mut proxy = fixture.subscriber("b").await;
+    let hbone = |responses: &[DeltaDiscoveryResponse]| {
+        let all: Vec<_> = responses.iter().flat_map(tunnels).collect();
+        all.contains(&(WEB.to_owned(), TunnelProtocol::Hbone))
+    };
+    assert!(hbone(&proxy.synchronise().await));
+    fixture.restart().await;
+    let mut proxy = fixture.subscriber("b").await;
+    assert!(hbone(&proxy.synchronise().await));
+    // The node comes back and is told the same again.
+    let mut node = Follower::start(&fixture, "a").await;
+    assert_eq!(
+        (node.next().await.as_str(), node.next().await.as_str()),
+        (ADD, "snapshot")
+    );
+}
+
+#[tokio::test]
+async fn only_a_node_proxy_may_follow_and_only_for_its_own_node() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", AMBIENT)]).await;
+    let refused = |token: Option<String>, node: &'static str| {
+        let service = fixture.service(token);
+        async move {
+            match Follower::connect(service, node).await {
+                Err(status) => status,
+                Ok(mut follower) => follower.commands.message().await.unwrap_err(),
+            }
+        }
+    };
+    assert_eq!(refused(None, "a").await.code(), Code::Unauthenticated);
+    let workload = fixture.token("shop", "web", Some("a"));
+    assert_eq!(
+        refused(Some(workload), "a").await.code(),
+        Code::PermissionDenied
+    );
+    let unbound = fixture.token("istio-system", "ztunnel", None);
+    assert_eq!(
+        refused(Some(unbound), "a").await.code(),
+        Code::PermissionDenied
+    );
+    assert_eq!(
+        refused(Some(fixture.node_token("b")), "a").await.code(),
+        Code::PermissionDenied
+    );
+    // Nor may a node speak for the pods of another.
+    let other = Follower::start(&fixture, "b").await;
+    other.report(WEB, State::Enrolled, "").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(
+        fixture.status().await["enrolment"]["captured"]
+            .as_array()
+            .unwrap()
+            .is_empty()
+    );
+}
