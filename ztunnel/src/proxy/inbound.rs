@@ -12,7 +12,7 @@ use leyline_hbone::{
     server::{self, BadRequest, Request},
 };
 use leyline_net::{Accepted, connect};
-use leyline_state::{InboundTarget, Workload};
+use leyline_state::{InboundTarget, Service, Snapshot, Workload};
 use leyline_telemetry::traffic::{
     AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
     early_failure,
@@ -202,8 +202,12 @@ async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
         }
     };
 
+    let service = target
+        .service
+        .clone()
+        .or_else(|| called_service(&snapshot, &workload, &request));
     let source = snapshot.source_workload(tunnel.peer.ip(), Some(&tunnel.identity));
-    let mut log = open_log(&tunnel, &workload, source.cloned(), &target, &request);
+    let mut log = open_log(&tunnel, &workload, source.cloned(), service, &request);
     if let Err((flag, error)) = carry(&tunnel, &workload, &target, request, &log).await {
         log.fail(flag, error);
     }
@@ -262,11 +266,25 @@ async fn carry(
         .map_err(|error| (error.flag(), error.to_string()))
 }
 
+/// The service that the client called, as its proxy says (HB-13). Believed only where this workload serves it.
+fn called_service(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    request: &Request,
+) -> Option<Arc<Service>> {
+    let forwarded = request.forwarded().ok()??;
+    let service = snapshot.service_by_host(forwarded.host?.as_str(), &workload.name.namespace)?;
+    workload
+        .services
+        .contains_key(&service.key())
+        .then(|| service.clone())
+}
+
 fn open_log(
     tunnel: &Tunnel,
     workload: &Arc<Workload>,
     source: Option<Arc<Workload>>,
-    target: &InboundTarget,
+    service: Option<Arc<Service>>,
     request: &Request,
 ) -> AccessLog {
     let labels = &tunnel.pod.shared.labels;
@@ -276,10 +294,7 @@ fn open_log(
         security: Security::MutualTls,
         source: source.map(|source| labels.workload(&source)),
         destination: Some(labels.workload(workload)),
-        service: target
-            .service
-            .as_ref()
-            .map(|service| labels.service(service)),
+        service: service.map(|service| labels.service(&service)),
         source_identity: Some(tunnel.identity.clone()),
         destination_identity: Some(tunnel.own_identity.clone()),
         src_addr: tunnel.peer,
