@@ -2,9 +2,7 @@
 //! them to loopback, where `steer` finds the proxy. The address is not touched: the application sees the truth.
 //! Connections that exist at enrolment never pass here and stay as they are.
 
-use aya_ebpf::{
-    helpers::bpf_setsockopt, macros::cgroup_sock_addr, programs::SockAddrContext,
-};
+use aya_ebpf::{helpers::bpf_setsockopt, macros::cgroup_sock_addr, programs::SockAddrContext};
 use leyline_ebpf_abi::{NodeCounter, enrolment_flag};
 
 use crate::{

@@ -5,6 +5,7 @@ use core::ptr::addr_of;
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::bpf_sock,
     helpers::{bpf_get_netns_cookie, bpf_map_lookup_elem, bpf_set_retval, bpf_sk_release},
     programs::SockAddrContext,
 };
@@ -28,6 +29,7 @@ pub(crate) const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 
 const ECONNREFUSED: i32 = 111;
+const TCP_LISTEN: u32 = 10;
 
 /// An enrolled namespace, seen from one call of one of its sockets.
 pub(crate) struct Namespace {
@@ -96,9 +98,12 @@ fn listens(cookie: u64) -> bool {
     if socket.is_null() {
         return false;
     }
+    // A socket that was shut down stays in the map until it is closed, and takes no connections.
+    // SAFETY: a full socket, not null; the verifier checks the access.
+    let state = unsafe { (*socket.cast::<bpf_sock>()).state };
     // SAFETY: the reference was taken by the lookup above.
     unsafe { bpf_sk_release(socket) };
-    true
+    state == TCP_LISTEN
 }
 
 /// The hook's answer when nobody would take the connection.

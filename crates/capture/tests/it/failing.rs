@@ -175,6 +175,23 @@ fn a_process_that_takes_over_keeps_pods_when_the_old_one_is_killed() {
 }
 
 #[test]
+fn a_proxy_that_lives_but_does_not_listen_counts_as_dead() {
+    let lab = Lab::new();
+    let node = lab.attach();
+    let proxy = Proxy::start(&lab.client, Dns::Off);
+    let _pod = proxy.enroll(&node).unwrap();
+    proxy.stop_listening();
+    for family in FAMILIES {
+        let (refused, took) = timed(|| ask(&lab.client.netns, at(lab.server.ip(family))));
+        assert_eq!(
+            refused.unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
+        assert!(took < QUICK, "{took:?}");
+    }
+}
+
+#[test]
 fn inbound_can_be_left_open_without_a_proxy() {
     let lab = Lab::new();
     app::serve(&lab.server.netns, PORT);

@@ -5,7 +5,7 @@
 
 use std::{
     fs::{self, File},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsFd, AsRawFd},
     path::PathBuf,
     process,
@@ -14,11 +14,13 @@ use std::{
     time::Duration,
 };
 
+use futures::TryStreamExt;
 use leyline_capture::{CaptureError, HostProbes, NodeCapture, NodeConfig, remove_instance};
 use leyline_net::NetNs;
 use netlink_packet_route::{
     address::AddressHeaderFlags,
     link::{InfoData, InfoVeth, LinkAttribute},
+    route::{RouteAddress, RouteAttribute, RouteMessage},
 };
 use nix::sched::{CloneFlags, unshare};
 use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
@@ -242,6 +244,26 @@ pub(crate) fn address(netns: &NetNs, link: &str, v4: &str, prefix: u8, v6: &str)
             request.execute().await.unwrap();
         }
     });
+    // The kernel makes an IPv6 address usable in the background.
+    let usable = RouteAttribute::Destination(RouteAddress::Inet6(v6.parse().unwrap()));
+    eventually("the address is usable", || {
+        routes(netns).iter().any(|r| r.attributes.contains(&usable))
+    });
+}
+
+/// All routes of a namespace.
+pub(crate) fn routes(netns: &NetNs) -> Vec<RouteMessage> {
+    netlink(netns, async |handle| {
+        let mut all = Vec::new();
+        for query in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let stream = handle.route().get(query).execute();
+            all.extend(stream.try_collect::<Vec<_>>().await.unwrap());
+        }
+        all
+    })
 }
 
 pub(crate) fn route(netns: &NetNs, network: &str, prefix: u8, gateway: &str) {
@@ -257,7 +279,6 @@ pub(crate) fn route(netns: &NetNs, network: &str, prefix: u8, gateway: &str) {
 }
 
 pub(crate) async fn index(handle: &Handle, name: &str) -> u32 {
-    use futures::TryStreamExt;
     let mut links = Box::pin(handle.link().get().execute());
     while let Some(link) = links.try_next().await.unwrap() {
         if link

@@ -13,14 +13,14 @@ use futures::TryStreamExt;
 use leyline_capture::{RULE_PRIORITY_DNS, RULE_PRIORITY_MARK, TABLE, remove_instance};
 use leyline_net::NetNs;
 use netlink_packet_route::{
-    route::{RouteAttribute, RouteMessage},
+    route::{RouteAttribute, RouteMessage, RouteProtocol},
     rule::{RuleAttribute, RuleMessage},
 };
-use rtnetlink::{IpVersion, RouteMessageBuilder};
+use rtnetlink::IpVersion;
 
 use crate::{
     app::{self, PORT, ask, at},
-    lab::{FAMILIES, Lab, block_on, eventually, namespace, netlink, read_sysctl, sysctl},
+    lab::{FAMILIES, Lab, block_on, eventually, namespace, netlink, read_sysctl, routes, sysctl},
     proxy::{Dns, Proxy},
 };
 
@@ -32,22 +32,17 @@ const SYSCTLS: [&str; 3] = [
 
 /// Everything of routing and sysctls in a namespace that capture may touch.
 fn state(netns: &NetNs) -> (Vec<RuleMessage>, Vec<RouteMessage>, [String; 3]) {
-    let mut rules = Vec::new();
-    let mut routes = Vec::new();
-    netlink(netns, async |handle| {
+    let rules = netlink(netns, async |handle| {
+        let mut rules = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {
             let stream = handle.rule().get(version).execute();
             rules.extend(stream.try_collect::<Vec<_>>().await.unwrap());
         }
-        let queries = [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
-        ];
-        for query in queries {
-            let stream = handle.route().get(query).execute();
-            routes.extend(stream.try_collect::<Vec<_>>().await.unwrap());
-        }
+        rules
     });
+    let mut routes = routes(netns);
+    // What the kernel makes for addresses comes and goes by itself.
+    routes.retain(|r| r.header.protocol != RouteProtocol::Kernel);
     for route in &mut routes {
         // Ages and use counts differ with every look.
         route

@@ -73,6 +73,7 @@ pub(crate) struct Proxy {
     inbound: TcpListener,
     hbone: TcpListener,
     dns: Option<(OwnedFd, TcpListener)>,
+    threads: Vec<thread::JoinHandle<()>>,
 }
 
 impl Proxy {
@@ -94,15 +95,17 @@ impl Proxy {
             seen: Mutex::default(),
             capture: Mutex::default(),
         });
-        accept(&outbound, &state, Via::Outbound, relay_outbound);
-        accept(&inbound, &state, Via::Inbound, relay_inbound);
-        accept(&hbone, &state, Via::Hbone, |_, mut s, _, _| {
-            s.write_all(b"tunnel")
-        });
+        let mut threads = vec![
+            accept(&outbound, &state, Via::Outbound, relay_outbound),
+            accept(&inbound, &state, Via::Inbound, relay_inbound),
+            accept(&hbone, &state, Via::Hbone, |_, mut s, _, _| {
+                s.write_all(b"tunnel")
+            }),
+        ];
         if let Some((udp, tcp)) = &dns {
-            accept(tcp, &state, Via::DnsTcp, |_, mut s, _, _| {
+            threads.push(accept(tcp, &state, Via::DnsTcp, |_, mut s, _, _| {
                 s.write_all(b"answer")
-            });
+            }));
             let (udp, state) = (udp.try_clone().unwrap(), Arc::clone(&state));
             thread::spawn(move || answer_datagrams(&udp, &state));
         }
@@ -112,6 +115,7 @@ impl Proxy {
             inbound,
             hbone,
             dns,
+            threads,
         }
     }
 
@@ -148,6 +152,16 @@ impl Proxy {
         block_on(pod.remove()).unwrap();
     }
 
+    /// Shuts the listeners down without closing them.
+    pub(crate) fn stop_listening(&self) {
+        for listener in [&self.outbound, &self.inbound, &self.hbone] {
+            // Wakes the thread in accept, too.
+            socket2::SockRef::from(listener)
+                .shutdown(Shutdown::Both)
+                .ok();
+        }
+    }
+
     /// What came since the last call.
     pub(crate) fn take_seen(&self) -> Vec<Seen> {
         std::mem::take(&mut *self.state.seen.lock())
@@ -173,6 +187,10 @@ impl Drop for Proxy {
         if let Some((udp, tcp)) = &self.dns {
             socket2::SockRef::from(tcp).shutdown(Shutdown::Both).ok();
             socket2::SockRef::from(udp).shutdown(Shutdown::Both).ok();
+        }
+        // They hold duplicates, and a socket leaves the kernel's maps with its last one.
+        for thread in self.threads.drain(..) {
+            thread.join().ok();
         }
         self.state.capture.lock().take();
     }
@@ -214,7 +232,7 @@ fn accept(
     state: &Arc<State>,
     via: Via,
     handle: fn(&State, TcpStream, SocketAddr, SocketAddr) -> io::Result<()>,
-) {
+) -> thread::JoinHandle<()> {
     let (listener, state) = (listener.try_clone().unwrap(), Arc::clone(state));
     thread::spawn(move || {
         while let Ok((stream, from)) = listener.accept() {
@@ -231,7 +249,7 @@ fn accept(
                 }
             });
         }
-    });
+    })
 }
 
 fn relay_outbound(

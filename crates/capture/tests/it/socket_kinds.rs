@@ -1,16 +1,15 @@
 //! Every way of making a connection that an application may choose.
-#![expect(
-    unsafe_code,
-    reason = "IP_UNICAST_IF and TCP_FASTOPEN_CONNECT have no safe wrapper"
-)]
 
 use std::{
-    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsRawFd,
+    process::Command,
 };
 
 use leyline_net::NetNs;
+use nix::sys::socket::{
+    setsockopt,
+    sockopt::{DontRoute, TcpFastOpenConnect},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
@@ -18,23 +17,6 @@ use crate::{
     lab::{Family, Lab, eventually, index, netlink},
     proxy::{Dns, Proxy, Via},
 };
-
-/// `IP_UNICAST_IF` (include/uapi/linux/in.h).
-const IP_UNICAST_IF: libc::c_int = 50;
-
-fn set(socket: &Socket, level: libc::c_int, name: libc::c_int, value: libc::c_int) {
-    // SAFETY: the descriptor is open, and pointer and length describe `value`.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            level,
-            name,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    assert_eq!(result, 0, "{}", io::Error::last_os_error());
-}
 
 /// Connects a prepared socket, and checks that the proxy was between and both sides saw the truth.
 fn check(
@@ -80,10 +62,6 @@ fn same(target: SocketAddr) -> SocketAddr {
     target
 }
 
-fn eth0(netns: &NetNs) -> u32 {
-    netlink(netns, async |handle| index(&handle, "eth0").await)
-}
-
 #[test]
 fn v4_mapped() {
     let mapped = |target: SocketAddr| match target.ip() {
@@ -104,7 +82,7 @@ fn mptcp_client_and_listener() {
 fn tcp_fast_open() {
     for family in crate::lab::FAMILIES {
         check(family, Protocol::TCP, same, |socket, _| {
-            set(socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_CONNECT, 1);
+            setsockopt(socket, TcpFastOpenConnect, &true).unwrap();
         });
     }
 }
@@ -175,23 +153,63 @@ fn bound_to_a_device() {
     }
 }
 
+/// Nobody wraps these options for Rust; perl is part of every Debian, and an application like any other.
+const UNICAST_IF_CLIENT: &str = r#"
+    use Socket qw(:all);
+    my ($family, $ip, $port, $level, $option, $index) = @ARGV;
+    my $address = inet_pton($family, $ip);
+    socket(my $s, $family, SOCK_STREAM, 0) or die "socket: $!";
+    setsockopt($s, $level, $option, pack("N", $index)) or die "setsockopt: $!";
+    connect($s, $family == AF_INET ? pack_sockaddr_in($port, $address) : pack_sockaddr_in6($port, $address))
+        or die "connect: $!";
+    syswrite($s, "hello") or die "write: $!";
+    shutdown($s, 1);
+    print while <$s>;
+"#;
+/// `IP_UNICAST_IF` and `IPV6_UNICAST_IF` (include/uapi/linux/in.h, in6.h).
+const IP_UNICAST_IF: i32 = 50;
+const IPV6_UNICAST_IF: i32 = 76;
+
 #[test]
 fn unicast_interface() {
-    check(Family::V4, Protocol::TCP, same, |socket, netns| {
-        let index = eth0(netns).cast_signed().to_be();
-        set(socket, libc::IPPROTO_IP, IP_UNICAST_IF, index);
-    });
-    check(Family::V6, Protocol::TCP, same, |socket, netns| {
-        let index = eth0(netns).cast_signed().to_be();
-        set(socket, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_IF, index);
-    });
+    let lab = Lab::new();
+    app::serve(&lab.server.netns, PORT);
+    let node = lab.attach();
+    let proxy = Proxy::start(&lab.client, Dns::Off);
+    let _pod = proxy.enroll(&node).unwrap();
+    let eth0 = netlink(&lab.client.netns, async |h| index(&h, "eth0").await);
+    for (family, number, level, option) in [
+        (Family::V4, libc::AF_INET, libc::IPPROTO_IP, IP_UNICAST_IF),
+        (
+            Family::V6,
+            libc::AF_INET6,
+            libc::IPPROTO_IPV6,
+            IPV6_UNICAST_IF,
+        ),
+    ] {
+        let target = at(lab.server.ip(family));
+        let mut client = Command::new("perl");
+        client.args(["-e", UNICAST_IF_CLIENT, &number.to_string()]);
+        client.args([target.ip().to_string(), PORT.to_string()]);
+        client.args([level.to_string(), option.to_string(), eth0.to_string()]);
+        // A child begins in the namespace of the thread that starts it.
+        let output = lab.client.netns.run(|| client.output()).unwrap().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (seen, echoed) = text.split_once('\n').unwrap();
+        let seen: SocketAddr = seen.parse().unwrap();
+        assert_eq!((seen.ip(), echoed), (lab.client.ip(family), "hello"));
+        let captured = proxy.take_seen();
+        assert_eq!((captured[0].via, captured[0].to), (Via::Outbound, target));
+    }
 }
 
 #[test]
 fn dont_route() {
     for family in crate::lab::FAMILIES {
         check(family, Protocol::TCP, same, |socket, _| {
-            set(socket, libc::SOL_SOCKET, libc::SO_DONTROUTE, 1);
+            setsockopt(socket, DontRoute, &true).unwrap();
         });
     }
 }
