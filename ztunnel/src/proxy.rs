@@ -269,6 +269,8 @@ impl Listeners {
             let options = ListenOptions {
                 mark: Some(mark),
                 transparent: true,
+                // A pod that is enrolled again listens while its earlier instance still drains.
+                reuse_port: true,
                 keepalive: config.keepalive,
             };
             listen(netns, port, &options)

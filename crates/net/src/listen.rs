@@ -23,6 +23,8 @@ pub struct ListenOptions {
     pub mark: Option<u32>,
     /// Accept connections to addresses that are not the namespace's own (`IP_TRANSPARENT`).
     pub transparent: bool,
+    /// `SO_REUSEPORT`: another socket of the same user may listen on the port too.
+    pub reuse_port: bool,
     /// Inherited by accepted sockets.
     pub keepalive: Option<Keepalive>,
 }
@@ -64,6 +66,7 @@ pub fn listen_on(
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(options.reuse_port)?;
     // Accepted sockets inherit these, which saves the calls for each of them.
     socket.set_tcp_nodelay(true)?;
     if let Some(keepalive) = &options.keepalive {

@@ -11,7 +11,10 @@ use leyline_net::NetNs;
 use leyline_runtime::{Drain, DrainOutcome, ReadinessTask, spawn};
 use leyline_telemetry::mesh;
 use leyline_types::{WorkloadName, WorkloadUid};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tracing::{Span, debug, info, warn};
 
 use crate::{
@@ -25,6 +28,9 @@ const RETRY_MIN: Duration = Duration::from_millis(50);
 const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Connections of a pod that is no longer enrolled may take as long as they like; this only keeps the timer finite.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Connections that were on their way into a listener when capture was switched off are still accepted for this long,
+/// and the last packets of those that ended still find their routes. A handshake takes a round trip.
+const RELEASE_LINGER: Duration = Duration::from_secs(1);
 /// Commands that may wait for this task; the enrolment stream waits beyond that.
 pub(crate) const COMMANDS: usize = 256;
 
@@ -338,9 +344,11 @@ impl PodManager {
             let (commands, generation) = (self.commands.clone(), managed.generation);
             let (drain, told) = (managed.pod.drain.clone(), uid.clone());
             spawn("pod release", Span::none(), &self.drain, async move {
+                sleep(RELEASE_LINGER).await;
                 if let DrainOutcome::Forced { tasks } = drain.run(RELEASE_DEADLINE).await {
                     warn!(uid = %told, tasks, "connections of a released pod were cut");
                 }
+                sleep(RELEASE_LINGER).await;
                 // Fails only when the manager is gone, and then there is nothing to remove.
                 commands
                     .send(Command::Drained {
