@@ -42,3 +42,45 @@ impl Loader {
         loader.load(OBJECT)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aya::programs::Program;
+    use leyline_ebpf_abi::programs;
+
+    use super::*;
+
+    /// Also those that are only chosen on older kernels.
+    #[test]
+    fn the_verifier_accepts_every_program() {
+        let mut object = EbpfLoader::new().load(OBJECT).unwrap();
+        let mut loaded = Vec::new();
+        for (name, program) in object.programs_mut() {
+            match program {
+                Program::CgroupSockAddr(hook) => hook.load().unwrap(),
+                Program::SockOps(hook) => hook.load().unwrap(),
+                Program::SkLookup(steer) => steer.load().unwrap(),
+                other => panic!("{name} is a {:?}", other.prog_type()),
+            }
+            loaded.push(name.to_owned());
+        }
+        loaded.sort();
+        let mut named = [
+            programs::CONNECT4,
+            programs::CONNECT4_EPERM,
+            programs::CONNECT6,
+            programs::CONNECT6_EPERM,
+            programs::GETPEERNAME4,
+            programs::GETPEERNAME6,
+            programs::PROBES,
+            programs::RECVMSG4,
+            programs::RECVMSG6,
+            programs::SENDMSG4,
+            programs::SENDMSG6,
+            programs::STEER,
+            programs::STEER_BEFORE_5_17,
+        ];
+        named.sort_unstable();
+        assert_eq!(loaded, named);
+    }
+}
