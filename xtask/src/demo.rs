@@ -23,8 +23,8 @@ use tokio::{
 
 use console::Console;
 
-/// The id of the demo's run, hence the names under /run and /run/netns.
-const ID: &str = "demo";
+/// The id of the demo's run where none is given, hence the names under /run and /run/netns.
+pub(crate) const ID: &str = "demo";
 /// What the demo needs of the machine is two proxies and their load; it makes none itself.
 const THREADS: usize = 2;
 
@@ -39,7 +39,7 @@ pub(crate) enum Mode {
     Down,
 }
 
-pub(crate) fn run(root: &Path, mode: Mode) -> Result<ExitCode> {
+pub(crate) fn run(root: &Path, id: &str, mode: Mode) -> Result<ExitCode> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
@@ -47,7 +47,7 @@ pub(crate) fn run(root: &Path, mode: Mode) -> Result<ExitCode> {
     let console = Console::new();
     if mode == Mode::Down {
         preflight::check_machine()?;
-        let removed = run::remove(ID)?;
+        let removed = run::remove(id)?;
         console.line(format!(
             "removed {} processes and {} network namespaces",
             removed.processes, removed.namespaces
@@ -57,7 +57,7 @@ pub(crate) fn run(root: &Path, mode: Mode) -> Result<ExitCode> {
     runtime.block_on(async {
         // Dropping the demo at Ctrl-C removes what it has made: the run is a guard.
         tokio::select! {
-            passed = demo(root, mode, &console) => passed,
+            passed = demo(root, id, mode, &console) => passed,
             interrupted = interrupted() => {
                 interrupted?;
                 console.line("interrupted: everything is removed");
@@ -67,10 +67,10 @@ pub(crate) fn run(root: &Path, mode: Mode) -> Result<ExitCode> {
     })
 }
 
-async fn demo(root: &Path, mode: Mode, console: &Console) -> Result<ExitCode> {
+async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<ExitCode> {
     preflight::check_machine()?;
     run::remove_abandoned()?;
-    preflight::check(ID)?;
+    preflight::check(id)?;
 
     let peers = root.join("target/peers-venv");
     console.step("building the release programs");
@@ -80,7 +80,7 @@ async fn demo(root: &Path, mode: Mode, console: &Console) -> Result<ExitCode> {
 
     let start = Instant::now();
     let options = Options {
-        run: Run::claim(ID)?,
+        run: Run::claim(id)?,
         binaries: Binaries::in_dir(&root.join("target/release")),
         manifests: root.join("manifests/demo"),
         limits: Limits::DEMO,
@@ -133,10 +133,16 @@ async fn keep(mut mesh: Mesh, root: &Path, console: &Console) -> Result<()> {
         .display()
         .to_string();
     let node = cluster.run().namespace_path("node-a").display().to_string();
+    let id = cluster.run().id();
+    let other = if id == ID {
+        String::new()
+    } else {
+        format!(" --id {id}")
+    };
     let inside = format!("nsenter --net={node} {echo} call");
     console.line(format!(
         "
-The mesh stays up until `cargo xtask demo --down`.
+The mesh stays up until `cargo xtask demo --down{other}`.
 
   call from a pod     nsenter --net={dir}/pods/shop_client {echo} call {vip}
   its YAML            {dir}/config   (edit a label or add a policy; it acts within a second)

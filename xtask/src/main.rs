@@ -27,6 +27,9 @@ enum Command {
         /// Remove what `--keep` left up.
         #[arg(long)]
         down: bool,
+        /// Name of the run, for several at once.
+        #[arg(long, default_value = demo::ID)]
+        id: String,
     },
     /// Measure the mesh beside plain veth, and print the figures with Istio's. Needs root.
     Bench(bench::BenchArgs),
@@ -56,13 +59,13 @@ fn main() -> anyhow::Result<ExitCode> {
         .join("..")
         .canonicalize()?;
     match Args::parse().command {
-        Command::Demo { keep, down } => {
+        Command::Demo { keep, down, id } => {
             let mode = match (keep, down) {
                 (true, _) => demo::Mode::Keep,
                 (false, true) => demo::Mode::Down,
                 (false, false) => demo::Mode::Check,
             };
-            return demo::run(&root, mode);
+            return demo::run(&root, &id, mode);
         }
         Command::Bench(args) => return bench::run(&root, args),
         Command::Test => return test::run(&root),

@@ -17,14 +17,34 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 
 use crate::{codegen, ebpf, tidy};
 
-/// What the tests need besides Rust and gcc: Python for HBONE peers that share no code with us.
-const PACKAGES: [&str; 2] = ["python3", "python3-venv"];
+/// What the tests need besides Rust and gcc: peers that share no code with us.
+const TOOLS: [Tool; 3] = [
+    Tool {
+        probe: &["python3", "-c", "import ensurepip, venv"],
+        package: "python3-venv",
+    },
+    Tool {
+        probe: &["node", "--version"],
+        package: "nodejs",
+    },
+    Tool {
+        probe: &["openssl", "version"],
+        package: "openssl",
+    },
+];
 
 /// Meshes at once. Each is a dozen processes; more would starve each other on a small machine and miss deadlines.
 const E2E_THREADS: &str = "2";
 
 /// Inputs per property and round of `cargo xtask fuzz`: rounds of some seconds. An ordinary test run takes 256.
 const FUZZ_CASES: &str = "2000";
+
+/// A program that is there, or comes with a Debian package.
+struct Tool {
+    /// Succeeds where the program is there.
+    probe: &'static [&'static str],
+    package: &'static str,
+}
 
 /// Tests and steps that ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +66,7 @@ struct Step {
     run: fn(&Path) -> Result<Tally>,
 }
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     Step {
         name: "format",
         on_failure: OnFailure::Continue,
@@ -78,19 +98,24 @@ const STEPS: [Step; 9] = [
         run: |root| cargo(root, &["build", "--workspace", "--locked", "--bins"]),
     },
     Step {
+        name: "tools",
+        on_failure: OnFailure::Stop,
+        run: |_| ensure_tools(&TOOLS).map(|()| Tally::default()),
+    },
+    Step {
         name: "unit tests",
         on_failure: OnFailure::Continue,
         run: unit_tests,
     },
     Step {
-        name: "packages",
-        on_failure: OnFailure::Stop,
-        run: |_| ensure_packages(&PACKAGES).map(|()| Tally::default()),
-    },
-    Step {
         name: "end-to-end tests",
         on_failure: OnFailure::Continue,
         run: end_to_end_tests,
+    },
+    Step {
+        name: "fuzz smoke",
+        on_failure: OnFailure::Continue,
+        run: fuzz_round,
     },
 ];
 
@@ -142,18 +167,10 @@ fn run_steps(root: &Path, steps: &[Step]) -> Result<Tally> {
 
 /// Runs the tests of all crates that have property tests, again and again with new input, for `seconds`.
 pub(crate) fn fuzz(root: &Path, seconds: u64) -> Result<ExitCode> {
-    let crates = crates_with_properties(root)?;
-    say(&format!("properties of {}", crates.join(", ")))?;
     let started = SystemTime::now();
     let mut rounds = 0_usize;
     while started.elapsed().unwrap_or_default() < Duration::from_secs(seconds) {
-        let mut command = Command::new(env!("CARGO"));
-        command.current_dir(root).env("PROPTEST_CASES", FUZZ_CASES);
-        command.args(["test", "--quiet", "--locked"]);
-        for name in &crates {
-            command.args(["--package", name]);
-        }
-        let tests = run_tests(command)?;
+        let tests = fuzz_round(root)?;
         rounds += 1;
         if tests.failed > 0 {
             say(&format!("round {rounds} found a failure; see above"))?;
@@ -162,6 +179,17 @@ pub(crate) fn fuzz(root: &Path, seconds: u64) -> Result<ExitCode> {
     }
     say(&format!("rounds: {rounds}, nothing found"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Every property once, with new input.
+fn fuzz_round(root: &Path) -> Result<Tally> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root).env("PROPTEST_CASES", FUZZ_CASES);
+    command.args(["test", "--quiet", "--locked"]);
+    for name in crates_with_properties(root)? {
+        command.args(["--package", &name]);
+    }
+    run_tests(command)
 }
 
 fn clippy(root: &Path) -> Result<Tally> {
@@ -190,15 +218,15 @@ fn end_to_end_tests(root: &Path) -> Result<Tally> {
     run_tests(command)
 }
 
-/// Installs Debian packages that are missing, and says so.
-pub(crate) fn ensure_packages(names: &[&str]) -> Result<()> {
-    let missing: Vec<&str> = names
+/// Installs the Debian packages of tools that are missing, and says so.
+fn ensure_tools(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&str> = tools
         .iter()
-        .copied()
-        .filter(|name| !installed(name))
+        .filter(|tool| !tool.is_there())
+        .map(|tool| tool.package)
         .collect();
     if missing.is_empty() {
-        return say(&format!("{} are installed", names.join(", ")));
+        return Ok(());
     }
     say(&format!("installing {}", missing.join(", ")))?;
     let apt = |args: &[&str]| -> Result<()> {
@@ -219,11 +247,14 @@ pub(crate) fn ensure_packages(names: &[&str]) -> Result<()> {
     apt(&install)
 }
 
-fn installed(package: &str) -> bool {
-    let query = Command::new("dpkg-query")
-        .args(["--show", "--showformat", "${db:Status-Status}", package])
-        .output();
-    query.is_ok_and(|output| output.stdout == b"installed")
+impl Tool {
+    fn is_there(&self) -> bool {
+        let Some((program, args)) = self.probe.split_first() else {
+            return false;
+        };
+        let output = Command::new(program).args(args).output();
+        output.is_ok_and(|output| output.status.success())
+    }
 }
 
 /// A cargo command that holds no tests.
