@@ -14,7 +14,7 @@ pub fn check(id: &str) -> Result<()> {
     check_machine()?;
     ensure!(
         !run::exists(id),
-        "a mesh with the id `{id}` is already up; `cargo xtask demo --down` removes it"
+        "a mesh with the id `{id}` is already up; `cargo xtask demo --down --id {id}` removes it"
     );
     Ok(())
 }

@@ -46,7 +46,7 @@ pub(super) async fn check(mesh: &Mesh) -> Result<String> {
     let target = pod.to_string();
     let wanted = [
         ("direction", "inbound"),
-        ("dst.addr", &target),
+        ("dst.hbone_addr", &target),
         ("src.identity", "spiffe://cluster.local/ns/shop/sa/client"),
     ];
     access_log::find(&log, &wanted, limits.call)

@@ -42,14 +42,9 @@ pub(super) async fn one_call(mesh: &Mesh) -> Result<String> {
             ("direction", *direction),
             ("src.identity", CLIENT_ID),
             ("dst.identity", SERVER_ID),
-            ("dst.addr", target.as_str()),
+            ("dst.hbone_addr", target.as_str()),
             ("dst.service", "server-v1.shop.svc.cluster.local"),
         ];
-        // The address of an outbound connection over HBONE is the proxy's.
-        let wanted: Vec<(&str, &str)> = wanted
-            .into_iter()
-            .filter(|(key, _)| !(*direction == "outbound" && *key == "dst.addr"))
-            .collect();
         access_log::find(log, &wanted, mesh.limits().call)
             .await
             .with_context(|| format!("the {direction} side"))?;
