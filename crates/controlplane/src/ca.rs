@@ -197,7 +197,7 @@ impl Authority {
         let name = identity
             .to_string()
             .try_into()
-            .map_err(|_| CsrError::Identity)?;
+            .map_err(|_not_ascii| CsrError::Identity)?;
         params.subject_alt_names = vec![SanType::URI(name)];
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -306,7 +306,7 @@ fn key_of_request(csr_pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
     }
     request
         .verify_signature()
-        .map_err(|_| CsrError::Signature)?;
+        .map_err(|_invalid| CsrError::Signature)?;
     SubjectPublicKeyInfo::from_der(spki.raw).map_err(|error| CsrError::Key(error.to_string()))
 }
 

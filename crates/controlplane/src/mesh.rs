@@ -3,7 +3,7 @@
 //! Changes only mark the state as dirty; one task recomputes, so that a thousand changes at once cost a few
 //! recomputations. Subscribers see the latest generation and never a queue of them.
 
-mod enrolled;
+mod stored;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,11 +17,24 @@ use tokio::sync::{Notify, watch};
 use tracing::{info, warn};
 
 use crate::{
-    objects::{Issue, Loaded, Objects, Severity},
+    objects::{GoodDocument, Issue, Loaded, Objects, Severity},
     state_dir::StateDir,
     translate::{MeshSettings, Translation, pods_on_node_with, translate},
 };
-use enrolled::EnrolledFile;
+use stored::Stored;
+
+/// Which pods were captured: without it, a restarted control plane would publish captured pods as reachable in plaintext
+/// until their nodes have reported again.
+const ENROLLED_FILE: &str = "enrolled.json";
+/// The last good version of each document: without it, a restart would drop the policy in a document that is broken just
+/// then.
+const DOCUMENTS_FILE: &str = "last-good.json";
+
+/// What an earlier process knew to be good; nothing if that cannot be read.
+pub(crate) fn last_good_documents(state_dir: &StateDir) -> Vec<GoodDocument> {
+    let stored: Stored<Vec<GoodDocument>> = Stored::new(DOCUMENTS_FILE, state_dir.clone());
+    stored.load()
+}
 
 /// One state of the mesh.
 #[derive(Debug)]
@@ -62,14 +75,17 @@ pub(crate) struct Mesh {
     state: Mutex<State>,
     dirty: Notify,
     published: watch::Sender<Arc<Published>>,
-    file: EnrolledFile,
+    enrolled_file: Stored<BTreeSet<String>>,
+    documents_file: Stored<Arc<[GoodDocument]>>,
 }
 
 impl Mesh {
     /// Publishes a first generation at once.
     pub(crate) fn new(settings: MeshSettings, loaded: Loaded, state_dir: &StateDir) -> Self {
-        let file = EnrolledFile::new(state_dir.clone());
-        let enrolled = file.load();
+        let enrolled_file = Stored::new(ENROLLED_FILE, state_dir.clone());
+        let enrolled = enrolled_file.load();
+        let documents_file = Stored::new(DOCUMENTS_FILE, state_dir.clone());
+        documents_file.store(&loaded.documents);
         let first = compute(1, &settings, &loaded, &enrolled);
         report(&BTreeSet::new(), &first.issues);
         Self {
@@ -81,7 +97,8 @@ impl Mesh {
             }),
             dirty: Notify::new(),
             published: watch::Sender::new(Arc::new(first)),
-            file,
+            enrolled_file,
+            documents_file,
         }
     }
 
@@ -156,9 +173,12 @@ impl Mesh {
         };
         let next = compute(before.generation + 1, &self.settings, &loaded, &enrolled);
         report(&before.issues, &next.issues);
+        metrics::gauge!("leyline_controlplane_issues")
+            .set(u32::try_from(next.issues.len()).unwrap_or(u32::MAX));
         let live = self.forget_gone(&next.translation.pod_nodes);
         self.published.send_replace(Arc::new(next));
-        self.file.store(&live);
+        self.enrolled_file.store(&live);
+        self.documents_file.store(&loaded.documents);
     }
 
     /// Drops what is known of pods that are gone; a later pod of the same name starts anew.

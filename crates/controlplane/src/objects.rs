@@ -14,7 +14,7 @@ mod validate;
 mod watch;
 
 pub use key::{Kind, ObjectKey};
-pub use loader::{Loaded, Loader, Origin, ScanError};
+pub use loader::{GoodDocument, Loaded, Loader, Origin, ScanError};
 pub use security::{
     AuthorizationPolicy, AuthorizationPolicySpec, Condition, From as SourceList, MutualTls,
     Operation, PeerAuthentication, PeerAuthenticationSpec, Provider, Rule, Selector, Source,

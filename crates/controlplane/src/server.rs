@@ -23,7 +23,7 @@ use crate::{
     ca::{Authority, CaError, CertificateService},
     clients::Clients,
     enrolment::Enrolment,
-    mesh::Mesh,
+    mesh::{Mesh, last_good_documents},
     objects::{WatchError, Watcher},
     state_dir::{StateDir, StateError},
     token::{TokenKey, TokenKeyError},
@@ -120,7 +120,8 @@ impl ControlPlane {
         let authority = Arc::new(authority);
         let key = TokenKey::open(&state)?;
         let auth = Arc::new(Authenticator::new(key, config.mesh.node_accounts.clone()));
-        let (watcher, loaded) = Watcher::start(config.config_dirs.clone())?;
+        let (watcher, loaded) =
+            Watcher::start(config.config_dirs.clone(), last_good_documents(&state))?;
         let mesh = Arc::new(Mesh::new(config.mesh.clone(), loaded, &state));
         let clients = Clients::new();
         let certificate = tls::ServerCertificate::new(Arc::clone(&authority), names(&config))?;
@@ -227,7 +228,8 @@ async fn serve(
     let incoming = listener::accept(listener, tls, &drain);
     let stop = drain.clone();
     let served = router.serve_with_incoming_shutdown(incoming, async move { stop.started().await });
-    if let Err(error) = served.await {
+    // Boxed: it is large and there is one.
+    if let Err(error) = Box::pin(served).await {
         error!(%error, "the gRPC server failed");
     }
 }

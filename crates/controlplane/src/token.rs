@@ -120,7 +120,7 @@ impl TokenKey {
         if key.len() != KEY_BYTES {
             return Err(TokenKeyError::Length(key.len()));
         }
-        let mac = Hmac::new_from_slice(&key).map_err(|_| TokenKeyError::Length(key.len()))?;
+        let mac = Hmac::new_from_slice(&key).map_err(|_length| TokenKeyError::Length(key.len()))?;
         Ok(Self { mac })
     }
 
@@ -174,7 +174,7 @@ impl TokenKey {
         let signature = bytes(signature)?;
         let mac = self.mac.clone().chain_update(signed);
         mac.verify_slice(&signature)
-            .map_err(|_| TokenError::Signature)?;
+            .map_err(|_differs| TokenError::Signature)?;
         let claims: Claims = decode(claims)?;
         if claims.exp <= seconds(now) {
             return Err(TokenError::Expired);
@@ -209,11 +209,11 @@ fn encode(value: &impl Serialize) -> String {
 fn bytes(text: &str) -> Result<Vec<u8>, TokenError> {
     URL_SAFE_NO_PAD
         .decode(text)
-        .map_err(|_| TokenError::Malformed)
+        .map_err(|_malformed| TokenError::Malformed)
 }
 
 fn decode<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, TokenError> {
-    serde_json::from_slice(&bytes(text)?).map_err(|_| TokenError::Malformed)
+    serde_json::from_slice(&bytes(text)?).map_err(|_malformed| TokenError::Malformed)
 }
 
 #[cfg(test)]

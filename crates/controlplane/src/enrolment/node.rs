@@ -82,8 +82,15 @@ impl NodeStream {
         let mut waiting: Option<Waiting> = None;
         let latest = published.borrow_and_update().clone();
         self.add_wanted(&latest).await?;
+        // What is not in the snapshot is released on it.
+        let leaving = self.captured_and_unwanted(&latest);
+        if !leaving.is_empty() {
+            proxies_know(&self.clients, latest.generation).await;
+        }
         self.send(Payload::SnapshotSent(SnapshotSent {})).await?;
-        self.forget_unwanted(&latest);
+        for uid in leaving {
+            self.mesh.set_enrolment(&uid, Enrolment::Released);
+        }
         loop {
             let latest = published.borrow_and_update().clone();
             self.add_wanted(&latest).await?;
@@ -148,15 +155,19 @@ impl NodeStream {
         Ok(())
     }
 
-    /// After a snapshot the node has released whatever was not in it.
-    fn forget_unwanted(&self, published: &Published) {
+    fn captured_and_unwanted(&self, published: &Published) -> Vec<String> {
         let (captured, _) = self.mesh.enrolments();
-        for uid in captured {
-            let pod = published.translation.pod_nodes.get(&uid);
-            if pod.is_some_and(|node| *node == self.node) && !self.told.contains_key(&uid) {
-                self.mesh.set_enrolment(&uid, Enrolment::Released);
-            }
-        }
+        let ours = |uid: &String| {
+            published
+                .translation
+                .pod_nodes
+                .get(uid)
+                .is_some_and(|node| *node == self.node)
+        };
+        captured
+            .into_iter()
+            .filter(|uid| ours(uid) && !self.told.contains_key(uid))
+            .collect()
     }
 
     fn leaving(&self, published: &Published) -> BTreeSet<String> {
@@ -177,15 +188,7 @@ impl NodeStream {
         }
         let (clients, generation) = (self.clients.clone(), published.generation);
         Some(Box::pin(async move {
-            if timeout(RELEASE_PATIENCE, clients.acknowledged(generation))
-                .await
-                .is_err()
-            {
-                warn!(
-                    pods = leaving.len(),
-                    "not every proxy has acknowledged in time that pods leave"
-                );
-            }
+            proxies_know(&clients, generation).await;
             leaving
         }))
     }
@@ -254,6 +257,15 @@ impl NodeStream {
             .pod_nodes
             .get(uid)
             .is_some_and(|node| *node == self.node)
+    }
+}
+
+async fn proxies_know(clients: &Clients, generation: u64) {
+    if timeout(RELEASE_PATIENCE, clients.acknowledged(generation))
+        .await
+        .is_err()
+    {
+        warn!("not every proxy has acknowledged in time that pods leave");
     }
 }
 

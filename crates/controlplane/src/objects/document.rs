@@ -5,7 +5,7 @@
 use std::fmt;
 
 use serde::{
-    Deserialize, Deserializer,
+    Deserialize, Deserializer, Serialize,
     de::{MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
@@ -14,7 +14,7 @@ use serde_saphyr::Spanned;
 use crate::objects::field::Segment;
 
 /// One document of a file.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Document {
     /// Number of its first line in the file, from 1.
     pub(crate) first_line: usize,

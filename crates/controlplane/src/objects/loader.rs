@@ -8,10 +8,12 @@ use std::{
     sync::Arc,
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::objects::{
-    decode::{Decoded, Part, Problem, Slot, field_from_text, merge_patch},
+    decode::{Decoded, Part, Problem, Slot, decode_document, field_from_text, merge_patch},
+    document::Document,
     key::{Kind, ObjectKey},
     set::{Issue, Object, Objects, Severity},
 };
@@ -27,9 +29,16 @@ pub struct Origin {
     pub file: PathBuf,
     /// The document within it, from 1.
     pub document: usize,
-    /// First line of the document in the file.
-    first_line: usize,
+    source: Arc<Document>,
     decoded: Decoded,
+}
+
+/// A document with a good object in it, in a form that outlives the process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GoodDocument {
+    file: PathBuf,
+    number: usize,
+    document: Arc<Document>,
 }
 
 impl Origin {
@@ -39,7 +48,7 @@ impl Origin {
         Issue {
             file: self.file.clone(),
             document: self.document,
-            line: Some(in_file(self.first_line, line)),
+            line: Some(in_file(self.source.first_line, line)),
             object: Some(self.decoded.slot.key.to_string()),
             field: Some(field.to_owned()),
             reason,
@@ -64,6 +73,8 @@ pub struct Loaded {
     pub origins: Arc<BTreeMap<ObjectKey, Origin>>,
     /// What is wrong, in the order of files, documents and lines.
     pub issues: Vec<Issue>,
+    /// What a later process needs to keep the last good versions.
+    pub documents: Arc<[GoodDocument]>,
 }
 
 /// Reads directories again and again, and remembers the last good version of each object.
@@ -79,6 +90,22 @@ impl Loader {
         Self {
             files: Files::new(directories),
             good: BTreeMap::new(),
+        }
+    }
+
+    /// Takes the last good versions of an earlier process: an object whose document is broken at the start is then not
+    /// lost, which for a policy would mean not enforced.
+    pub fn remember(&mut self, documents: Vec<GoodDocument>) {
+        for good in documents {
+            for decoded in decode_document(&good.document).objects {
+                let origin = Origin {
+                    file: good.file.clone(),
+                    document: good.number,
+                    source: Arc::clone(&good.document),
+                    decoded,
+                };
+                self.good.insert(origin.decoded.slot.clone(), origin);
+            }
         }
     }
 
@@ -135,7 +162,26 @@ impl Loader {
             objects: Arc::new(objects),
             origins: Arc::new(self.origins()),
             issues,
+            documents: self.documents().into(),
         }
+    }
+
+    fn documents(&self) -> Vec<GoodDocument> {
+        let mut documents: Vec<GoodDocument> = Vec::new();
+        for origin in self.good.values() {
+            let known = documents
+                .last()
+                .is_some_and(|last| Arc::ptr_eq(&last.document, &origin.source));
+            // Items of one list may be apart; then the list is kept twice, which is harmless.
+            if !known {
+                documents.push(GoodDocument {
+                    file: origin.file.clone(),
+                    number: origin.document,
+                    document: Arc::clone(&origin.source),
+                });
+            }
+        }
+        documents
     }
 
     fn origins(&self) -> BTreeMap<ObjectKey, Origin> {
@@ -270,7 +316,7 @@ impl Gathered {
                     .push(Origin {
                         file: path.to_owned(),
                         document: index + 1,
-                        first_line: document.first_line,
+                        source: Arc::clone(document),
                         decoded: decoded.clone(),
                     });
             }

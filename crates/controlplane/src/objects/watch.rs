@@ -21,7 +21,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::objects::loader::{Depth, Loaded, Loader, ScanError};
+use crate::objects::loader::{Depth, GoodDocument, Loaded, Loader, ScanError};
 
 /// Collects the events of one edit (write, rename, chmod); far below the second in which an edit must arrive.
 const DEBOUNCE: Duration = Duration::from_millis(30);
@@ -98,11 +98,14 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Reads everything once and starts watching.
+    /// Reads everything once and starts watching. `remembered` are last good versions of an earlier process.
     ///
     /// # Errors
     /// When a directory cannot be read or watched.
-    pub fn start(directories: Vec<PathBuf>) -> Result<(Self, Loaded), WatchError> {
+    pub fn start(
+        directories: Vec<PathBuf>,
+        remembered: Vec<GoodDocument>,
+    ) -> Result<(Self, Loaded), WatchError> {
         let events = Arc::new(Events::default());
         let sink = Arc::clone(&events);
         let handler = move |event: notify::Result<Event>| match event {
@@ -117,6 +120,7 @@ impl Watcher {
         let first = directories.first().cloned().unwrap_or_default();
         let mut notify = notify::recommended_watcher(handler).map_err(|e| failed(&first, e))?;
         let mut loader = Loader::new(directories.clone());
+        loader.remember(remembered);
         // Watched before read, so that no edit falls between.
         let watched = watch_all(&mut notify, &directories);
         let loaded = loader.load()?;
@@ -134,8 +138,8 @@ impl Watcher {
         Ok((watcher, loaded))
     }
 
-    /// Waits until something changed and returns everything. Cancel safe: what was not returned is found again, since the
-    /// loader's state is only consulted for differences in files; a change whose reading is cut is reported by the next.
+    /// Waits until something changed and returns everything. Not cancel safe: a change whose reading is cut is lost, so
+    /// that it is only cut at the end.
     pub async fn changed(&mut self) -> Loaded {
         loop {
             let depth = tokio::select! {

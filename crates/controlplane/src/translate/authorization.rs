@@ -10,7 +10,7 @@ use super::{
     conditions::{self, Effect},
     selects,
 };
-use crate::objects::{AuthorizationPolicy, Kind, ObjectKey, Objects};
+use crate::objects::{AuthorizationPolicy, AuthorizationPolicySpec, Kind, ObjectKey, Objects};
 
 const DRY_RUN: &str = "istio.io/dry-run";
 
@@ -78,22 +78,10 @@ fn convert(
         });
     };
     let spec = &policy.spec;
-    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
-        let field = if spec.target_ref.is_some() {
-            "spec.targetRef"
-        } else {
-            "spec.targetRefs"
-        };
-        let reason = "policies for waypoints are not supported yet, this one is not enforced";
-        advise(field.to_owned(), reason.to_owned());
-        return None;
-    }
-    let (effect, action) = match spec.action.as_deref() {
-        None | Some("ALLOW") => (Effect::Allow, Action::Allow),
-        Some("DENY") => (Effect::Deny, Action::Deny),
-        Some(other) => {
-            let reason = format!("action {other} is not supported yet, the policy is not enforced");
-            advise("spec.action".to_owned(), reason);
+    let (effect, action) = match enforced_action(spec) {
+        Ok(action) => action,
+        Err((field, reason)) => {
+            advise(field.to_owned(), reason);
             return None;
         }
     };
@@ -102,13 +90,6 @@ fn convert(
         .as_ref()
         .map(|selector| selector.match_labels.clone())
         .unwrap_or_default();
-    let scope = if !selector.is_empty() {
-        Scope::WorkloadSelector
-    } else if name.namespace == mesh.root_namespace.as_str() {
-        Scope::Global
-    } else {
-        Scope::Namespace
-    };
     let rules = spec.rules.as_deref().unwrap_or_default();
     let conversion = conditions::convert(rules, effect, name.namespace.as_str());
     for (field, reason) in conversion.findings {
@@ -123,7 +104,7 @@ fn convert(
         wire: Authorization {
             name: name.name.to_string(),
             namespace: name.namespace.to_string(),
-            scope: scope.into(),
+            scope: scope(name, &selector, mesh).into(),
             action: action.into(),
             groups: conversion.groups,
             dry_run: dry_run.is_some_and(|value| value == "true"),
@@ -131,4 +112,37 @@ fn convert(
         },
         selector,
     })
+}
+
+/// What a node proxy does with a policy; or the field and the reason why nothing.
+fn enforced_action(
+    spec: &AuthorizationPolicySpec,
+) -> Result<(Effect, Action), (&'static str, String)> {
+    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
+        let field = if spec.target_ref.is_some() {
+            "spec.targetRef"
+        } else {
+            "spec.targetRefs"
+        };
+        let reason = "policies for waypoints are not supported yet, this one is not enforced";
+        return Err((field, reason.to_owned()));
+    }
+    match spec.action.as_deref() {
+        None | Some("ALLOW") => Ok((Effect::Allow, Action::Allow)),
+        Some("DENY") => Ok((Effect::Deny, Action::Deny)),
+        Some(other) => {
+            let reason = format!("action {other} is not supported yet, the policy is not enforced");
+            Err(("spec.action", reason))
+        }
+    }
+}
+
+fn scope(name: &NamespacedName, selector: &BTreeMap<String, String>, mesh: &MeshSettings) -> Scope {
+    if !selector.is_empty() {
+        Scope::WorkloadSelector
+    } else if name.namespace == mesh.root_namespace.as_str() {
+        Scope::Global
+    } else {
+        Scope::Namespace
+    }
 }

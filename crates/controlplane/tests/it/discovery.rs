@@ -229,3 +229,20 @@ async fn a_directory_that_vanishes_for_a_while_changes_nothing() {
         ["Kubernetes//Pod/shop/client"]
     );
 }
+
+#[tokio::test]
+async fn a_policy_whose_document_is_broken_at_a_restart_is_still_enforced() {
+    let mut fixture = Fixture::start(&[("pods.yaml", PODS), ("p.yaml", &policy("80"))]).await;
+    fixture.stop().await;
+    fixture.write("p.yaml", &policy("80").replace("ports", "prots"));
+    fixture.restart().await;
+    let status = fixture.status().await;
+    assert_eq!(status["resources"]["authorization"], 1, "{status:#}");
+    // Without the unknown field nothing is left of the operation.
+    assert!(!status["issues"].as_array().unwrap().is_empty());
+    // Deleted is deleted, also while nobody looks.
+    fixture.stop().await;
+    fs::remove_file(fixture.directory.path().join("config/p.yaml")).unwrap();
+    fixture.restart().await;
+    assert_eq!(fixture.status().await["resources"]["authorization"], 0);
+}

@@ -1,4 +1,5 @@
 //! The real control plane on a real port, spoken to over TLS as a proxy would.
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod binary;
 mod certificates;

@@ -22,6 +22,8 @@ const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 const MAX_FILES: usize = 10_000;
 /// A file that is written while it is read is read again this often before the last reading is taken.
 const READ_ATTEMPTS: usize = 3;
+/// Files that come and go while the directory is read; an edit is over long before so many looks.
+const SCAN_ATTEMPTS: usize = 3;
 
 /// A directory cannot be listed.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +59,7 @@ pub(crate) enum Depth {
 pub(crate) enum FileState {
     /// Its documents.
     Read {
-        documents: Vec<(Document, Arc<Parsed>)>,
+        documents: Vec<(Arc<Document>, Arc<Parsed>)>,
     },
     /// It is there and cannot be used.
     Unreadable { reason: String },
@@ -110,67 +112,109 @@ impl Files {
 
     /// Reads what changed and says whether anything did.
     pub(crate) fn scan(&mut self, depth: Depth) -> Result<bool, ScanError> {
+        for _ in 0..SCAN_ATTEMPTS {
+            let listed = self.list()?;
+            let mut present = listed.clone();
+            let mut changes = Vec::new();
+            for path in &listed {
+                match self.look(path, depth) {
+                    Look::Same => {}
+                    // Or a link that leads nowhere.
+                    Look::Gone => present.retain(|other| other != path),
+                    Look::Different(entry) => changes.push((path.clone(), entry)),
+                }
+            }
+            // A file that went while we looked was deleted, or its directory was moved away, which must not count as
+            // deleting all: only two equal lists are believed.
+            if self.list()? == listed {
+                return Ok(self.take(&present, changes));
+            }
+        }
+        // Still in motion; the events of that, or the next regular look, lead here again.
+        Ok(false)
+    }
+
+    fn list(&self) -> Result<Vec<PathBuf>, ScanError> {
         let mut present = Vec::new();
         for directory in &self.directories {
             list(directory, &mut present)?;
         }
         present.sort();
         present.dedup();
+        Ok(present)
+    }
+
+    fn take(&mut self, present: &[PathBuf], changes: Vec<(PathBuf, Entry)>) -> bool {
         let before = self.entries.len();
         self.entries
             .retain(|path, _| present.binary_search(path).is_ok());
         let mut changed = self.entries.len() != before;
-        for path in present {
-            changed |= self.refresh(path, depth);
+        for (path, entry) in changes {
+            let known = self.entries.get(&path);
+            changed |= known.is_none_or(|known| !known.says_the_same(&entry));
+            self.entries.insert(path, entry);
         }
-        Ok(changed)
+        changed
     }
 
-    fn refresh(&mut self, path: PathBuf, depth: Depth) -> bool {
-        let known = self.entries.get(&path);
+    fn look(&self, path: &Path, depth: Depth) -> Look {
+        let known = self.entries.get(path);
         if depth == Depth::Stat
-            && let (Some(entry), Ok(metadata)) = (known, fs::metadata(&path))
+            && let (Some(entry), Ok(metadata)) = (known, fs::metadata(path))
             && entry.fingerprint == Some(Fingerprint::of(&metadata))
         {
-            return false;
+            return Look::Same;
         }
-        match read(&path) {
-            Ok(None) => self.entries.remove(&path).is_some(),
-            Ok(Some((fingerprint, text))) => {
-                if known.is_some_and(|entry| entry.text.as_ref() == Some(&text)) {
-                    if let Some(entry) = self.entries.get_mut(&path) {
-                        entry.fingerprint = Some(fingerprint);
-                    }
-                    return false;
+        match read(path) {
+            Ok(Reading::Gone) => Look::Gone,
+            Ok(Reading::NotAFile) => Look::Same,
+            Ok(Reading::Text(fingerprint, text)) => {
+                let same = known.is_some_and(|entry| {
+                    entry.fingerprint == Some(fingerprint) && entry.text.as_ref() == Some(&text)
+                });
+                if same {
+                    return Look::Same;
                 }
-                let documents = parse(&text, known);
-                self.entries.insert(
-                    path,
-                    Entry {
-                        fingerprint: Some(fingerprint),
-                        text: Some(text),
-                        state: FileState::Read { documents },
+                Look::Different(Entry {
+                    fingerprint: Some(fingerprint),
+                    state: FileState::Read {
+                        documents: parse(&text, known),
                     },
-                );
-                true
+                    text: Some(text),
+                })
             }
-            Err(reason) => {
-                let same = matches!(known.map(|entry| &entry.state),
-                    Some(FileState::Unreadable { reason: before }) if *before == reason);
-                let entry = Entry {
-                    fingerprint: None,
-                    text: None,
-                    state: FileState::Unreadable { reason },
-                };
-                self.entries.insert(path, entry);
-                !same
+            Err(reason) => Look::Different(Entry {
+                fingerprint: None,
+                text: None,
+                state: FileState::Unreadable { reason },
+            }),
+        }
+    }
+}
+
+/// What a look at a file found.
+enum Look {
+    Same,
+    Gone,
+    Different(Entry),
+}
+
+impl Entry {
+    /// Touching a file changes nothing.
+    fn says_the_same(&self, other: &Self) -> bool {
+        match (&self.state, &other.state) {
+            (FileState::Read { .. }, FileState::Read { .. }) => self.text == other.text,
+            (FileState::Unreadable { reason }, FileState::Unreadable { reason: after }) => {
+                reason == after
             }
+            (FileState::Read { .. }, FileState::Unreadable { .. })
+            | (FileState::Unreadable { .. }, FileState::Read { .. }) => false,
         }
     }
 }
 
 /// Documents of a text, taking the reading of those that were there before.
-fn parse(text: &str, before: Option<&Entry>) -> Vec<(Document, Arc<Parsed>)> {
+fn parse(text: &str, before: Option<&Entry>) -> Vec<(Arc<Document>, Arc<Parsed>)> {
     let mut known: HashMap<&str, &Arc<Parsed>> = HashMap::new();
     if let Some(FileState::Read { documents }) = before.map(|entry| &entry.state) {
         known.extend(
@@ -187,7 +231,7 @@ fn parse(text: &str, before: Option<&Entry>) -> Vec<(Document, Arc<Parsed>)> {
         .into_iter()
         .map(|document| {
             let parsed = read(&document);
-            (document, parsed)
+            (Arc::new(document), parsed)
         })
         .collect()
 }
@@ -217,15 +261,26 @@ fn list(directory: &Path, found: &mut Vec<PathBuf>) -> Result<(), ScanError> {
     Ok(())
 }
 
-/// The text of a file, `None` when it has gone meanwhile or is a directory.
-fn read(path: &Path) -> Result<Option<(Fingerprint, String)>, String> {
-    let mut last = None;
+/// What reading a path gave.
+enum Reading {
+    Text(Fingerprint, String),
+    Gone,
+    /// A directory of that name.
+    NotAFile,
+}
+
+fn read(path: &Path) -> Result<Reading, String> {
+    let mut last = Reading::Gone;
     for _ in 0..READ_ATTEMPTS {
         match read_once(path) {
-            Ok(Some((fingerprint, text, Steady::Yes))) => return Ok(Some((fingerprint, text))),
-            Ok(Some((fingerprint, text, Steady::No))) => last = Some((fingerprint, text)),
-            Ok(None) => return Ok(None),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Ok(Some((fingerprint, text, steady))) => {
+                last = Reading::Text(fingerprint, text);
+                if steady == Steady::Yes {
+                    return Ok(last);
+                }
+            }
+            Ok(None) => return Ok(Reading::NotAFile),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Reading::Gone),
             Err(error) => return Err(error.to_string()),
         }
     }
@@ -233,6 +288,7 @@ fn read(path: &Path) -> Result<Option<(Fingerprint, String)>, String> {
 }
 
 /// Whether a file stayed the same while it was read.
+#[derive(PartialEq, Eq)]
 enum Steady {
     Yes,
     No,

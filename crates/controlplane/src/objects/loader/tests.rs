@@ -231,6 +231,19 @@ fn other_files_are_not_read_and_unchanged_ones_are_not_reported() {
 }
 
 #[test]
+fn a_link_that_leads_nowhere_hides_no_other_file() {
+    let mut fixture = Fixture::new();
+    fixture.write("b.yaml", &[SERVICE]);
+    let link = fixture.directory.path().join("a.yaml");
+    std::os::unix::fs::symlink("target", &link).unwrap();
+    assert_eq!(ports(&fixture.load()), [80]);
+    fs::write(fixture.directory.path().join("target"), POD).unwrap();
+    assert_eq!(fixture.load().objects.pods.len(), 1);
+    fs::remove_file(fixture.directory.path().join("target")).unwrap();
+    assert!(fixture.load().objects.pods.is_empty());
+}
+
+#[test]
 fn a_list_is_its_items() {
     let mut fixture = Fixture::new();
     let item = |text: &str| {
@@ -352,7 +365,7 @@ proptest! {
     #[test]
     fn any_text_is_read_without_panic(text in "\\PC{0,200}|[ -~\n]{0,400}") {
         for document in crate::objects::document::split(&text) {
-            crate::objects::decode::decode_document(&document);
+            decode_document(&document);
         }
     }
 }

@@ -129,12 +129,15 @@ fn check_source(field: &Field, source: &Source, found: &mut Vec<Invalid>) {
     for (name, list) in &lists[6..8] {
         each(&field.key(name), list, service_account, found);
     }
-    if !(source.service_accounts.is_empty() && source.not_service_accounts.is_empty())
-        && !(source.principals.is_empty()
-            && source.not_principals.is_empty()
-            && source.namespaces.is_empty()
-            && source.not_namespaces.is_empty())
-    {
+    let used = |lists: &[&Vec<String>]| lists.iter().any(|list| !list.is_empty());
+    let by_account = used(&[&source.service_accounts, &source.not_service_accounts]);
+    let by_name = used(&[
+        &source.principals,
+        &source.not_principals,
+        &source.namespaces,
+        &source.not_namespaces,
+    ]);
+    if by_account && by_name {
         let reason = "cannot be combined with principals or namespaces";
         push(found, field.key("serviceAccounts"), reason);
     }
