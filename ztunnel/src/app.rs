@@ -96,6 +96,7 @@ fn capture_config(config: &Config) -> leyline_capture::NodeConfig {
         bpffs: config.capture.bpffs.clone(),
         cgroup: config.capture.cgroup.clone(),
         bypass_mark: config.proxy.bypass_mark,
+        steer: config.capture.steer,
         ..leyline_capture::NodeConfig::new(&config.capture.instance)
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use leyline_capture::CAPTURE_MARK;
+use leyline_capture::{CAPTURE_MARK, SteerProgram};
 use leyline_hbone::HboneConfig;
 use leyline_net::sockopt::Keepalive;
 use leyline_runtime::{env::Reader, threads};
@@ -81,6 +81,9 @@ pub(crate) struct CaptureConfig {
     pub(crate) cgroup: Option<PathBuf>,
     /// Holds each pod's network namespace as `namespace_name`.
     pub(crate) pod_netns_dir: PathBuf,
+    /// The socket lookup: the best that the kernel takes, or the one for kernels before 5.17.
+    #[serde(skip)]
+    pub(crate) steer: SteerProgram,
 }
 
 impl Config {
@@ -127,6 +130,7 @@ impl Config {
                 pod_netns_dir: env
                     .string("LEYLINE_POD_NETNS_DIR", "/run/leyline/pods")
                     .into(),
+                steer: steer(env),
             },
             log: LogConfig {
                 filter: env.string("RUST_LOG", "info"),
@@ -208,6 +212,16 @@ fn drain_deadline(env: &mut Reader<'_>) -> Duration {
         "CONNECTION_TERMINATION_DEADLINE",
         Duration::from_secs(default),
     )
+}
+
+fn steer(env: &mut Reader<'_>) -> SteerProgram {
+    let read = |text: &str| match text {
+        "by-kernel" => Ok(SteerProgram::ByKernel),
+        "before-5.17" => Ok(SteerProgram::Before5_17),
+        _ => Err("use by-kernel or before-5.17".to_owned()),
+    };
+    env.parse_with("LEYLINE_STEER", read)
+        .unwrap_or(SteerProgram::ByKernel)
 }
 
 fn log_format(env: &mut Reader<'_>) -> Format {

@@ -11,12 +11,15 @@ mod outbound;
 mod plaintext;
 
 use std::{
+    io,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
 
 use anyhow::Context;
 use leyline_authz::PolicySet;
+use leyline_capture::PodCapture;
 use leyline_hbone::Pool;
 use leyline_net::{Accepted, ConnectOptions, ListenOptions, NetNs, Source, accept, listen};
 use leyline_runtime::{Drain, spawn};
@@ -100,6 +103,18 @@ pub(crate) struct Pod {
     pub(crate) connections: Arc<Connections>,
     pub(crate) drain: Drain,
     handshakes: Arc<Semaphore>,
+    /// On kernels where capture must be told of connections to the application.
+    announce: Option<Announcer>,
+}
+
+/// Tells capture of a connection to the application; see [`leyline_net::Announce`].
+type Announcer = Box<dyn Fn(SocketAddr, SocketAddr) -> io::Result<Box<dyn Send>> + Send + Sync>;
+
+fn announcer(capture: Arc<PodCapture>) -> Announcer {
+    Box::new(move |client, application| {
+        let announced = PodCapture::announce(&capture, client, application);
+        Ok(Box::new(announced.map_err(io::Error::other)?))
+    })
 }
 
 impl std::fmt::Debug for Pod {
@@ -115,10 +130,13 @@ impl Pod {
         uid: WorkloadUid,
         name: WorkloadName,
         netns: NetNs,
+        capture: Arc<PodCapture>,
         shared: Arc<Shared>,
         drain: Drain,
     ) -> Arc<Self> {
+        let announce = capture.needs_announcements().then(|| announcer(capture));
         Arc::new(Self {
+            announce,
             uid,
             name,
             netns,
@@ -211,22 +229,19 @@ impl Pod {
     }
 
     /// Towards other nodes and pods, by the pod's own routes.
-    fn upstream_options(&self) -> ConnectOptions {
+    fn upstream_options(&self) -> ConnectOptions<'_> {
         let config = &self.shared.config;
         ConnectOptions {
             mark: Some(config.bypass_mark),
             source: Source::Routed,
             deadline: config.connect_deadline,
             keepalive: config.keepalive,
+            announce: None,
         }
     }
 
     /// Towards the pod's own application, as the client.
-    fn application_options(
-        &self,
-        client: std::net::IpAddr,
-        target: std::net::IpAddr,
-    ) -> ConnectOptions {
+    fn application_options(&self, client: IpAddr, target: IpAddr) -> ConnectOptions<'_> {
         let config = &self.shared.config;
         if client == target {
             // The pod itself: its own address needs no disguise.
@@ -237,6 +252,7 @@ impl Pod {
             source: Source::Spoofed(client),
             deadline: config.connect_deadline,
             keepalive: None,
+            announce: self.announce.as_deref(),
         }
     }
 }

@@ -79,22 +79,23 @@ impl PodCapture {
     ///
     /// # Errors
     /// [`CaptureError::Pod`] with the step that failed. What could not be removed stays in a state that refuses.
-    pub async fn remove(self) -> Result<(), CaptureError> {
+    pub async fn remove(&self) -> Result<(), CaptureError> {
         let cookie = self.cookie();
+        let (shared, netns) = (Arc::clone(&self.shared), self.netns.clone());
         tokio::task::spawn_blocking(move || {
-            let _lock = self
-                .shared
+            let _lock = shared
                 .layout
                 .lock()
                 .map_err(CaptureError::pod(cookie, PodStep::Pins))?;
-            removal::remove_pod(
-                &self.shared.layout,
-                &mut self.shared.maps.lock(),
-                &self.netns,
-            )
+            removal::remove_pod(&shared.layout, &mut shared.maps.lock(), &netns)
         })
         .await
         .map_err(CaptureError::pod(cookie, PodStep::Task))?
+    }
+
+    /// Whether this kernel needs [`announce`](Self::announce).
+    pub fn needs_announcements(&self) -> bool {
+        self.shared.steer == leyline_ebpf_abi::programs::STEER_BEFORE_5_17
     }
 
     /// Announces a connection that the proxy is about to make to the pod's application in the guise of `client`. Needed
@@ -104,15 +105,15 @@ impl PodCapture {
     /// # Errors
     /// When the map cannot be written.
     pub fn announce(
-        &self,
+        self: &Arc<Self>,
         client: SocketAddr,
         application: SocketAddr,
-    ) -> Result<LocalConnect<'_>, CaptureError> {
+    ) -> Result<LocalConnect, CaptureError> {
         let mut announced = LocalConnect {
-            pod: self,
+            pod: Arc::clone(self),
             key: None,
         };
-        if self.shared.steer == leyline_ebpf_abi::programs::STEER_BEFORE_5_17 {
+        if self.needs_announcements() {
             let key = FlowKey {
                 client: client.ip().into(),
                 server: application.ip().into(),
@@ -140,12 +141,12 @@ impl PodCapture {
 }
 
 /// An announced connection of the proxy to the application; withdrawn when dropped.
-pub struct LocalConnect<'a> {
-    pod: &'a PodCapture,
+pub struct LocalConnect {
+    pod: Arc<PodCapture>,
     key: Option<FlowKey>,
 }
 
-impl Drop for LocalConnect<'_> {
+impl Drop for LocalConnect {
     fn drop(&mut self) {
         if let Some(key) = self.key
             && let Err(e) = ignore_missing(self.pod.maps.lock().local_connects.remove(&key))

@@ -30,9 +30,14 @@ pub enum Source {
     Spoofed(IpAddr),
 }
 
+/// Told of a spoofed connection before it is made, with the addresses of both ends; what it returns is kept until the
+/// connection is made. For capture on kernels that cannot recognise such a connection by itself.
+pub type Announce<'a> =
+    &'a (dyn Fn(SocketAddr, SocketAddr) -> io::Result<Box<dyn Send>> + Send + Sync);
+
 /// How to connect.
-#[derive(Clone, Copy, Debug)]
-pub struct ConnectOptions {
+#[derive(Clone, Copy)]
+pub struct ConnectOptions<'a> {
     /// `SO_MARK`.
     pub mark: Option<u32>,
     /// From where.
@@ -41,6 +46,8 @@ pub struct ConnectOptions {
     pub deadline: Duration,
     /// Probing of a silent peer.
     pub keepalive: Option<Keepalive>,
+    /// For [`Source::Spoofed`].
+    pub announce: Option<Announce<'a>>,
 }
 
 /// Why there is no connection.
@@ -69,7 +76,7 @@ pub enum ConnectError {
 pub async fn connect(
     netns: &NetNs,
     target: SocketAddr,
-    options: &ConnectOptions,
+    options: &ConnectOptions<'_>,
 ) -> Result<TcpStream, ConnectError> {
     let attempt = async {
         match options.source {
@@ -93,7 +100,7 @@ async fn connect_as(
     netns: &NetNs,
     target: SocketAddr,
     client: IpAddr,
-    options: &ConnectOptions,
+    options: &ConnectOptions<'_>,
 ) -> Result<TcpStream, ConnectError> {
     for _ in 0..SPOOFED_TRIES {
         let socket = socket(netns, target, options)?;
@@ -101,12 +108,18 @@ async fn connect_as(
         // Makes the route, and with it the connection's arrival, that of loopback (facts/capture.md 2.3).
         socket.bind_device(Some(b"lo"))?;
         socket.set_reuse_address(true)?;
-        let port = rand::rng().random_range(SPOOFED_PORTS);
-        match socket.bind(&SocketAddr::new(client, port).into()) {
+        let source = SocketAddr::new(client, rand::rng().random_range(SPOOFED_PORTS));
+        match socket.bind(&source.into()) {
             Err(e) if is_port_taken(&e) => continue,
             result => result?,
         }
-        match into_tokio(socket).connect(target).await {
+        let announced = options
+            .announce
+            .map(|announce| announce(source, target))
+            .transpose()?;
+        let connected = into_tokio(socket).connect(target).await;
+        drop(announced);
+        match connected {
             Err(e) if is_port_taken(&e) => {}
             result => return Ok(result?),
         }
@@ -114,7 +127,7 @@ async fn connect_as(
     Err(ConnectError::NoPort { client, target })
 }
 
-fn socket(netns: &NetNs, target: SocketAddr, options: &ConnectOptions) -> io::Result<Socket> {
+fn socket(netns: &NetNs, target: SocketAddr, options: &ConnectOptions<'_>) -> io::Result<Socket> {
     let socket = netns.run(|| {
         Socket::new(
             Domain::for_address(target),

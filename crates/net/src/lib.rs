@@ -13,7 +13,7 @@ pub mod sockopt;
 pub mod tcp;
 
 pub use accept::{Accepted, accept};
-pub use connect::{ConnectError, ConnectOptions, Source, connect};
+pub use connect::{Announce, ConnectError, ConnectOptions, Source, connect};
 pub use listen::{ListenOptions, listen};
 pub use netns::NetNs;
 pub use read_ahead::ReadAhead;

@@ -95,7 +95,7 @@ pub(crate) struct PodManager {
 
 struct Managed {
     pod: Arc<Pod>,
-    capture: PodCapture,
+    capture: Arc<PodCapture>,
     generation: u64,
     state: State,
 }
@@ -310,11 +310,13 @@ impl PodManager {
             .capture
             .enroll(&netns, addresses, sockets, PodOptions::default())
             .await?;
+        let capture = Arc::new(capture);
         self.shared.certificates.prefetch(workload.identity.clone());
         let pod = Pod::new(
             uid.clone(),
             name.clone(),
             netns,
+            capture.clone(),
             self.shared.clone(),
             self.drain.child(),
         );
