@@ -62,6 +62,7 @@ impl Client {
             source: Source::Routed,
             deadline,
             keepalive: None,
+            announce: None,
         };
         let stream = connect(&self.namespace, target, &options)
             .await

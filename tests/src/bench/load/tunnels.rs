@@ -162,6 +162,7 @@ impl Caller {
             source: Source::Routed,
             deadline: SILENCE,
             keepalive: None,
+            announce: None,
         };
         let stream = connect(&self.netns, self.key.target, &options).await?;
         let expected = &self.key.destinations;
