@@ -68,11 +68,7 @@ impl Admin {
             .iter()
             .map(|(uid, pod)| {
                 let (inbound, outbound) = pod.connections.dump();
-                let state = if pod.drain.is_started() {
-                    "Draining"
-                } else {
-                    "Up"
-                };
+                let state = if pod.is_draining() { "Draining" } else { "Up" };
                 let shown = json!({
                     "state": state,
                     "connections": { "inbound": inbound, "outbound": outbound },

@@ -14,7 +14,10 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::Context;
@@ -103,6 +106,8 @@ pub(crate) struct Pod {
     pub(crate) connections: Arc<Connections>,
     pub(crate) drain: Drain,
     handshakes: Arc<Semaphore>,
+    /// New connections go direct; what is carried goes on.
+    draining: AtomicBool,
     /// On kernels where capture must be told of connections to the application.
     announce: Option<Announcer>,
 }
@@ -137,6 +142,7 @@ impl Pod {
         let announce = capture.needs_announcements().then(|| announcer(capture));
         Arc::new(Self {
             announce,
+            draining: AtomicBool::new(false),
             uid,
             name,
             netns,
@@ -146,6 +152,15 @@ impl Pod {
             drain,
             shared,
         })
+    }
+
+    /// Notes that the pod is no longer enrolled.
+    pub(crate) fn set_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed) || self.drain.is_started()
     }
 
     /// Starts to accept; ends with the pod's drain.

@@ -3,7 +3,11 @@
 //! One task owns all of it, so that a pod's steps never interleave. One pod's trouble is that pod's: it is reported and
 //! tried again, and the others are served meanwhile.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use leyline_capture::{NodeCapture, PodCapture, PodOptions, PodSockets};
@@ -206,12 +210,8 @@ impl PodManager {
             Ok(pinned) => pinned,
             Err(error) => return warn!(%error, "cannot list captured pods"),
         };
-        for netns in self.namespaces() {
-            let wanted = self
-                .pods
-                .values()
-                .any(|managed| managed.pod.netns.cookie() == netns.cookie());
-            if wanted || !pinned.contains(&netns.cookie()) {
+        for netns in self.unwanted_namespaces() {
+            if !pinned.contains(&netns.cookie()) {
                 continue;
             }
             match self.capture.release(&netns).await {
@@ -224,8 +224,9 @@ impl PodManager {
         }
     }
 
-    /// All pods of the node whose namespace can be opened.
-    fn namespaces(&self) -> Vec<NetNs> {
+    /// Namespaces of pods of the node that are neither carried nor about to be: a pod that cannot be enrolled yet stays
+    /// captured as an earlier ztunnel left it, and so is refused rather than sent in plaintext.
+    fn unwanted_namespaces(&self) -> Vec<NetNs> {
         let entries = match std::fs::read_dir(&self.config.pod_netns_dir) {
             Ok(entries) => entries,
             Err(error) => {
@@ -233,8 +234,17 @@ impl PodManager {
                 return Vec::new();
             }
         };
+        let carried = self.pods.values().map(|managed| &managed.pod.name);
+        let pending = self.pending.values().map(|pending| &pending.name);
+        let wanted: HashSet<String> = carried.chain(pending).map(file_name).collect();
         entries
             .flatten()
+            .filter(|entry| {
+                !entry
+                    .file_name()
+                    .to_str()
+                    .is_some_and(|name| wanted.contains(name))
+            })
             .filter_map(|entry| NetNs::open(&entry.path()).ok())
             .collect()
     }
@@ -291,10 +301,7 @@ impl PodManager {
             .shared
             .workload_now(name)
             .context("its workload is not known yet")?;
-        let path = self
-            .config
-            .pod_netns_dir
-            .join(format!("{}_{}", name.namespace, name.name));
+        let path = self.config.pod_netns_dir.join(file_name(name));
         let netns = NetNs::open(&path)
             .with_context(|| format!("cannot open its network namespace {}", path.display()))?;
         let listeners = Listeners::open(&netns, &self.shared.config)?;
@@ -339,6 +346,7 @@ impl PodManager {
         };
         if managed.state == State::Enrolled {
             managed.state = State::Releasing;
+            managed.pod.set_draining();
             if let Err(error) = managed.capture.stop_new() {
                 warn!(pod = %managed.pod.name, %error, "capture cannot be switched off");
             }
@@ -415,6 +423,11 @@ impl PodManager {
         self.set.0.store(Arc::new(pods.collect()));
         mesh::workload_proxies(self.pods.len() as u32, self.pending.len() as u32);
     }
+}
+
+/// The name of a pod's namespace in the directory of them.
+fn file_name(name: &WorkloadName) -> String {
+    format!("{}_{}", name.namespace, name.name)
 }
 
 async fn until(at: Option<Instant>) {
