@@ -30,7 +30,10 @@ pub fn into_split(stream: TcpStream) -> (TcpReader, TcpWriter) {
             half: read,
             size: READ_MIN,
         },
-        TcpWriter { half: Some(write) },
+        TcpWriter {
+            half: Some(write),
+            finished: false,
+        },
     )
 }
 
@@ -56,11 +59,14 @@ impl Reader for TcpReader {
     }
 }
 
-/// The sending half.
+/// The sending half. Dropping it before it was finished resets the connection: a task that is cut must not look like an
+/// end to the peer.
 #[derive(Debug)]
 pub struct TcpWriter {
     /// Absent once aborted.
     half: Option<OwnedWriteHalf>,
+    /// The peer has been told that nothing follows.
+    finished: bool,
 }
 
 impl Writer for TcpWriter {
@@ -69,7 +75,9 @@ impl Writer for TcpWriter {
     }
 
     async fn finish(&mut self) -> io::Result<()> {
-        self.half()?.shutdown().await
+        self.half()?.shutdown().await?;
+        self.finished = true;
+        Ok(())
     }
 
     fn abort(&mut self) {
@@ -88,6 +96,14 @@ impl TcpWriter {
         self.half
             .as_mut()
             .ok_or_else(|| io::ErrorKind::ConnectionAborted.into())
+    }
+}
+
+impl Drop for TcpWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.abort();
+        }
     }
 }
 
@@ -152,5 +168,30 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         let error = tasks.join_next().await.unwrap().unwrap().unwrap_err();
         assert_eq!(error.side, Side::Upstream);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_cut_is_reset() {
+        let (mut app, mut server, mut tasks) = relay().await;
+        app.write_all(b"under way").await.unwrap();
+        let mut seen = [0; 9];
+        server.read_exact(&mut seen).await.unwrap();
+        tasks.shutdown().await;
+        for mut end in [app, server] {
+            let error = end.read_u8().await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_finished_connection_ends_politely() {
+        let (mut app, mut server, mut tasks) = relay().await;
+        server.write_all(b"last words").await.unwrap();
+        app.shutdown().await.unwrap();
+        server.shutdown().await.unwrap();
+        assert!(tasks.join_next().await.unwrap().unwrap().is_ok());
+        let mut seen = Vec::new();
+        app.read_to_end(&mut seen).await.unwrap();
+        assert_eq!(seen, b"last words");
     }
 }
