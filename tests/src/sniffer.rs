@@ -36,6 +36,8 @@ pub struct Packet {
     pub destination: SocketAddr,
     /// Bytes after the transport header.
     pub payload: usize,
+    /// Whether it asks for a connection (SYN).
+    pub opens: bool,
     /// Whether the secret was in them.
     pub secret: bool,
 }
@@ -56,12 +58,14 @@ impl fmt::Display for Packet {
             source,
             destination,
             payload,
+            opens,
             secret,
         } = self;
+        let opens = if *opens { ", SYN" } else { "" };
         let secret = if *secret { ", with the secret" } else { "" };
         write!(
             f,
-            "{transport:?} {source} > {destination}, {payload} bytes{secret}"
+            "{transport:?} {source} > {destination}, {payload} bytes{opens}{secret}"
         )
     }
 }
@@ -174,6 +178,8 @@ fn parse(frame: &[u8], secret: &[u8]) -> Option<Packet> {
         source: SocketAddr::new(source, port(0)?),
         destination: SocketAddr::new(destination, port(2)?),
         payload: payload.len(),
+        // RFC 9293, 3.1: SYN is bit 1 and ACK bit 4 of the octet.
+        opens: transport == Transport::Tcp && above.get(13)? & 0b1_0010 == 0b10,
         secret: !secret.is_empty() && payload.windows(secret.len()).any(|part| part == secret),
     })
 }

@@ -45,8 +45,27 @@ pub(crate) fn run(root: &Path, id: &str, mode: Mode) -> Result<ExitCode> {
         .enable_all()
         .build()?;
     let console = Console::new();
+    let outcome = runtime.block_on(async {
+        // Dropping the demo at Ctrl-C removes what it has made: the run is a guard.
+        tokio::select! {
+            passed = perform(root, id, mode, &console) => passed,
+            interrupted = interrupted() => {
+                interrupted?;
+                console.line("interrupted: everything is removed");
+                Ok(ExitCode::FAILURE)
+            }
+        }
+    });
+    // One sentence, without the back trace that a developer's environment may ask for.
+    Ok(outcome.unwrap_or_else(|e| {
+        console.line(format!("cargo xtask demo: {e:#}"));
+        ExitCode::FAILURE
+    }))
+}
+
+async fn perform(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<ExitCode> {
+    preflight::check_machine()?;
     if mode == Mode::Down {
-        preflight::check_machine()?;
         let removed = run::remove(id)?;
         console.line(format!(
             "removed {} processes and {} network namespaces",
@@ -54,21 +73,10 @@ pub(crate) fn run(root: &Path, id: &str, mode: Mode) -> Result<ExitCode> {
         ));
         return Ok(ExitCode::SUCCESS);
     }
-    runtime.block_on(async {
-        // Dropping the demo at Ctrl-C removes what it has made: the run is a guard.
-        tokio::select! {
-            passed = demo(root, id, mode, &console) => passed,
-            interrupted = interrupted() => {
-                interrupted?;
-                console.line("interrupted: everything is removed");
-                Ok(ExitCode::FAILURE)
-            }
-        }
-    })
+    demo(root, id, mode, console).await
 }
 
 async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<ExitCode> {
-    preflight::check_machine()?;
     run::remove_abandoned()?;
     preflight::check(id)?;
 

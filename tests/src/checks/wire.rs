@@ -22,7 +22,7 @@ pub(super) async fn check(mesh: &Mesh) -> Result<String> {
     send_secret_to_pods(mesh)
         .await
         .context("before the label")?;
-    let before = between_pods(sniffer.stop().await?);
+    let before = of_pods(sniffer.stop().await?);
     ensure!(
         before.iter().any(|packet| packet.secret),
         "the sniffer is blind: no secret among {} packets in plain text",
@@ -33,7 +33,7 @@ pub(super) async fn check(mesh: &Mesh) -> Result<String> {
     let sniffer = Sniffer::start(mesh.cluster().fabric().infra(), SECRET)?;
     send_secret_to_pods(mesh).await.context("after the label")?;
     send_secret_to_vip(mesh).await.context("after the label")?;
-    let after = between_pods(sniffer.stop().await?);
+    let after = of_pods(sniffer.stop().await?);
     let tunnelled = check_hidden(&after)?;
     ensure!(tunnelled > 0, "no packet at all passed between the nodes");
     Ok(format!(
@@ -43,7 +43,7 @@ pub(super) async fn check(mesh: &Mesh) -> Result<String> {
     ))
 }
 
-/// Between pods of the mesh nothing but HBONE, and no secret. Returns the number of packets.
+/// Nothing but HBONE, and no secret. Returns the number of packets.
 pub(super) fn check_hidden(packets: &[Packet]) -> Result<usize> {
     for packet in packets {
         let ports = [packet.source.port(), packet.destination.port()];
@@ -54,13 +54,13 @@ pub(super) fn check_hidden(packets: &[Packet]) -> Result<usize> {
     Ok(packets.len())
 }
 
-/// Packets with data between pods. (An older plain connection may still be ending: its FIN carries nothing.)
-pub(super) fn between_pods(packets: Vec<Packet>) -> Vec<Packet> {
+/// Packets from or to pods that carry data or ask for a connection. (An older plain connection may still be ending: its
+/// FIN does neither.)
+pub(super) fn of_pods(packets: Vec<Packet>) -> Vec<Packet> {
     let mut packets = packets;
     packets.retain(|packet| {
-        packet.payload > 0
-            && fabric::is_pod(packet.source.ip())
-            && fabric::is_pod(packet.destination.ip())
+        (packet.payload > 0 || packet.opens)
+            && (fabric::is_pod(packet.source.ip()) || fabric::is_pod(packet.destination.ip()))
     });
     packets
 }
