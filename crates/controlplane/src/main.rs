@@ -11,7 +11,7 @@ use clap::Parser;
 use leyline_controlplane::{ControlPlane, StateDir, TokenKey};
 use leyline_runtime::{Drain, DrainOutcome, signal::ShutdownSignals};
 use leyline_telemetry::{
-    log::{self, Format, LogConfig, LogHandle},
+    log::{self, Format, LogConfig},
     metrics,
 };
 use tracing::{error, info};
@@ -48,10 +48,8 @@ fn fail(error: &anyhow::Error) -> ExitCode {
 )]
 fn token(args: &TokenArgs) -> anyhow::Result<()> {
     let key = TokenKey::open(&StateDir::open(&args.state_dir)?)?;
-    println!(
-        "{}",
-        key.issue(&args.caller(), args.ttl, std::time::SystemTime::now())
-    );
+    let token = key.issue(&args.caller(), args.ttl, std::time::SystemTime::now());
+    println!("{token}");
     Ok(())
 }
 
@@ -70,15 +68,10 @@ fn serve(args: ServeArgs) -> ExitCode {
     if let Err(failure) = &outcome {
         error!(error = format!("{failure:#}"), "control plane stops");
     }
-    finish(&log, outcome.is_ok())
-}
-
-fn finish(log: &LogHandle, succeeded: bool) -> ExitCode {
     log.flush(LOG_FLUSH);
-    if succeeded {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 

@@ -50,7 +50,7 @@ const OWNED: [(&str, &[&str]); 13] = [
         "rustls",
         &["leyline-tls", "leyline-controlplane", "leyline-ztunnel"],
     ),
-    ("tokio-rustls", &["leyline-tls"]),
+    ("tokio-rustls", &["leyline-tls", "leyline-controlplane"]),
     ("rcgen", &["leyline-tls", "leyline-controlplane"]),
     ("x509-parser", &["leyline-tls", "leyline-controlplane"]),
     ("h2", &["leyline-hbone"]),
