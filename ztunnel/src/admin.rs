@@ -1,17 +1,23 @@
 //! The admin server of the node (facts A17), loopback only, and the two public ones: metrics and readiness.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use leyline_runtime::{Drain, Readiness, http as server};
 use leyline_telemetry::{log::LogHandle, metrics::MetricsHandle};
+use leyline_types::WorkloadName;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::info;
 
-use crate::{agent::pods::PodSet, config::Config, proxy::Shared};
+use crate::{
+    agent::pods::{PodSet, Pods},
+    config::Config,
+    proxy::{Shared, connections::Shown},
+};
 
 const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\
 <li><a href=\"/config_dump\">config_dump</a>: workloads, services, policies, certificates, connections</li>\
@@ -62,24 +68,9 @@ impl Admin {
     /// The shape that `istioctl ztunnel-config` reads.
     fn dump(&self) -> Value {
         let snapshot = self.shared.store.snapshot();
-        let state: serde_json::Map<String, Value> = self
-            .pods
-            .all()
-            .iter()
-            .map(|(uid, pod)| {
-                let (inbound, outbound) = pod.connections.dump();
-                let state = if pod.is_draining() { "Draining" } else { "Up" };
-                let shown = json!({
-                    "state": state,
-                    "connections": { "inbound": inbound, "outbound": outbound },
-                    "info": pod.name,
-                });
-                (uid.to_string(), shown)
-            })
-            .collect();
         let mut dump = json!({
             "certificates": self.shared.certificates.dump(),
-            "workloadState": state,
+            "workloadState": workload_state(&self.pods.now()),
             "staticConfig": { "workloads": [], "policies": [], "services": [] },
             "version": crate::version::info(),
             "config": self.config.shown(),
@@ -90,6 +81,67 @@ impl Admin {
             dump.extend(state);
         }
         dump
+    }
+}
+
+/// Pods by uid. The connections of one that left and came back are those of all its lives.
+fn workload_state(pods: &Pods) -> BTreeMap<String, PodState<'_>> {
+    let mut states = BTreeMap::new();
+    for waiting in &pods.waiting {
+        states.insert(
+            waiting.uid.to_string(),
+            PodState::new(&waiting.name, State::Pending, Some(&waiting.error)),
+        );
+    }
+    for pod in &pods.served {
+        let life = if pod.is_draining() {
+            State::Draining
+        } else {
+            State::Up
+        };
+        let state = states
+            .entry(pod.uid.to_string())
+            .or_insert_with(|| PodState::new(&pod.name, life, None));
+        state.state = state.state.max(life);
+        let (inbound, outbound) = pod.connections.dump();
+        state.connections.inbound.extend(inbound);
+        state.connections.outbound.extend(outbound);
+    }
+    states
+}
+
+#[derive(Debug, Serialize)]
+struct PodState<'a> {
+    state: State,
+    connections: ConnectionsOf,
+    info: &'a WorkloadName,
+    /// Why it is pending.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a str>,
+}
+
+/// In the order of what is told of a pod that has several lives at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+enum State {
+    Draining,
+    Pending,
+    Up,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct ConnectionsOf {
+    inbound: Vec<Shown>,
+    outbound: Vec<Shown>,
+}
+
+impl<'a> PodState<'a> {
+    fn new(info: &'a WorkloadName, state: State, error: Option<&'a str>) -> Self {
+        Self {
+            state,
+            connections: ConnectionsOf::default(),
+            info,
+            error,
+        }
     }
 }
 

@@ -4,19 +4,21 @@
 //! does not delay traffic; workers for the data plane.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 use leyline_capture::NodeCapture;
-use leyline_net::{ListenOptions, NetNs, listen::listen_on};
+use leyline_net::{ListenOptions, NetNs, listen, listen::listen_on};
 use leyline_proto::leyline::enrolment::v1::enrolment_service_client::EnrolmentServiceClient;
 use leyline_runtime::{
     Drain, DrainOutcome, Readiness, ReadinessTask,
     env::{EnvSource, Reader},
-    http as server, signal, spawn, threads,
+    http as server,
+    signal::{ShutdownSignals, Signal},
+    spawn, threads,
 };
 use leyline_state::{LocalNode, Store};
 use leyline_telemetry::{log, mesh, metrics};
@@ -34,6 +36,9 @@ use crate::{
     proxy::Shared,
     version,
 };
+
+/// For the last lines of the log. A reader that has stalled must not hold up the end of the process.
+const FLUSH_DEADLINE: Duration = Duration::from_millis(300);
 
 /// Runs until SIGTERM, SIGINT or `/quitquitquit`, then drains.
 ///
@@ -53,8 +58,10 @@ pub fn run(env: &dyn EnvSource) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the main thread's runtime")?;
-    let result = main.block_on(serve(config, log, workers.handle().clone()));
+    let result = main.block_on(serve(config, log.clone(), workers.handle().clone()));
     workers.shutdown_background();
+    // The last lines say how it ended.
+    log.flush(FLUSH_DEADLINE);
     result
 }
 
@@ -102,6 +109,7 @@ fn capture_config(config: &Config) -> leyline_capture::NodeConfig {
 }
 
 async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Result<()> {
+    let mut signals = ShutdownSignals::listen().context("cannot listen for signals")?;
     let metrics = metrics::install()?;
     metrics.observe_runtime(workers.clone());
     let readiness = Readiness::new();
@@ -112,6 +120,8 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     let background = Drain::new();
     let servers = Drain::new();
 
+    // First, because a second ztunnel by mistake fails here, before it takes pods from the first.
+    let listeners = ServerListeners::open(&workers)?;
     let shared = start_state(&config, &background)?;
     let (manager, commands) =
         start_agent(&config, &shared, &drain, &background, &workers, pods_ready)?;
@@ -130,14 +140,28 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
         log,
         quit,
     };
-    start_servers(Arc::new(admin), metrics, readiness, &servers, &workers)?;
+    listeners.serve(Arc::new(admin), metrics, readiness, &servers, &workers);
 
     tokio::select! {
-        signal = signal::shutdown_requested() => info!(?signal, "shutting down"),
+        signal = signals.next() => info!(?signal, "shutting down"),
         _ = quit_asked.recv() => info!("shutting down"),
     }
     servers.start();
-    match drain.run(config.drain_deadline).await {
+    finish_connections(&drain, config.drain_deadline, &mut signals).await;
+    drop(commands);
+    background.run(Duration::ZERO).await;
+    servers.run(Duration::ZERO).await;
+    Ok(())
+}
+
+/// Waits for connections until the deadline, or until somebody at a terminal has enough.
+async fn finish_connections(drain: &Drain, deadline: Duration, signals: &mut ShutdownSignals) {
+    let interrupted = async { while signals.next().await != Signal::Interrupt {} };
+    let outcome = tokio::select! {
+        outcome = drain.run(deadline) => outcome,
+        () = interrupted => drain.run(Duration::ZERO).await,
+    };
+    match outcome {
         DrainOutcome::Finished => info!("shutdown complete"),
         DrainOutcome::Forced { tasks } => {
             warn!(
@@ -146,10 +170,6 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
             );
         }
     }
-    drop(commands);
-    background.run(Duration::ZERO).await;
-    servers.run(Duration::ZERO).await;
-    Ok(())
 }
 
 /// The store and the certificates.
@@ -254,36 +274,57 @@ fn follow_xds(
     Ok(())
 }
 
-fn start_servers(
-    admin: Arc<Admin>,
-    metrics: metrics::MetricsHandle,
-    readiness: Readiness,
-    servers: &Drain,
-    workers: &Handle,
-) -> Result<()> {
-    let netns = NetNs::current().context("cannot open the process's network namespace")?;
-    let open = |addr: SocketAddr, what: &str| -> Result<TcpListener> {
-        listen_on(&netns, addr, &ListenOptions::default())
-            .with_context(|| format!("cannot listen on {addr} for {what}"))
-    };
-    let limits = server::HttpLimits::default;
-    let handler = admin.handler();
-    let v4 = open((Ipv4Addr::LOCALHOST, ports::ADMIN).into(), "the admin page")?;
-    server::serve(v4, handler.clone(), servers, limits());
-    match open((Ipv6Addr::LOCALHOST, ports::ADMIN).into(), "the admin page") {
-        Ok(v6) => server::serve(v6, handler, servers, limits()),
-        Err(error) => warn!(error = format!("{error:#}"), "admin page by IPv4 only"),
-    }
-    let stats = open((Ipv6Addr::UNSPECIFIED, ports::METRICS).into(), "metrics")?;
-    server::serve(stats, admin::metrics_handler(metrics), servers, limits());
+/// The sockets of the process's own pages, open and not served yet.
+struct ServerListeners {
+    admin: Vec<TcpListener>,
+    metrics: TcpListener,
+    readiness: TcpListener,
+}
 
-    let _on_workers = workers.enter();
-    let ready = open(
-        (Ipv6Addr::UNSPECIFIED, ports::READINESS).into(),
-        "readiness",
-    )?;
-    admin::serve_readiness(ready, readiness, servers);
-    Ok(())
+impl ServerListeners {
+    fn open(workers: &Handle) -> Result<Self> {
+        let netns = NetNs::current().context("cannot open the process's network namespace")?;
+        let options = ListenOptions::default();
+        let taken = |port: u16, what: &str| format!("cannot listen on port {port} for {what}");
+        let loopback = |addr: IpAddr| {
+            listen_on(&netns, SocketAddr::new(addr, ports::ADMIN), &options)
+                .with_context(|| taken(ports::ADMIN, "the admin page"))
+        };
+        let mut admin = vec![loopback(Ipv4Addr::LOCALHOST.into())?];
+        match loopback(Ipv6Addr::LOCALHOST.into()) {
+            Ok(v6) => admin.push(v6),
+            Err(error) => warn!(error = format!("{error:#}"), "admin page by IPv4 only"),
+        }
+        let metrics = listen(&netns, ports::METRICS, &options)
+            .with_context(|| taken(ports::METRICS, "metrics"))?;
+        let _on_workers = workers.enter();
+        let readiness = listen(&netns, ports::READINESS, &options)
+            .with_context(|| taken(ports::READINESS, "readiness"))?;
+        Ok(Self {
+            admin,
+            metrics,
+            readiness,
+        })
+    }
+
+    fn serve(
+        self,
+        admin: Arc<Admin>,
+        metrics: metrics::MetricsHandle,
+        readiness: Readiness,
+        servers: &Drain,
+        workers: &Handle,
+    ) {
+        let limits = server::HttpLimits::default;
+        let handler = admin.handler();
+        for listener in self.admin {
+            server::serve(listener, handler.clone(), servers, limits());
+        }
+        let metrics = admin::metrics_handler(metrics);
+        server::serve(self.metrics, metrics, servers, limits());
+        let _on_workers = workers.enter();
+        admin::serve_readiness(self.readiness, readiness, servers);
+    }
 }
 
 /// XDS-3.

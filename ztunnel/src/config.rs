@@ -1,8 +1,11 @@
 //! What ztunnel can be told by its environment (facts A2), read once at start.
 
 use std::{
+    fmt::Display,
     net::IpAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -21,6 +24,24 @@ const PACKET_MARK: u32 = 0x539;
 const TOKEN_PATH: &str = "./var/run/secrets/tokens/istio-token";
 /// Where the roots of the control plane are mounted.
 const ROOT_PATH: &str = "./var/run/secrets/istio/root-cert.pem";
+
+/// The range of a signed 32 bit number of RFC 9113, 6.9.2; below the default a tunnel crawls.
+const WINDOW_SIZE: RangeInclusive<u32> = 65_535..=(1 << 31) - 1;
+/// SETTINGS_MAX_FRAME_SIZE (RFC 9113, 6.5.2).
+const FRAME_SIZE: RangeInclusive<u32> = 1 << 14..=(1 << 24) - 1;
+/// What the kernel takes for TCP_KEEPIDLE and TCP_KEEPINTVL, in whole seconds.
+const KEEPALIVE_SECONDS: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(32_767);
+/// What the kernel takes for TCP_KEEPCNT.
+const KEEPALIVE_RETRIES: RangeInclusive<u32> = 1..=127;
+/// Limits that are none are mistakes: 0 serves nobody, and a node has no more sockets than this.
+const COUNT: RangeInclusive<usize> = 1..=1 << 24;
+/// A handshake takes some milliseconds; a peer that is given minutes holds memory for nothing.
+const HANDSHAKE_DEADLINE: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(300);
+/// Certificates are renewed at half of their life, at most once a second.
+const SECRET_TTL: RangeInclusive<Duration> =
+    Duration::from_secs(2)..=Duration::from_secs(365 * 24 * 3600);
 
 /// Everything.
 #[derive(Clone, Debug)]
@@ -107,8 +128,12 @@ impl Config {
             alt_hostname: non_empty(env.string(&format!("ALT_{name}_HOSTNAME"), "")),
             token: token.clone(),
             cluster_id: cluster_id.clone(),
-            headers: Vec::new(),
+            headers: env
+                .with_prefix(&format!("{name}_HEADER_"))
+                .into_iter()
+                .collect(),
         };
+        require_shared_mode(env);
         Self {
             xds: control_plane(env, "XDS"),
             ca: control_plane(env, "CA"),
@@ -136,7 +161,12 @@ impl Config {
                 filter: env.string("RUST_LOG", "info"),
                 format: log_format(env),
             },
-            secret_ttl: env.duration("SECRET_TTL", Duration::from_secs(24 * 3600)),
+            secret_ttl: duration(
+                env,
+                "SECRET_TTL",
+                Duration::from_secs(24 * 3600),
+                SECRET_TTL,
+            ),
             drain_deadline: drain_deadline(env),
             worker_threads: threads::worker_threads(env, None, cores()),
         }
@@ -172,41 +202,123 @@ impl ProxyConfig {
     fn read(env: &mut Reader<'_>) -> Self {
         let keepalive = Keepalive::default();
         let keepalive = env.bool("KEEPALIVE_ENABLED", true).then(|| Keepalive {
-            time: env.duration("KEEPALIVE_TIME", keepalive.time),
-            interval: env.duration("KEEPALIVE_INTERVAL", keepalive.interval),
-            retries: env.parse("KEEPALIVE_RETRIES", keepalive.retries),
+            time: duration(env, "KEEPALIVE_TIME", keepalive.time, KEEPALIVE_SECONDS),
+            interval: duration(
+                env,
+                "KEEPALIVE_INTERVAL",
+                keepalive.interval,
+                KEEPALIVE_SECONDS,
+            ),
+            retries: within(
+                env,
+                "KEEPALIVE_RETRIES",
+                keepalive.retries,
+                KEEPALIVE_RETRIES,
+            ),
         });
         let defaults = HboneConfig::default();
         Self {
-            bypass_mark: env.parse("PACKET_MARK", PACKET_MARK),
+            bypass_mark: bypass_mark(env),
             capture_mark: CAPTURE_MARK,
             keepalive,
             connect_deadline: Duration::from_secs(10),
-            handshake_deadline: env.duration("LEYLINE_HANDSHAKE_DEADLINE", Duration::from_secs(10)),
+            handshake_deadline: duration(
+                env,
+                "LEYLINE_HANDSHAKE_DEADLINE",
+                Duration::from_secs(10),
+                HANDSHAKE_DEADLINE,
+            ),
             workload_deadline: Duration::from_secs(5),
-            max_connections: env.parse("LEYLINE_MAX_CONNECTIONS_PER_POD", 65_536),
-            max_handshakes: env.parse("LEYLINE_MAX_HANDSHAKES_PER_POD", 512),
-            hbone: HboneConfig {
-                outbound_streams: env
-                    .parse("POOL_MAX_STREAMS_PER_CONNECTION", defaults.outbound_streams),
-                idle: env.duration("POOL_UNUSED_RELEASE_TIMEOUT", defaults.idle),
-                stream_window: env.parse("HTTP2_STREAM_WINDOW_SIZE", defaults.stream_window),
-                connection_window: env
-                    .parse("HTTP2_CONNECTION_WINDOW_SIZE", defaults.connection_window),
-                max_frame_size: env.parse("HTTP2_FRAME_SIZE", defaults.max_frame_size),
-                ..defaults
-            },
+            max_connections: within(env, "LEYLINE_MAX_CONNECTIONS_PER_POD", 65_536, COUNT),
+            max_handshakes: within(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512, COUNT),
+            hbone: hbone(env, defaults),
         }
+    }
+}
+
+fn hbone(env: &mut Reader<'_>, defaults: HboneConfig) -> HboneConfig {
+    let streams = "POOL_MAX_STREAMS_PER_CONNECTION";
+    HboneConfig {
+        outbound_streams: within(env, streams, defaults.outbound_streams, 1..=65_535),
+        idle: env.duration("POOL_UNUSED_RELEASE_TIMEOUT", defaults.idle),
+        stream_window: within(
+            env,
+            "HTTP2_STREAM_WINDOW_SIZE",
+            defaults.stream_window,
+            WINDOW_SIZE,
+        ),
+        connection_window: within(
+            env,
+            "HTTP2_CONNECTION_WINDOW_SIZE",
+            defaults.connection_window,
+            WINDOW_SIZE,
+        ),
+        max_frame_size: within(env, "HTTP2_FRAME_SIZE", defaults.max_frame_size, FRAME_SIZE),
+        ..defaults
+    }
+}
+
+/// A mark that tells the proxy's own sockets: without one, capture would send their connections back to the proxy.
+fn bypass_mark(env: &mut Reader<'_>) -> u32 {
+    let mark = env.parse("PACKET_MARK", PACKET_MARK);
+    if mark == 0 || mark == CAPTURE_MARK {
+        env.reject(
+            "PACKET_MARK",
+            mark,
+            "must not be 0 or the mark of captured connections",
+        );
+    }
+    mark
+}
+
+/// A number that has bounds.
+fn within<T>(env: &mut Reader<'_>, name: &str, default: T, bounds: RangeInclusive<T>) -> T
+where
+    T: Copy + Display + FromStr<Err: Display> + PartialOrd,
+{
+    let value = env.parse(name, default);
+    if !bounds.contains(&value) {
+        let (least, most) = (bounds.start(), bounds.end());
+        env.reject(name, value, format!("must be between {least} and {most}"));
+    }
+    value
+}
+
+/// A duration that has bounds.
+fn duration(
+    env: &mut Reader<'_>,
+    name: &str,
+    default: Duration,
+    bounds: RangeInclusive<Duration>,
+) -> Duration {
+    let value = env.duration(name, default);
+    if !bounds.contains(&value) {
+        let (least, most) = (bounds.start(), bounds.end());
+        let shown = format!("{value:?}");
+        env.reject(
+            name,
+            shown,
+            format!("must be between {least:?} and {most:?}"),
+        );
+    }
+    value
+}
+
+/// Pods of this node share one process here; the other mode of Istio, one process for one workload, is not built.
+fn require_shared_mode(env: &mut Reader<'_>) {
+    let mode = env.string("PROXY_MODE", "shared");
+    if mode != "shared" {
+        env.reject("PROXY_MODE", mode, "only shared is supported");
     }
 }
 
 /// Facts A2: the explicit deadline wins; else a little less than the grace period of the pod; else 5 s.
 fn drain_deadline(env: &mut Reader<'_>) -> Duration {
-    let grace: u64 = env.parse("TERMINATION_GRACE_PERIOD_SECONDS", 0);
+    let grace: Option<u64> = env.parse_optional("TERMINATION_GRACE_PERIOD_SECONDS");
     let default = match grace {
-        0 => 5,
-        1..=10 => (grace - 1).max(1),
-        _ => grace - 5,
+        None => 5,
+        Some(grace @ 0..=10) => grace.saturating_sub(1).max(1),
+        Some(grace) => grace - 5,
     };
     env.duration(
         "CONNECTION_TERMINATION_DEADLINE",

@@ -1,10 +1,11 @@
 //! From an xDS update to a new snapshot, and to all that follows from it: path (d) of ARCHITECTURE.md.
 
-use std::sync::Arc;
+use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use leyline_authz::{Action, Clause, Match, Policy, Rule, Scope};
+use leyline_hbone::CloseMode;
 use leyline_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
-use leyline_state::{Applied, Change, convert};
+use leyline_state::{Applied, Change, Snapshot, convert};
 use leyline_telemetry::mesh::{self, XdsTermination};
 use leyline_types::NamespacedName;
 use leyline_xds::{
@@ -50,9 +51,10 @@ impl Discovery {
                 }
             }
         }
+        let before = self.shared.store.snapshot();
         let applied = self.shared.store.apply(changes);
         self.shared.changed.send_modify(|version| *version += 1);
-        self.follow(&applied);
+        self.follow(&before, &applied);
         rejections
     }
 
@@ -87,7 +89,7 @@ impl Discovery {
         })))
     }
 
-    fn follow(&self, applied: &Applied) {
+    fn follow(&self, before: &Snapshot, applied: &Applied) {
         let snapshot = self.shared.store.snapshot();
         for identity in &applied.identities_released {
             self.shared.certificates.forget(identity);
@@ -95,16 +97,36 @@ impl Discovery {
         for identity in &applied.identities_needed {
             self.shared.certificates.prefetch(identity.clone());
         }
-        for pod in self.pods.all().values() {
+        let left = left_addresses(before, &snapshot, applied);
+        for pod in &self.pods.now().served {
+            if !left.is_empty() {
+                pod.pool
+                    .close_where(CloseMode::Graceful, |key| left.contains(&key.target.ip()));
+            }
             if applied.policies.is_empty() && !applied.workloads.contains(&pod.uid) {
                 continue;
             }
-            let revoked = pod.connections.recheck(&pod.policies_of(&snapshot));
+            let policies = self.shared.policies_of(&snapshot, &pod.name);
+            let revoked = pod.connections.recheck(&policies);
             if revoked > 0 {
                 info!(pod = %pod.name, revoked, "connections closed because they are no longer allowed");
             }
         }
     }
+}
+
+/// Addresses that a workload had and has no more. Who has them next is another one, and the tunnels there lead nowhere.
+fn left_addresses(before: &Snapshot, now: &Snapshot, applied: &Applied) -> HashSet<IpAddr> {
+    let mut left = HashSet::new();
+    for uid in &applied.workloads {
+        let Some(old) = before.workload_by_uid(uid) else {
+            continue;
+        };
+        let new = now.workload_by_uid(uid);
+        let stays = |ip: &&IpAddr| new.is_some_and(|new| new.addresses.contains(ip));
+        left.extend(old.addresses.iter().filter(|ip| !stays(ip)));
+    }
+    left
 }
 
 fn removal(type_url: &str, name: &str) -> Result<Change, String> {

@@ -7,12 +7,14 @@ pub(crate) mod connections;
 mod forward;
 mod inbound;
 mod labels;
+mod limits;
 mod outbound;
 mod plaintext;
+mod record;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd},
     sync::{
         Arc,
@@ -30,13 +32,14 @@ use leyline_state::{Snapshot, Store, Workload};
 use leyline_telemetry::traffic::{Direction, Refusal, early_failure};
 use leyline_tls::CertificateStore;
 use leyline_types::{NamespacedName, WorkloadName, WorkloadUid, ports};
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 use tracing::{Span, error};
 
-use self::{connections::Connections, labels::LabelCache};
+use self::{
+    connections::Connections,
+    labels::LabelCache,
+    limits::{Places, Sources},
+};
 use crate::config::ProxyConfig;
 
 /// What all pods of the node share.
@@ -68,6 +71,20 @@ impl Shared {
     /// The workload of a pod of this node, if xDS has told of it.
     pub(crate) fn workload_now(&self, name: &WorkloadName) -> Option<Arc<Workload>> {
         self.store.snapshot().local_workload(name).cloned()
+    }
+
+    /// The policies for connections to a pod of this node; unknown workload, unknown policies: nothing is allowed.
+    pub(crate) fn policies_of(&self, snapshot: &Snapshot, name: &WorkloadName) -> PolicySet {
+        match snapshot.local_workload(name) {
+            Some(workload) => snapshot.policies_for(workload),
+            None => PolicySet {
+                policies: Vec::new(),
+                missing: vec![NamespacedName {
+                    namespace: name.namespace.clone(),
+                    name: name.name.clone(),
+                }],
+            },
+        }
     }
 
     /// As [`Self::workload_now`], waiting for xDS within the deadline (OUT-1), with the snapshot that knows it.
@@ -105,7 +122,10 @@ pub(crate) struct Pod {
     pub(crate) pool: Pool,
     pub(crate) connections: Arc<Connections>,
     pub(crate) drain: Drain,
-    handshakes: Arc<Semaphore>,
+    outbound_places: Arc<Places>,
+    /// Tunnels, their streams, and plaintext connections.
+    inbound_places: Arc<Places>,
+    sources: Arc<Sources>,
     /// New connections go direct; what is carried goes on.
     draining: AtomicBool,
     /// On kernels where capture must be told of connections to the application.
@@ -148,7 +168,9 @@ impl Pod {
             netns,
             pool: Pool::new(shared.config.hbone.clone(), drain.clone()),
             connections: Connections::new(),
-            handshakes: Arc::new(Semaphore::new(shared.config.max_handshakes)),
+            outbound_places: Places::new(shared.config.max_connections),
+            inbound_places: Places::new(shared.config.max_connections),
+            sources: Sources::new(shared.config.max_handshakes),
             drain,
             shared,
         })
@@ -195,6 +217,10 @@ impl Pod {
         F: Future<Output = ()> + Send + 'static,
     {
         let pod = self.clone();
+        let places = match direction {
+            Direction::Outbound => self.outbound_places.clone(),
+            Direction::Inbound => self.inbound_places.clone(),
+        };
         spawn(name, Span::none(), &self.drain, async move {
             let drain = pod.drain.clone();
             let mut draining = std::pin::pin!(drain.started());
@@ -203,16 +229,15 @@ impl Pod {
                     () = &mut draining => return,
                     accepted = accept(&listener) => accepted,
                 };
-                match accepted {
-                    Ok(accepted) if pod.connections.count() < pod.shared.config.max_connections => {
-                        spawn(
-                            name,
-                            Span::none(),
-                            &pod.drain,
-                            handle(pod.clone(), accepted),
-                        );
+                match accepted.map(|accepted| (accepted, places.take())) {
+                    Ok((accepted, Some(place))) => {
+                        let connection = handle(pod.clone(), accepted);
+                        spawn(name, Span::none(), &pod.drain, async move {
+                            connection.await;
+                            drop(place);
+                        });
                     }
-                    Ok(accepted) => refuse_excess(&pod, direction, accepted),
+                    Ok((accepted, None)) => refuse_excess(&pod, direction, accepted),
                     Err(error) => {
                         error!(pod = %pod.name, listener = name, %error, "listener is broken; it accepts no more");
                         return;
@@ -222,25 +247,10 @@ impl Pod {
         });
     }
 
-    /// The policies for connections to this pod, as of now; unknown workload, unknown policies: nothing is allowed.
+    /// The policies for connections to this pod, as of now.
     pub(crate) fn policies(&self) -> PolicySet {
-        self.policies_of(&self.shared.store.snapshot())
-    }
-
-    pub(crate) fn policies_of(&self, snapshot: &Snapshot) -> PolicySet {
-        match snapshot.local_workload(&self.name) {
-            Some(workload) => snapshot.policies_for(workload),
-            None => {
-                let workload = NamespacedName {
-                    namespace: self.name.namespace.clone(),
-                    name: self.name.name.clone(),
-                };
-                PolicySet {
-                    policies: Vec::new(),
-                    missing: vec![workload],
-                }
-            }
-        }
+        self.shared
+            .policies_of(&self.shared.store.snapshot(), &self.name)
     }
 
     /// Towards other nodes and pods, by the pod's own routes.
@@ -284,6 +294,13 @@ fn refuse_excess(pod: &Pod, direction: Direction, accepted: Accepted) {
         format_args!("{} has {limit} connections", pod.name),
     );
     forward::reset(accepted.stream);
+}
+
+/// A socket that cannot say where its connection was going is mostly one whose peer has gone already.
+fn no_original_destination(direction: Direction, peer: SocketAddr, error: &io::Error) {
+    let unknown = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+    let reason = Refusal::NoOriginalDestination;
+    early_failure(direction, peer, unknown, reason, error);
 }
 
 /// The sockets of one pod, open in its namespace.

@@ -51,9 +51,19 @@ pub(crate) async fn follow(
         if commands.is_closed() {
             return;
         }
-        tokio::time::sleep(pause).await;
+        forget_outcomes(&mut outcomes, pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// Pauses. What comes meanwhile need not be kept: every command is answered again on the next stream.
+async fn forget_outcomes(outcomes: &mut mpsc::Receiver<Outcome>, pause: Duration) {
+    let forget = async {
+        while outcomes.recv().await.is_some() {}
+        // The manager has gone; the pause is the same.
+        std::future::pending::<()>().await;
+    };
+    tokio::time::timeout(pause, forget).await.ok();
 }
 
 async fn follow_once(
@@ -80,13 +90,18 @@ async fn follow_once(
     .into_inner();
     info!(node, "following enrolment");
     *pause = PAUSE_MIN;
+    // While a command waits for room no other is read, but outcomes are: the manager may wait for their room.
+    let mut waiting = Some(Command::SnapshotBegins);
     loop {
         tokio::select! {
-            message = stream.message() => {
+            message = stream.message(), if waiting.is_none() => {
                 let Some(message) = message? else { return Ok(()) };
-                let Some(command) = command(message) else { continue };
-                if commands.send(command).await.is_err() {
-                    return Ok(());
+                waiting = command(message);
+            }
+            room = commands.reserve(), if waiting.is_some() => {
+                let Ok(room) = room else { return Ok(()) };
+                if let Some(command) = waiting.take() {
+                    room.send(command);
                 }
             }
             outcome = outcomes.recv() => {

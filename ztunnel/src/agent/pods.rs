@@ -3,13 +3,17 @@
 //! One task owns all of it, so that a pod's steps never interleave. One pod's trouble is that pod's: it is reported and
 //! tried again, and the others are served meanwhile.
 
+mod location;
+mod set;
+
 use std::{
     collections::{HashMap, HashSet},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use anyhow::Context;
 use leyline_capture::{NodeCapture, PodCapture, PodOptions, PodSockets};
 use leyline_net::NetNs;
 use leyline_runtime::{Drain, DrainOutcome, ReadinessTask, spawn};
@@ -17,10 +21,12 @@ use leyline_telemetry::mesh;
 use leyline_types::{WorkloadName, WorkloadUid};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tracing::{Span, debug, info, warn};
 
+use self::location::{Found, LOOK, Location};
+pub(crate) use self::set::{PodSet, Pods, Waiting};
 use crate::{
     config::CaptureConfig,
     proxy::{Listeners, Pod, Shared},
@@ -41,6 +47,8 @@ pub(crate) const COMMANDS: usize = 256;
 /// What the node is told to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
+    /// A stream has begun: from here to [`Self::SnapshotSent`] all pods of the node are named.
+    SnapshotBegins,
     Add {
         uid: WorkloadUid,
         name: WorkloadName,
@@ -53,9 +61,8 @@ pub(crate) enum Command {
     },
     /// All pods of the node were named since the stream began.
     SnapshotSent,
-    /// The connections of an earlier instance of a pod have ended.
+    /// The connections of a pod that left have ended.
     Drained {
-        uid: WorkloadUid,
         generation: u64,
     },
 }
@@ -68,16 +75,6 @@ pub(crate) enum Outcome {
     Failed { uid: WorkloadUid, error: String },
 }
 
-/// Pods as the rest of the process sees them.
-#[derive(Debug, Default)]
-pub(crate) struct PodSet(ArcSwap<HashMap<WorkloadUid, Arc<Pod>>>);
-
-impl PodSet {
-    pub(crate) fn all(&self) -> Arc<HashMap<WorkloadUid, Arc<Pod>>> {
-        self.0.load_full()
-    }
-}
-
 /// Owner of all pods.
 pub(crate) struct PodManager {
     shared: Arc<Shared>,
@@ -88,10 +85,13 @@ pub(crate) struct PodManager {
     outcomes: mpsc::Sender<Outcome>,
     /// For what the manager's own tasks tell it.
     commands: mpsc::Sender<Command>,
-    pods: HashMap<WorkloadUid, Managed>,
-    /// Uids named since the last snapshot began.
-    named: Vec<WorkloadUid>,
+    enrolled: HashMap<WorkloadUid, Managed>,
+    /// Pods whose new connections go direct and whose old ones are still carried, by generation: a pod may come back
+    /// before its earlier connections have ended.
+    leaving: HashMap<u64, Managed>,
     pending: HashMap<WorkloadUid, Pending>,
+    /// Uids named since the snapshot began.
+    named: HashSet<WorkloadUid>,
     generation: u64,
     /// Ready once the first full set was carried out; what fails then is that pod's trouble.
     ready: ReadinessTask,
@@ -100,15 +100,8 @@ pub(crate) struct PodManager {
 struct Managed {
     pod: Arc<Pod>,
     capture: Arc<PodCapture>,
+    location: Location,
     generation: u64,
-    state: State,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum State {
-    Enrolled,
-    /// New connections go direct; old ones are still carried.
-    Releasing,
 }
 
 /// A pod that could not be enrolled yet.
@@ -137,9 +130,10 @@ impl PodManager {
             drain,
             outcomes,
             commands,
-            pods: HashMap::new(),
-            named: Vec::new(),
+            enrolled: HashMap::new(),
+            leaving: HashMap::new(),
             pending: HashMap::new(),
+            named: HashSet::new(),
             generation: 0,
             ready,
         }
@@ -154,6 +148,8 @@ impl PodManager {
     pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let drain = self.drain.clone();
         let mut draining = std::pin::pin!(drain.started());
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let retry = self.pending.values().map(|pending| pending.at).min();
             tokio::select! {
@@ -163,6 +159,7 @@ impl PodManager {
                     None => break,
                 },
                 () = until(retry) => self.retry().await,
+                _ = look.tick() => self.follow_replaced().await,
             }
             self.publish();
         }
@@ -171,30 +168,34 @@ impl PodManager {
     async fn carry_out(&mut self, command: Command) {
         debug!(?command, "enrolment");
         match command {
+            // An earlier stream may have broken before it had named all.
+            Command::SnapshotBegins => self.named.clear(),
             Command::Add { uid, name } => {
-                self.named.push(uid.clone());
+                self.named.insert(uid.clone());
+                // A new stream is told again what is known already.
+                self.pending.remove(&uid);
                 self.add(uid, name, RETRY_MIN).await;
             }
-            Command::Keep { uid } => self.named.push(uid),
+            Command::Keep { uid } => {
+                self.named.insert(uid);
+            }
             Command::Del { uid } => self.release(uid).await,
             Command::SnapshotSent => self.end_snapshot().await,
-            Command::Drained { uid, generation } => self.remove(&uid, generation).await,
+            Command::Drained { generation } => self.remove(generation).await,
         }
     }
 
     /// Releases what the control plane no longer names.
     async fn end_snapshot(&mut self) {
-        let named = std::mem::take(&mut self.named);
-        let gone: Vec<WorkloadUid> = self
-            .pods
-            .keys()
-            .chain(self.pending.keys())
-            .filter(|uid| !named.contains(uid))
+        let known = self.enrolled.keys().chain(self.pending.keys());
+        let gone: Vec<WorkloadUid> = known
+            .filter(|uid| !self.named.contains(*uid))
             .cloned()
             .collect();
         for uid in gone {
             self.release(uid).await;
         }
+        self.named.clear();
         self.sweep().await;
         self.ready.ready();
     }
@@ -234,7 +235,7 @@ impl PodManager {
                 return Vec::new();
             }
         };
-        let carried = self.pods.values().map(|managed| &managed.pod.name);
+        let carried = self.managed().map(|managed| &managed.pod.name);
         let pending = self.pending.values().map(|pending| &pending.name);
         let wanted: HashSet<String> = carried.chain(pending).map(file_name).collect();
         entries
@@ -249,60 +250,52 @@ impl PodManager {
             .collect()
     }
 
+    fn managed(&self) -> impl Iterator<Item = &Managed> {
+        self.enrolled.values().chain(self.leaving.values())
+    }
+
     async fn add(&mut self, uid: WorkloadUid, name: WorkloadName, pause: Duration) {
-        if let Some(managed) = self.pods.get(&uid)
-            && managed.state == State::Enrolled
-        {
-            self.report(Outcome::Enrolled { uid }).await;
-            return;
+        if let Some(managed) = self.enrolled.get(&uid) {
+            if managed.pod.name == name && managed.location.look() != Found::Other {
+                return self.report(Outcome::Enrolled { uid }).await;
+            }
+            self.leave(&uid);
         }
         match self.enroll(&uid, &name).await {
-            Ok(managed) => {
+            Ok(()) => {
                 info!(pod = %name, "pod enrolled");
                 mesh::workload_proxy_started();
                 self.pending.remove(&uid);
-                self.pods.insert(uid.clone(), managed);
-                self.publish();
                 self.report(Outcome::Enrolled { uid }).await;
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                let known = self
-                    .pending
-                    .get(&uid)
-                    .is_some_and(|pending| pending.error == error);
-                if !known {
+                let known = self.pending.get(&uid);
+                if known.is_none_or(|pending| pending.error != error) {
                     warn!(pod = %name, error, "pod cannot be enrolled yet");
-                    self.report(Outcome::Failed {
-                        uid: uid.clone(),
-                        error: error.clone(),
-                    })
-                    .await;
+                    let (uid, error) = (uid.clone(), error.clone());
+                    self.report(Outcome::Failed { uid, error }).await;
                 }
-                let at = Instant::now() + pause;
-                self.pending.insert(
-                    uid,
-                    Pending {
-                        name,
-                        pause,
-                        at,
-                        error,
-                    },
-                );
+                let pending = Pending {
+                    name,
+                    pause,
+                    at: Instant::now() + pause,
+                    error,
+                };
+                self.pending.insert(uid, pending);
             }
         }
     }
 
-    /// Listeners first, capture last: from the first captured connection on there is somebody to take it.
-    async fn enroll(&mut self, uid: &WorkloadUid, name: &WorkloadName) -> anyhow::Result<Managed> {
-        use anyhow::Context;
-
+    /// Listeners first, then capture: from the first captured connection on there is somebody to take it. The pod is
+    /// published before it accepts, so that no connection is admitted that a change of policy does not find.
+    async fn enroll(&mut self, uid: &WorkloadUid, name: &WorkloadName) -> anyhow::Result<()> {
         let workload = self
             .shared
             .workload_now(name)
             .context("its workload is not known yet")?;
-        let path = self.config.pod_netns_dir.join(file_name(name));
-        let netns = NetNs::open(&path)
+        let path: PathBuf = self.config.pod_netns_dir.join(file_name(name));
+        let (netns, location) = Location::open(path.clone())
             .with_context(|| format!("cannot open its network namespace {}", path.display()))?;
         let listeners = Listeners::open(&netns, &self.shared.config)?;
         let sockets = PodSockets {
@@ -327,64 +320,81 @@ impl PodManager {
             self.shared.clone(),
             self.drain.child(),
         );
-        pod.serve(listeners);
         self.generation += 1;
-        Ok(Managed {
-            pod,
+        let managed = Managed {
+            pod: pod.clone(),
             capture,
+            location,
             generation: self.generation,
-            state: State::Enrolled,
-        })
+        };
+        self.enrolled.insert(uid.clone(), managed);
+        self.publish();
+        pod.serve(listeners);
+        Ok(())
     }
 
-    /// New connections go direct from here on; those that are carried go on, and everything is removed once they ended.
+    /// A pod that was made anew under the same name has another namespace, and nothing of it is captured.
+    async fn follow_replaced(&mut self) {
+        let replaced: Vec<(WorkloadUid, WorkloadName)> = self
+            .enrolled
+            .iter()
+            .filter(|(_, managed)| managed.location.look() == Found::Other)
+            .map(|(uid, managed)| (uid.clone(), managed.pod.name.clone()))
+            .collect();
+        for (uid, name) in replaced {
+            info!(pod = %name, "pod has another network namespace");
+            self.add(uid, name, RETRY_MIN).await;
+        }
+    }
+
     async fn release(&mut self, uid: WorkloadUid) {
-        self.pending.remove(&uid);
-        let Some(managed) = self.pods.get_mut(&uid) else {
-            self.report(Outcome::Released { uid }).await;
-            return;
-        };
-        if managed.state == State::Enrolled {
-            managed.state = State::Releasing;
-            managed.pod.set_draining();
-            if let Err(error) = managed.capture.stop_new() {
-                warn!(pod = %managed.pod.name, %error, "capture cannot be switched off");
-            }
-            info!(pod = %managed.pod.name, connections = managed.pod.connections.count(), "pod released");
-            let (commands, generation) = (self.commands.clone(), managed.generation);
-            let (drain, told) = (managed.pod.drain.clone(), uid.clone());
-            spawn("pod release", Span::none(), &self.drain, async move {
-                sleep(RELEASE_LINGER).await;
-                if let DrainOutcome::Forced { tasks } = drain.run(RELEASE_DEADLINE).await {
-                    warn!(uid = %told, tasks, "connections of a released pod were cut");
-                }
-                sleep(RELEASE_LINGER).await;
-                // Fails only when the manager is gone, and then there is nothing to remove.
-                commands
-                    .send(Command::Drained {
-                        uid: told,
-                        generation,
-                    })
-                    .await
-                    .ok();
-            });
+        let waited = self.pending.remove(&uid).is_some();
+        if self.enrolled.contains_key(&uid) {
+            self.leave(&uid);
+        } else if waited {
+            // An earlier ztunnel may have captured it.
+            self.sweep().await;
         }
         self.report(Outcome::Released { uid }).await;
     }
 
-    /// Removes what is left of a released pod, unless it was enrolled again meanwhile.
-    async fn remove(&mut self, uid: &WorkloadUid, generation: u64) {
-        if self
-            .pods
-            .get(uid)
-            .is_none_or(|managed| managed.generation != generation)
-        {
+    /// New connections go direct from here on; those that are carried go on, and everything is removed once they ended,
+    /// or once the pod is gone.
+    fn leave(&mut self, uid: &WorkloadUid) {
+        let Some(managed) = self.enrolled.remove(uid) else {
             return;
+        };
+        let pod = &managed.pod;
+        pod.set_draining();
+        if let Err(error) = managed.capture.stop_new() {
+            warn!(pod = %pod.name, %error, "capture cannot be switched off");
         }
-        let Some(Managed { pod, capture, .. }) = self.pods.remove(uid) else {
+        info!(pod = %pod.name, connections = pod.connections.count(), "pod released");
+        let (commands, generation) = (self.commands.clone(), managed.generation);
+        let (carried, location) = (pod.drain.clone(), managed.location.clone());
+        let process = self.drain.clone();
+        spawn("pod release", Span::none(), &self.drain, async move {
+            tokio::select! {
+                () = drained(&carried, &location) => {}
+                // Nothing is removed then: the pod's connections end by the process's own deadline.
+                () = process.started() => return,
+            }
+            // Fails only when the manager is gone, and then there is nothing to remove.
+            commands.send(Command::Drained { generation }).await.ok();
+        });
+        self.leaving.insert(generation, managed);
+    }
+
+    /// Removes what is left of a pod, unless it was enrolled again meanwhile.
+    async fn remove(&mut self, generation: u64) {
+        let Some(Managed { pod, capture, .. }) = self.leaving.remove(&generation) else {
             return;
         };
         mesh::workload_proxy_stopped();
+        let cookie = capture.cookie();
+        if self.managed().any(|other| other.capture.cookie() == cookie) {
+            return;
+        }
         match capture.remove().await {
             Ok(()) => info!(pod = %pod.name, "pod's capture removed"),
             Err(error) => warn!(pod = %pod.name, %error, "pod's capture is not wholly removed"),
@@ -398,11 +408,8 @@ impl PodManager {
             .iter()
             .filter(|(_, pending)| pending.at <= now)
             .map(|(uid, pending)| {
-                (
-                    uid.clone(),
-                    pending.name.clone(),
-                    (pending.pause * 2).min(RETRY_MAX),
-                )
+                let pause = (pending.pause * 2).min(RETRY_MAX);
+                (uid.clone(), pending.name.clone(), pause)
             })
             .collect();
         for (uid, name, pause) in due {
@@ -410,18 +417,43 @@ impl PodManager {
         }
     }
 
+    /// Waits for room, but not beyond the begin of the drain: nobody may read any more.
     async fn report(&self, outcome: Outcome) {
-        // Fails only when the enrolment client is gone at shutdown.
-        self.outcomes.send(outcome).await.ok();
+        tokio::select! {
+            // Fails only when the enrolment client is gone at shutdown.
+            _ = self.outcomes.send(outcome) => {}
+            () = self.drain.started() => {}
+        }
     }
 
     fn publish(&self) {
-        let pods = self
-            .pods
-            .iter()
-            .map(|(uid, managed)| (uid.clone(), managed.pod.clone()));
-        self.set.0.store(Arc::new(pods.collect()));
-        mesh::workload_proxies(self.pods.len() as u32, self.pending.len() as u32);
+        let waiting = self.pending.iter().map(|(uid, pending)| Waiting {
+            uid: uid.clone(),
+            name: pending.name.clone(),
+            error: pending.error.clone(),
+        });
+        self.set.publish(Pods {
+            served: self.managed().map(|managed| managed.pod.clone()).collect(),
+            waiting: waiting.collect(),
+        });
+        mesh::workload_proxies(self.enrolled.len() as u32, self.pending.len() as u32);
+    }
+}
+
+/// Waits for the connections of a pod that leaves; those of one that is gone are cut.
+async fn drained(carried: &Drain, location: &Location) {
+    let in_order = async {
+        sleep(RELEASE_LINGER).await;
+        let outcome = carried.run(RELEASE_DEADLINE).await;
+        sleep(RELEASE_LINGER).await;
+        outcome
+    };
+    let outcome = tokio::select! {
+        outcome = in_order => outcome,
+        () = location.gone() => carried.run(Duration::ZERO).await,
+    };
+    if let DrainOutcome::Forced { tasks } = outcome {
+        info!(tasks, "connections of a pod that is gone were cut");
     }
 }
 

@@ -82,6 +82,14 @@ impl Admission {
             Err(_) => std::future::pending().await,
         }
     }
+
+    /// Whether it is still allowed, for a look between two steps. Not to be asked again after an error.
+    pub(crate) fn check(&mut self) -> Result<(), Denial> {
+        match self.revoked.try_recv() {
+            Ok(denial) => Err(denial),
+            Err(_) => Ok(()),
+        }
+    }
 }
 
 impl Connections {

@@ -17,7 +17,7 @@ use leyline_telemetry::traffic::{
     AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
     early_failure,
 };
-use leyline_tls::{TlsError, WorkloadCertificate};
+use leyline_tls::{ServerTls, TlsError, WorkloadCertificate};
 use leyline_types::{Identity, canonical};
 use tokio::{net::TcpStream, time::timeout};
 use tracing::debug;
@@ -26,6 +26,9 @@ use super::{
     Pod,
     connections::{Protocol, Shown},
     forward, labels,
+    limits::TunnelPlace,
+    no_original_destination,
+    record::Record,
 };
 
 /// What all connections of one tunnel share.
@@ -41,21 +44,28 @@ struct Tunnel {
 /// One tunnel, from accept to end.
 pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted) {
     let _open = OpenSocket::new(Reporter::Destination);
-    let peer = accepted.peer.addr();
-    let Ok(local) = accepted.stream.local_addr().map(canonical) else {
-        return;
+    let Accepted { stream, peer } = accepted;
+    let peer = peer.addr();
+    let local = match stream.local_addr().map(canonical) {
+        Ok(local) => local,
+        Err(error) => return no_original_destination(Direction::Inbound, peer, &error),
     };
     let refused = |refusal: Refusal, error: &dyn std::fmt::Display| {
         early_failure(Direction::Inbound, peer, local, refusal, error);
     };
 
-    let certificate = match certificate(&pod).await {
-        Ok(certificate) => certificate,
-        Err((refusal, error)) => return refused(refusal, &error),
+    let Some(place) = pod.sources.enter(peer.ip()) else {
+        forward::reset(stream);
+        return refused(Refusal::Limit, &"too many tunnels of this peer");
     };
-    let (stream, identity) = match handshake(&pod, &certificate, accepted.stream).await {
-        Ok(accepted) => accepted,
-        Err(error) => return refused(refusal_of(&error), &error),
+    let established = tokio::select! {
+        established = Box::pin(establish(&pod, &place, stream)) => established,
+        // It could carry nothing any more.
+        () = pod.drain.started() => Err((Refusal::Draining, "shutting down".to_owned())),
+    };
+    let (stream, identity, certificate) = match established {
+        Ok(established) => established,
+        Err((refusal, error)) => return refused(refusal, &error),
     };
     debug!(pod = %pod.name, %peer, %identity, "tunnel accepted");
     let tunnel = Arc::new(Tunnel {
@@ -81,6 +91,19 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted) {
     }
 }
 
+/// What a tunnel needs before HTTP/2: our certificate, and the peer's identity.
+async fn establish(
+    pod: &Pod,
+    place: &TunnelPlace,
+    stream: TcpStream,
+) -> Result<(ServerTls, Identity, Arc<WorkloadCertificate>), (Refusal, String)> {
+    let certificate = certificate(pod).await?;
+    let (stream, identity) = handshake(pod, &certificate, place, stream)
+        .await
+        .map_err(|error| (refusal_of(&error), error.to_string()))?;
+    Ok((stream, identity, certificate))
+}
+
 /// The certificate of the pod's identity; fetched now if it is not here yet.
 async fn certificate(pod: &Pod) -> Result<Arc<WorkloadCertificate>, (Refusal, String)> {
     let Some((_, workload)) = pod.shared.workload(&pod.name).await else {
@@ -91,20 +114,21 @@ async fn certificate(pod: &Pod) -> Result<Arc<WorkloadCertificate>, (Refusal, St
     fetched.map_err(|error| (Refusal::NoCertificate, error.to_string()))
 }
 
-/// Unfinished handshakes are few per pod, and each has a deadline that includes its wait for a place.
+/// Unfinished handshakes are few per pod and fewer per source; the deadline includes the wait for a turn.
 async fn handshake(
     pod: &Pod,
     certificate: &Arc<WorkloadCertificate>,
+    place: &TunnelPlace,
     stream: TcpStream,
-) -> Result<(leyline_tls::ServerTls, Identity), TlsError> {
+) -> Result<(ServerTls, Identity), TlsError> {
     let deadline = pod.shared.config.handshake_deadline;
-    // The semaphore is never closed.
-    let place = timeout(deadline, pod.handshakes.acquire())
+    let work = async {
+        let _turn = place.turn().await;
+        leyline_tls::accept(certificate, stream, deadline).await
+    };
+    timeout(deadline, work)
         .await
-        .map_err(|_elapsed| TlsError::Deadline(deadline))?;
-    let result = leyline_tls::accept(certificate, stream, deadline).await;
-    drop(place);
-    result
+        .unwrap_or(Err(TlsError::Deadline(deadline)))
 }
 
 /// The metric's reason for a handshake that failed.
@@ -181,6 +205,15 @@ async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
         request.refuse(status);
     };
     let pod = &tunnel.pod;
+    let Some(_place) = pod.inbound_places.take() else {
+        let error = format!("{} has too many connections", pod.name);
+        return refuse(
+            request,
+            StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::Limit,
+            &error,
+        );
+    };
     let Some((snapshot, workload)) = pod.shared.workload(&pod.name).await else {
         let error = "failed to fetch information about local workload";
         return refuse(
@@ -207,10 +240,9 @@ async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
         .clone()
         .or_else(|| called_service(&snapshot, &workload, &request));
     let source = snapshot.source_workload(tunnel.peer.ip(), Some(&tunnel.identity));
-    let mut log = open_log(&tunnel, &workload, source.cloned(), service, &request);
-    if let Err((flag, error)) = carry(&tunnel, &workload, &target, request, &log).await {
-        log.fail(flag, error);
-    }
+    let record = open_record(&tunnel, &workload, source.cloned(), service, &request);
+    let result = carry(&tunnel, &workload, &target, request, record.log()).await;
+    record.end(result);
 }
 
 /// Admission, the application, then the answer: a peer is told 200 only once somebody listens.
@@ -233,7 +265,7 @@ async fn carry(
         source_ip: tunnel.peer.ip(),
         destination: target.addr,
     };
-    let (permit, admission) = match pod.connections.admit(shown, facts, || pod.policies()) {
+    let (permit, mut admission) = match pod.connections.admit(shown, facts, || pod.policies()) {
         Ok(admitted) => admitted,
         Err(denial) => {
             request.refuse(StatusCode::UNAUTHORIZED);
@@ -257,6 +289,12 @@ async fn carry(
             return Err((ResponseFlag::Connect, error.to_string()));
         }
     };
+    // Policies may have changed while the application was connected.
+    if let Err(denial) = admission.check() {
+        request.refuse(StatusCode::UNAUTHORIZED);
+        let error = format!("connection closed due to policy change: {denial}");
+        return Err((ResponseFlag::Deny, error));
+    }
     let baggage = labels::baggage(workload).encode();
     let stream: HboneStream = request
         .accept(Some(&baggage))
@@ -280,15 +318,15 @@ fn called_service(
         .then(|| service.clone())
 }
 
-fn open_log(
+fn open_record(
     tunnel: &Tunnel,
     workload: &Arc<Workload>,
     source: Option<Arc<Workload>>,
     service: Option<Arc<Service>>,
     request: &Request,
-) -> AccessLog {
+) -> Record {
     let labels = &tunnel.pod.shared.labels;
-    AccessLog::open(Connection {
+    Record::open(Connection {
         reporter: Reporter::Destination,
         direction: Direction::Inbound,
         security: Security::MutualTls,

@@ -10,8 +10,7 @@ use leyline_hbone::{ConnectRequest, HboneError, HboneStream, PoolKey};
 use leyline_net::{Accepted, ConnectError, connect, into_split, orig_dst};
 use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Service, Workload};
 use leyline_telemetry::traffic::{
-    AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
-    early_failure,
+    Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security, early_failure,
 };
 use leyline_tls::{ClientTls, IdentityError, TlsError, Verdict};
 use leyline_types::{OrigDst, PeerAddr};
@@ -20,7 +19,8 @@ use tokio::net::TcpStream;
 use super::{
     Pod,
     connections::{Protocol, Shown},
-    forward, labels,
+    forward, labels, no_original_destination,
+    record::Record,
 };
 
 /// A route without a tunnel.
@@ -34,8 +34,9 @@ struct PlainRoute {
 pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
     let _open = OpenSocket::new(Reporter::Source);
     let Accepted { stream, peer } = accepted;
-    let Ok(orig_dst) = orig_dst::of(&stream) else {
-        return;
+    let orig_dst = match orig_dst::of(&stream) {
+        Ok(orig_dst) => orig_dst,
+        Err(error) => return no_original_destination(Direction::Outbound, peer.addr(), &error),
     };
     let refused = |stream: TcpStream, refusal, error: &dyn std::fmt::Display| {
         early_failure(
@@ -89,7 +90,7 @@ async fn through_tunnel(
     route: HboneRoute,
 ) {
     let labels = &pod.shared.labels;
-    let mut log = AccessLog::open(Connection {
+    let record = Record::open(Connection {
         reporter: Reporter::Source,
         direction: Direction::Outbound,
         security: Security::MutualTls,
@@ -114,15 +115,13 @@ async fn through_tunnel(
 
     let upstream = match open_stream(pod, source, peer, &route).await {
         Ok(upstream) => upstream,
-        Err((flag, error)) => {
+        Err(failure) => {
             forward::reset(stream);
-            log.fail(flag, error);
-            return;
+            return record.end(Err(failure));
         }
     };
-    if let Err(error) = forward::outbound(stream, upstream.into_split(), &log).await {
-        log.fail(error.flag(), error);
-    }
+    let carried = forward::outbound(stream, upstream.into_split(), record.log()).await;
+    record.end(carried.map_err(|error| (error.flag(), error)));
 }
 
 /// A stream in a tunnel that there is, or in a new one.
@@ -254,7 +253,7 @@ async fn in_plaintext(
 ) {
     let labels = &pod.shared.labels;
     let target: SocketAddr = route.target;
-    let mut log = AccessLog::open(Connection {
+    let record = Record::open(Connection {
         reporter: Reporter::Source,
         direction: Direction::Outbound,
         security: Security::Unknown,
@@ -283,11 +282,9 @@ async fn in_plaintext(
         Ok(upstream) => upstream,
         Err(error) => {
             forward::reset(stream);
-            log.fail(ResponseFlag::Connect, error);
-            return;
+            return record.end(Err((ResponseFlag::Connect, error)));
         }
     };
-    if let Err(error) = forward::outbound(stream, into_split(upstream), &log).await {
-        log.fail(error.flag(), error);
-    }
+    let carried = forward::outbound(stream, into_split(upstream), record.log()).await;
+    record.end(carried.map_err(|error| (error.flag(), error)));
 }

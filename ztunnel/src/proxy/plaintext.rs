@@ -14,15 +14,17 @@ use tokio::net::TcpStream;
 use super::{
     Pod,
     connections::{Protocol, Shown},
-    forward,
+    forward, no_original_destination,
+    record::Record,
 };
 
 /// One connection, from accept to end.
 pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
     let _open = OpenSocket::new(Reporter::Destination);
     let peer = accepted.peer.addr();
-    let Ok(target) = orig_dst::of(&accepted.stream) else {
-        return;
+    let target = match orig_dst::of(&accepted.stream) {
+        Ok(target) => target,
+        Err(error) => return no_original_destination(Direction::Inbound, peer, &error),
     };
     let target = target.addr();
     let refused = |stream: TcpStream, refusal, error: &dyn std::fmt::Display| {
@@ -39,7 +41,7 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
     };
 
     let source = snapshot.source_workload(peer.ip(), None);
-    let mut log = AccessLog::open(Connection {
+    let record = Record::open(Connection {
         reporter: Reporter::Destination,
         direction: Direction::Inbound,
         security: Security::Unknown,
@@ -52,9 +54,8 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         dst_addr: target,
         hbone_addr: None,
     });
-    if let Err((flag, error)) = carry(&pod, accepted.stream, peer, target, &log).await {
-        log.fail(flag, error);
-    }
+    let result = carry(&pod, accepted.stream, peer, target, record.log()).await;
+    record.end(result);
 }
 
 async fn carry(
@@ -75,7 +76,7 @@ async fn carry(
         source_ip: peer.ip(),
         destination: target,
     };
-    let (permit, admission) = match pod.connections.admit(shown, facts, || pod.policies()) {
+    let (permit, mut admission) = match pod.connections.admit(shown, facts, || pod.policies()) {
         Ok(admitted) => admitted,
         Err(denial) => {
             forward::reset(stream);
@@ -91,6 +92,12 @@ async fn carry(
             return Err((ResponseFlag::Connect, error.to_string()));
         }
     };
+    // Policies may have changed while the application was connected.
+    if let Err(denial) = admission.check() {
+        forward::reset(stream);
+        let error = format!("connection closed due to policy change: {denial}");
+        return Err((ResponseFlag::Deny, error));
+    }
     forward::inbound(permit, admission, into_split(stream), application, log)
         .await
         .map_err(|error| (error.flag(), error.to_string()))

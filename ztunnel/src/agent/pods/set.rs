@@ -1,0 +1,38 @@
+//! The pods of the node as the rest of the process sees them.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use leyline_types::{WorkloadName, WorkloadUid};
+
+use crate::proxy::Pod;
+
+/// Published by the manager at each change.
+#[derive(Debug, Default)]
+pub(crate) struct PodSet(ArcSwap<Pods>);
+
+/// One state of it.
+#[derive(Debug, Default)]
+pub(crate) struct Pods {
+    /// All that carry connections: of a pod that was released and enrolled again there is more than one for a while.
+    pub(crate) served: Vec<Arc<Pod>>,
+    pub(crate) waiting: Vec<Waiting>,
+}
+
+/// A pod that could not be enrolled yet.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) uid: WorkloadUid,
+    pub(crate) name: WorkloadName,
+    pub(crate) error: String,
+}
+
+impl PodSet {
+    pub(crate) fn now(&self) -> Arc<Pods> {
+        self.0.load_full()
+    }
+
+    pub(super) fn publish(&self, pods: Pods) {
+        self.0.store(Arc::new(pods));
+    }
+}

@@ -1,0 +1,45 @@
+//! The access log of a connection that is carried by one task.
+
+use std::fmt::Display;
+
+use leyline_telemetry::traffic::{AccessLog, Connection, ResponseFlag};
+
+/// Tells a connection that was cut from one that ended: at the deadline of a drain, tasks are dropped where they are, and
+/// what they have written so far must not be reported as a complete connection.
+#[derive(Debug)]
+pub(super) struct Record {
+    log: AccessLog,
+    ended: bool,
+}
+
+impl Record {
+    /// Counts the connection as opened.
+    pub(super) fn open(connection: Connection) -> Self {
+        Self {
+            log: AccessLog::open(connection),
+            ended: false,
+        }
+    }
+
+    /// For the bytes that are moved.
+    pub(super) fn log(&self) -> &AccessLog {
+        &self.log
+    }
+
+    /// The connection has ended, well or not.
+    pub(super) fn end<E: Display>(mut self, result: Result<(), (ResponseFlag, E)>) {
+        self.ended = true;
+        if let Err((flag, error)) = result {
+            self.log.fail(flag, error);
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.ended {
+            let error = "connection closed due to connection drain";
+            self.log.fail(ResponseFlag::None, error);
+        }
+    }
+}
