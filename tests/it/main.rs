@@ -8,4 +8,6 @@ mod cluster;
 mod enrolment;
 mod lifecycle;
 mod mesh;
+mod peer;
+mod shutdown;
 mod support;

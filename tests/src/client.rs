@@ -87,7 +87,8 @@ impl Client {
         self.request("POST", target, path, body, deadline).await
     }
 
-    async fn request(
+    /// Any other request.
+    pub async fn request(
         &self,
         method: &str,
         target: SocketAddr,

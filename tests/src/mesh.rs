@@ -205,7 +205,21 @@ impl Mesh {
         self.ztunnel_mut(node)?.ready().await
     }
 
-    fn ztunnel_mut(&mut self, node: &str) -> Result<&mut Ztunnel> {
+    /// Ends the proxy of a node in order and starts it again with these variables set.
+    pub async fn restart_ztunnel(&mut self, node: &str, env: &[(&str, &str)]) -> Result<()> {
+        let ztunnel = self.ztunnel_mut(node)?;
+        ztunnel.stop().await?;
+        for (name, value) in env {
+            let program = ztunnel.program_mut();
+            program.env.insert((*name).to_owned(), value.into());
+        }
+        self.start_ztunnel(node)?;
+        self.ztunnel_ready(node).await?;
+        Ok(())
+    }
+
+    /// The proxy of a node, to do something to it.
+    pub fn ztunnel_mut(&mut self, node: &str) -> Result<&mut Ztunnel> {
         self.ztunnels
             .get_mut(node)
             .with_context(|| format!("no proxy on node {node}"))

@@ -147,6 +147,20 @@ impl Process {
             .with_context(|| format!("waiting for {}", self.name))
     }
 
+    /// Waits until the process has ended by itself.
+    pub async fn ended_by_itself(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        timeout(deadline, self.child.wait())
+            .await
+            .map_err(|_elapsed| {
+                anyhow!(
+                    "{} still runs after {deadline:?}\n{}",
+                    self.name,
+                    self.log.tail()
+                )
+            })?
+            .with_context(|| format!("waiting for {}", self.name))
+    }
+
     /// `kill -9`, and waits until the kernel has taken the process down.
     pub async fn kill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
@@ -156,7 +170,8 @@ impl Process {
         Ok(())
     }
 
-    fn signal(&self, signal: Signal) -> Result<()> {
+    /// Sends a signal and does not wait.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = self
             .child
             .id()

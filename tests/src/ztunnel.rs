@@ -5,6 +5,7 @@ use std::{
     ffi::OsString,
     net::{Ipv4Addr, SocketAddr},
     path::Path,
+    process::ExitStatus,
     time::Duration,
 };
 
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use http::StatusCode;
 use leyline_net::NetNs;
 use leyline_types::ports;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
@@ -86,6 +88,32 @@ impl Ztunnel {
     pub fn start_again(&mut self, run: &Run) -> Result<()> {
         self.process = Some(Process::start(run, &self.program)?);
         Ok(())
+    }
+
+    /// How it is started; a change counts from the next start on.
+    pub fn program_mut(&mut self) -> &mut Program {
+        &mut self.program
+    }
+
+    /// Sends a signal and does not wait.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.running()?.signal(signal)
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended_by_itself(&mut self, deadline: Duration) -> Result<ExitStatus> {
+        let status = self.running_mut()?.ended_by_itself(deadline).await?;
+        self.process = None;
+        Ok(status)
+    }
+
+    /// A request to one of its own pages, whatever it answers.
+    pub async fn ask(&self, method: &str, port: u16, path: &str) -> Result<Reply> {
+        let target = loopback(port);
+        let nothing = bytes::Bytes::new();
+        self.client
+            .request(method, target, path, nothing, ADMIN_DEADLINE)
+            .await
     }
 
     /// Whether it was started and not ended by us.

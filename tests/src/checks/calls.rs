@@ -100,7 +100,7 @@ pub(super) async fn settle(
     let allowed = mesh.limits().edit;
     let deadline = allowed + mesh.limits().call;
     let start = Instant::now();
-    let (began, _) = eventually(what, deadline, || async {
+    let (began, ended) = eventually(what, deadline, || async {
         let began = start.elapsed();
         let round = calls
             .iter()
@@ -113,5 +113,5 @@ pub(super) async fn settle(
         began <= allowed,
         "in force only after {began:?}, not within {allowed:?}"
     );
-    Ok(began)
+    Ok(ended)
 }

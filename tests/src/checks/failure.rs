@@ -48,9 +48,9 @@ pub(super) async fn check(mesh: &mut Mesh) -> Result<String> {
         .await
         .context("with the control plane stopped")?;
     Ok(format!(
-        "killed proxy: {refusals} calls refused within {} ms, no plain text; back {} ms after its start; \
+        "killed proxy: {refusals} calls refused within {:.1} ms, no plain text; back {} ms after its start; \
          without control plane all traffic and policy as before",
-        slowest.as_millis(),
+        slowest.as_secs_f64() * 1000.0,
         back.as_millis()
     ))
 }
