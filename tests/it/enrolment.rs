@@ -4,7 +4,6 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use futures::future::try_join_all;
 use leyline_tests::{
-    client::Client,
     cluster::Family,
     eventually::eventually,
     mesh::{Enrolment, Mesh, uid},
@@ -12,7 +11,7 @@ use leyline_tests::{
 };
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::support::mesh;
+use crate::support::{load, mesh};
 
 const SOON: Duration = Duration::from_secs(10);
 /// What capture may set in a pod (facts/capture.md 2.1).
@@ -21,25 +20,6 @@ const SYSCTLS: [&str; 3] = [
     "/proc/sys/net/ipv4/fwmark_reflect",
     "/proc/sys/net/ipv6/fwmark_reflect",
 ];
-
-/// Calls without a pause until told to stop; any failure is the test's.
-async fn load(
-    client: Client,
-    target: std::net::SocketAddr,
-    mut stop: watch::Receiver<bool>,
-) -> usize {
-    let mut calls = 0;
-    while !*stop.borrow_and_update() {
-        let reply = client.get(target, "/bytes/2000", SOON).await;
-        assert!(
-            reply.is_ok(),
-            "call {calls} to {target}: {:#}",
-            reply.unwrap_err()
-        );
-        calls += 1;
-    }
-    calls
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn enrolling_and_releasing_under_load_breaks_no_connection() {

@@ -11,3 +11,4 @@ mod mesh;
 mod peer;
 mod shutdown;
 mod support;
+mod takeover;

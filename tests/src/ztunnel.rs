@@ -116,6 +116,20 @@ impl Ztunnel {
             .await
     }
 
+    /// Starts another proxy for the same node, in another namespace: the next version during an upgrade.
+    pub fn start_successor(&self, run: &Run, namespace: &NetNs) -> Result<Self> {
+        let mut program = self.program.clone();
+        program.name = format!("{}-next", program.name);
+        program.namespace = namespace.clone();
+        let mut started = Self {
+            program,
+            client: Client::new(namespace.clone()),
+            process: None,
+        };
+        started.start_again(run)?;
+        Ok(started)
+    }
+
     /// Whether it was started and not ended by us.
     pub fn is_running(&self) -> bool {
         self.process.is_some()

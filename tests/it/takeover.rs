@@ -1,0 +1,90 @@
+//! An upgrade of a node's proxy: the next one takes the pods over while the old one runs, and no call fails.
+
+use std::time::Duration;
+
+use leyline_tests::{
+    cluster::Family,
+    eventually::eventually,
+    mesh::{Enrolment, uid},
+};
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::support::{load, mesh};
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// Where the next proxy runs, as the pod of a DaemonSet would: outside of the mesh.
+const NEXT_POD: &str = "\
+apiVersion: v1
+kind: Namespace
+metadata: {name: istio-system}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: ztunnel-next, namespace: istio-system}
+spec:
+  nodeName: node-b
+  serviceAccountName: ztunnel
+  containers: [{name: app, image: leyline-echo, args: [--http=8080]}]
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_proxy_takes_over_under_load() {
+    let mut mesh = mesh().await;
+    mesh.cluster()
+        .config()
+        .write("next.yaml", NEXT_POD)
+        .unwrap();
+    mesh.cluster_mut().follow_pods().await.unwrap();
+    mesh.set_enrolment("shop", Enrolment::Ambient)
+        .await
+        .unwrap();
+
+    // Through the node as server and, from office/worker, as client.
+    let (stop, stopped) = watch::channel(false);
+    let mut calls = JoinSet::new();
+    for (from, to) in [
+        ("shop/client", "shop/server-v1"),
+        ("office/worker", "shop/server-v2"),
+    ] {
+        for family in Family::ALL {
+            let target = mesh.cluster().pod_addr(to, family, 8080).unwrap();
+            calls.spawn(load(
+                mesh.cluster().client(from).unwrap(),
+                target,
+                stopped.clone(),
+            ));
+        }
+    }
+    let namespace = mesh
+        .cluster()
+        .pod("istio-system/ztunnel-next")
+        .unwrap()
+        .namespace();
+    let old = mesh.ztunnel("node-b").unwrap();
+    let mut next = old
+        .start_successor(mesh.cluster().run(), namespace)
+        .unwrap();
+    next.ready().await.unwrap();
+    let server = uid("shop/server-v1");
+    let taken = eventually("the next proxy serves the pod", SOON, || async {
+        let dump = leyline_tests::dump::Dump::read(&next.config_dump().await?)?;
+        anyhow::ensure!(dump.up.contains(&server), "not yet");
+        Ok(())
+    });
+    taken.await.unwrap();
+    mesh.ztunnel_mut("node-b").unwrap().stop().await.unwrap();
+
+    // A call that is certainly new.
+    let target = mesh
+        .cluster()
+        .pod_addr("shop/server-v1", Family::V4, 8080)
+        .unwrap();
+    let client = mesh.cluster().client("shop/client").unwrap();
+    client.get(target, "/", SOON).await.unwrap();
+    stop.send(true).unwrap();
+    let made: usize = calls.join_all().await.into_iter().sum();
+    assert!(made > 100, "only {made} calls were made");
+    next.stop().await.unwrap();
+    mesh.stop().await.unwrap();
+}
