@@ -36,9 +36,9 @@ pub(crate) struct BenchArgs {
     /// Write profiles of the proxies by `perf` into this directory; they make the proxies slower.
     #[arg(long)]
     profiles: Option<PathBuf>,
-    /// Take the programs as they are.
+    /// Take the programs of this directory, as they are, instead of building them; to compare two builds.
     #[arg(long)]
-    no_build: bool,
+    binaries: Option<PathBuf>,
 }
 
 pub(crate) fn run(root: &Path, args: BenchArgs) -> Result<ExitCode> {
@@ -74,13 +74,17 @@ async fn measure(root: &Path, args: &BenchArgs, console: &Console) -> Result<Rep
     if let Some(directory) = &args.profiles {
         fs::create_dir_all(directory)?;
     }
-    if !args.no_build {
-        console.step("building the release programs");
-        build::release(root).await?;
-    }
+    let binaries = match &args.binaries {
+        Some(directory) => directory.clone(),
+        None => {
+            console.step("building the release programs");
+            build::release(root).await?;
+            root.join("target/release")
+        }
+    };
     let options = bench::Options {
         run: Run::claim(ID)?,
-        binaries: root.join("target/release"),
+        binaries,
         phases: if args.only.is_empty() {
             Phase::ALL.to_vec()
         } else {

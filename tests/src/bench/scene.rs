@@ -283,13 +283,15 @@ impl Scene {
 
     /// `perf record` of both proxies; software clock, for virtual machines have no counters.
     fn profile(&self, directory: &Path, program: &Program) -> Result<Child> {
+        // What tells the measurements apart: all before the duration, without the server's address.
         let name: Vec<String> = program
             .args
             .iter()
             .map(|arg| arg.to_string_lossy().into_owned())
-            .filter(|arg| !arg.contains(['/', ':', '.']))
+            .take_while(|arg| arg != "--seconds" && arg != "--identity")
+            .filter(|arg| !arg.starts_with("--") && !arg.contains(['.', ':']))
             .collect();
-        let file = directory.join(format!("{}.perf", name.join("")));
+        let file = directory.join(format!("{}.perf", name.join("-")));
         let [a, b] = self.pids()?;
         Command::new("perf")
             .args(["record", "--quiet", "-e", "cpu-clock", "-F", "1999", "-g"])
