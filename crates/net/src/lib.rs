@@ -17,4 +17,4 @@ pub use connect::{Announce, ConnectError, ConnectOptions, Source, connect};
 pub use listen::{ListenOptions, listen};
 pub use netns::NetNs;
 pub use read_ahead::ReadAhead;
-pub use tcp::{TcpReader, TcpWriter, into_split};
+pub use tcp::{TcpReader, TcpWriter, into_split, into_split_reading};

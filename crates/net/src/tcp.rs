@@ -24,11 +24,18 @@ const READ_MAX: usize = (256 << 10) - 9;
 
 /// Splits a connection.
 pub fn into_split(stream: TcpStream) -> (TcpReader, TcpWriter) {
+    into_split_reading(stream, READ_MAX)
+}
+
+/// Splits a connection that reads at most `most` bytes at once. A connection whose other side does not take what was read
+/// holds that much, so a process that has many of them makes it small.
+pub fn into_split_reading(stream: TcpStream, most: usize) -> (TcpReader, TcpWriter) {
     let (read, write) = stream.into_split();
     (
         TcpReader {
             half: read,
             size: READ_MIN,
+            most: most.clamp(READ_MIN, READ_MAX),
         },
         TcpWriter {
             half: Some(write),
@@ -42,6 +49,7 @@ pub fn into_split(stream: TcpStream) -> (TcpReader, TcpWriter) {
 pub struct TcpReader {
     half: OwnedReadHalf,
     size: usize,
+    most: usize,
 }
 
 impl Reader for TcpReader {
@@ -52,7 +60,7 @@ impl Reader for TcpReader {
             return Ok(None);
         }
         if buffer.len() >= self.size {
-            self.size = (self.size * 4).min(READ_MAX);
+            self.size = (self.size * 4).min(self.most);
         }
         let chunk = buffer.freeze();
         Ok(Some(chunk))
@@ -168,6 +176,25 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         let error = tasks.join_next().await.unwrap().unwrap().unwrap_err();
         assert_eq!(error.side, Side::Upstream);
+    }
+
+    #[tokio::test]
+    async fn reads_grow_to_what_was_allowed() {
+        let (mut app, stream) = pair().await;
+        let (mut reader, _writer) = into_split_reading(stream, 20_000);
+        let sent = vec![7; 400_000];
+        let send = async { app.write_all(&sent).await };
+        let receive = async {
+            let (mut got, mut largest) = (0, 0);
+            while got < sent.len() {
+                let chunk = reader.read().await?.unwrap();
+                got += chunk.len();
+                largest = largest.max(chunk.len());
+            }
+            Ok::<_, io::Error>(largest)
+        };
+        let ((), largest) = tokio::try_join!(send, receive).unwrap();
+        assert!(largest > READ_MIN && largest <= 20_000, "{largest}");
     }
 
     #[tokio::test]
