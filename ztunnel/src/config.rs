@@ -353,3 +353,113 @@ fn cores() -> usize {
 fn non_empty(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use leyline_runtime::env::MapEnv;
+
+    use super::*;
+
+    fn read<const N: usize>(vars: [(&str, &str); N]) -> Result<Config, String> {
+        let env = MapEnv::from(vars);
+        let mut reader = Reader::new(&env);
+        let config = Config::read(&mut reader);
+        reader.finish().map_err(|error| error.to_string())?;
+        Ok(config)
+    }
+
+    #[test]
+    fn defaults_are_istios() {
+        let config = read([]).unwrap();
+        assert_eq!(config.xds.address, "https://localhost:15012");
+        assert_eq!(config.proxy.bypass_mark, 1337);
+        assert_eq!(config.proxy.keepalive, Some(Keepalive::default()));
+        assert_eq!(config.proxy.hbone.outbound_streams, 100);
+        assert_eq!(config.secret_ttl, Duration::from_secs(24 * 3600));
+        assert_eq!(config.node.cluster_id, "Kubernetes");
+        let config = read([("KUBERNETES_SERVICE_HOST", "10.96.0.1")]).unwrap();
+        assert_eq!(config.ca.address, "https://istiod.istio-system.svc:15012");
+    }
+
+    #[test]
+    fn what_is_set_counts() {
+        let config = read([
+            ("CLUSTER_ID", "one"),
+            ("ISTIO_META_CLUSTER_ID", "two"),
+            ("KEEPALIVE_ENABLED", "false"),
+            ("XDS_HEADER_X-A", "1"),
+            ("CA_HEADER_X-B", "2"),
+            ("LEYLINE_MAX_CONNECTIONS_PER_POD", "7"),
+        ])
+        .unwrap();
+        assert_eq!(config.xds.cluster_id, "two");
+        assert_eq!(config.proxy.keepalive, None);
+        assert_eq!(config.xds.headers, [("X-A".to_owned(), "1".to_owned())]);
+        assert_eq!(config.ca.headers, [("X-B".to_owned(), "2".to_owned())]);
+        assert_eq!(config.proxy.max_connections, 7);
+    }
+
+    #[test]
+    fn drain_deadlines() {
+        let check = |vars: &[(&str, &str)], seconds: u64| {
+            let pairs = vars.iter();
+            let env = MapEnv(
+                pairs
+                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                    .collect(),
+            );
+            let config = Config::read(&mut Reader::new(&env));
+            assert_eq!(
+                config.drain_deadline,
+                Duration::from_secs(seconds),
+                "{vars:?}"
+            );
+        };
+        let grace = "TERMINATION_GRACE_PERIOD_SECONDS";
+        check(&[], 5);
+        check(&[(grace, "0")], 1);
+        check(&[(grace, "1")], 1);
+        check(&[(grace, "10")], 9);
+        check(&[(grace, "11")], 6);
+        check(&[(grace, "30")], 25);
+        let explicit = ("CONNECTION_TERMINATION_DEADLINE", "0");
+        check(&[(grace, "30"), explicit], 0);
+    }
+
+    #[test]
+    fn every_setting_that_nothing_could_work_with_is_told_at_once() {
+        let bad = [
+            ("PROXY_MODE", "dedicated"),
+            ("PACKET_MARK", "0"),
+            ("KEEPALIVE_TIME", "500ms"),
+            ("KEEPALIVE_INTERVAL", "10h"),
+            ("KEEPALIVE_RETRIES", "0"),
+            ("HTTP2_FRAME_SIZE", "1024"),
+            ("HTTP2_STREAM_WINDOW_SIZE", "4294967295"),
+            ("HTTP2_CONNECTION_WINDOW_SIZE", "many"),
+            ("POOL_MAX_STREAMS_PER_CONNECTION", "0"),
+            ("LEYLINE_MAX_CONNECTIONS_PER_POD", "0"),
+            ("LEYLINE_MAX_HANDSHAKES_PER_POD", "-1"),
+            ("LEYLINE_HANDSHAKE_DEADLINE", "0"),
+            ("SECRET_TTL", "0"),
+            ("IPV6_ENABLED_TYPO_IS_IGNORED", "1"),
+            ("KEEPALIVE_ENABLED", "true"),
+            ("LOG_FORMAT", "xml"),
+            ("INSTANCE_IP", "here"),
+        ];
+        let error = read(bad).unwrap_err();
+        for (name, value) in bad {
+            let told = error.contains(&format!("invalid env var {name}="));
+            let fine = name == "KEEPALIVE_ENABLED" || name == "IPV6_ENABLED_TYPO_IS_IGNORED";
+            assert_eq!(told, !fine, "{name}={value}: {error}");
+        }
+        assert_eq!(error.lines().count(), bad.len() - 2, "{error}");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let config = read([("AUTH_TOKEN", "very-secret")]).unwrap();
+        let shown = format!("{} {config:?}", config.shown());
+        assert!(!shown.contains("very-secret"), "{shown}");
+    }
+}

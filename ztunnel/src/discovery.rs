@@ -4,7 +4,10 @@ use std::{collections::HashSet, net::IpAddr, sync::Arc};
 
 use leyline_authz::{Action, Clause, Match, Policy, Rule, Scope};
 use leyline_hbone::CloseMode;
-use leyline_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use leyline_proto::{
+    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    istio::security::{self, Authorization},
+};
 use leyline_state::{Applied, Change, Snapshot, convert};
 use leyline_telemetry::mesh::{self, XdsTermination};
 use leyline_types::NamespacedName;
@@ -12,6 +15,7 @@ use leyline_xds::{
     client::{Observed, Termination},
     session::{Rejection, Resource, Update},
 };
+use prost::Message;
 use tracing::{debug, info, warn};
 
 use crate::{agent::pods::PodSet, proxy::Shared};
@@ -43,7 +47,7 @@ impl Discovery {
                 Ok(change) => changes.push(change),
                 Err(reason) => {
                     warn!(name = resource.name, reason, "resource rejected");
-                    changes.extend(self.placeholder(update.type_url, &resource.name, &reason));
+                    changes.extend(self.placeholder(update.type_url, &resource, &reason));
                     rejections.push(Rejection {
                         name: resource.name,
                         reason,
@@ -66,9 +70,9 @@ impl Discovery {
     }
 
     /// Stands for a policy that cannot be read and that no older version is known of: nobody can say what it forbids,
-    /// so it forbids everything in its namespace.
-    fn placeholder(&self, type_url: &str, name: &str, reason: &str) -> Option<Change> {
-        let key: NamespacedName = name.parse().ok()?;
+    /// so it forbids everything in its reach.
+    fn placeholder(&self, type_url: &str, resource: &Resource, reason: &str) -> Option<Change> {
+        let key: NamespacedName = resource.name.parse().ok()?;
         if type_url != AUTHORIZATION_TYPE || self.shared.store.snapshot().policy(&key).is_some() {
             return None;
         }
@@ -78,7 +82,7 @@ impl Discovery {
         };
         Some(Change::Policy(Arc::new(Policy {
             key,
-            scope: Scope::Namespace,
+            scope: reach(&resource.body)?,
             action: Action::Deny,
             rules: vec![Rule {
                 clauses: vec![Clause {
@@ -127,6 +131,19 @@ fn left_addresses(before: &Snapshot, now: &Snapshot, applied: &Applied) -> HashS
         left.extend(old.addresses.iter().filter(|ip| !stays(ip)));
     }
     left
+}
+
+/// How far a policy reaches that cannot be read as a whole. None for one that workloads name: they are denied anyway, as
+/// it is missing.
+fn reach(body: &[u8]) -> Option<Scope> {
+    let Ok(policy) = Authorization::decode(body) else {
+        return Some(Scope::Namespace);
+    };
+    match security::Scope::try_from(policy.scope) {
+        Ok(security::Scope::Global) => Some(Scope::Global),
+        Ok(security::Scope::WorkloadSelector) => None,
+        Ok(security::Scope::Namespace) | Err(_) => Some(Scope::Namespace),
+    }
 }
 
 fn removal(type_url: &str, name: &str) -> Result<Change, String> {
@@ -182,3 +199,6 @@ pub(crate) fn observe(observed: &Observed<'_>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -218,3 +218,93 @@ impl Drop for Registration {
         self.connections.count.send_replace(entries.by_key.len());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use leyline_authz::{Action, Policy, Rule, Scope};
+
+    use super::*;
+
+    fn shown() -> Shown {
+        Shown {
+            src: ([10, 0, 0, 1], 1000).into(),
+            original_dst: "10.0.0.2:80".to_owned(),
+            actual_dst: ([10, 0, 0, 2], 80).into(),
+            protocol: Protocol::Hbone,
+        }
+    }
+
+    fn facts() -> ConnectionFacts {
+        ConnectionFacts {
+            source_identity: None,
+            source_ip: [10, 0, 0, 1].into(),
+            destination: ([10, 0, 0, 2], 80).into(),
+        }
+    }
+
+    fn allowed() -> PolicySet {
+        PolicySet::default()
+    }
+
+    fn denied() -> PolicySet {
+        let policy = Policy {
+            key: "shop/nobody".parse().unwrap(),
+            scope: Scope::Namespace,
+            action: Action::Deny,
+            rules: vec![Rule { clauses: vec![] }],
+            dry_run: false,
+        };
+        PolicySet {
+            policies: vec![Arc::new(policy)],
+            missing: vec![],
+        }
+    }
+
+    #[tokio::test]
+    async fn is_registered_before_it_is_evaluated() {
+        let connections = Connections::new();
+        // The change comes after the connection has read the old policies and before it has evaluated them.
+        let read_old_policies = || {
+            assert_eq!(connections.count(), 1, "not registered yet");
+            assert_eq!(connections.recheck(&denied()), 1);
+            allowed()
+        };
+        let admitted = connections.admit(shown(), facts(), read_old_policies);
+        let (_permit, mut admission) = admitted.unwrap();
+        assert!(admission.check().is_err(), "it outlives the change");
+    }
+
+    #[tokio::test]
+    async fn a_change_revokes_what_it_forbids_and_only_once() {
+        let connections = Connections::new();
+        let (_permit, mut admission) = connections.admit(shown(), facts(), allowed).unwrap();
+        let _outbound = connections.track(shown());
+        assert_eq!(connections.recheck(&allowed()), 0);
+        assert!(admission.check().is_ok());
+        assert_eq!(connections.recheck(&denied()), 1);
+        assert_eq!(connections.recheck(&denied()), 0);
+        let denial = admission.revoked().await;
+        assert_eq!(denial.to_string(), "explicitly denied by: shop/nobody");
+        assert_eq!(connections.count(), 2);
+        drop(admission);
+        assert_eq!(connections.dump(), (vec![], vec![shown()]));
+    }
+
+    #[test]
+    fn what_is_denied_leaves_nothing() {
+        let connections = Connections::new();
+        assert!(connections.admit(shown(), facts(), denied).is_err());
+        assert_eq!(connections.count(), 0);
+    }
+
+    #[test]
+    fn a_policy_that_is_named_and_missing_denies() {
+        let connections = Connections::new();
+        let missing = || PolicySet {
+            policies: vec![],
+            missing: vec!["shop/lost".parse().unwrap()],
+        };
+        let denial = connections.admit(shown(), facts(), missing).unwrap_err();
+        assert!(denial.to_string().contains("shop/lost"), "{denial}");
+    }
+}

@@ -3,13 +3,24 @@
 use leyline_authz::Permit;
 use leyline_net::{
     copy::{self, CopyError, Reader, Side, Writer},
-    into_split, sockopt,
+    into_split_reading, sockopt,
 };
 use leyline_telemetry::traffic::{AccessLog, ResponseFlag};
 use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::connections::Admission;
+
+/// Bytes that the connections of one pod may have read and not passed on, all together, as long as there are few enough of
+/// them: then each may read in large pieces.
+const READ_AT_ONCE: usize = 32 << 20;
+/// The least that a connection may read at once, however many there are: a TLS record.
+const LEAST_READ: usize = 16 << 10;
+
+/// What each of so many connections may read at once.
+pub(super) fn read_share(connections: usize) -> usize {
+    (READ_AT_ONCE / connections.max(1)).max(LEAST_READ)
+}
 
 /// Why an inbound connection did not end by itself.
 #[derive(Debug, thiserror::Error)]
@@ -31,13 +42,14 @@ impl ForwardError {
     }
 }
 
-/// Carries an outbound connection of the pod.
+/// Carries an outbound connection of the pod. The application's side is read in pieces of at most `most` bytes.
 pub(super) async fn outbound<UR: Reader, UW: Writer>(
     downstream: TcpStream,
     upstream: (UR, UW),
+    most: usize,
     log: &AccessLog,
 ) -> Result<(), ForwardError> {
-    let (mut down_read, mut down_write) = into_split(downstream);
+    let (mut down_read, mut down_write) = into_split_reading(downstream, most);
     let (mut up_read, mut up_write) = upstream;
     copy::bidirectional(
         (&mut down_read, &mut down_write),
@@ -49,16 +61,17 @@ pub(super) async fn outbound<UR: Reader, UW: Writer>(
 }
 
 /// Carries an inbound connection to the pod's application for as long as it stays admitted. The permit is the proof
-/// that policies were asked.
+/// that policies were asked. The application's side is read in pieces of at most `most` bytes.
 pub(super) async fn inbound<DR: Reader, DW: Writer>(
     _permit: Permit,
     mut admission: Admission,
     downstream: (DR, DW),
     application: TcpStream,
+    most: usize,
     log: &AccessLog,
 ) -> Result<(), ForwardError> {
     let (mut down_read, mut down_write) = downstream;
-    let (mut up_read, mut up_write) = into_split(application);
+    let (mut up_read, mut up_write) = into_split_reading(application, most);
     // Both branches may be dropped: the copy loses at most what neither end will see completed anyway.
     let denial = tokio::select! {
         result = copy::bidirectional(
@@ -86,4 +99,16 @@ pub(super) fn reset(stream: TcpStream) {
         debug!(%error, "a connection was gone before it could be reset");
     }
     drop(stream);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_connections_read_in_small_pieces() {
+        assert_eq!(read_share(0), READ_AT_ONCE);
+        assert_eq!(read_share(200), READ_AT_ONCE / 200);
+        assert_eq!(read_share(60_000), LEAST_READ);
+    }
 }

@@ -299,9 +299,17 @@ async fn carry(
     let stream: HboneStream = request
         .accept(Some(&baggage))
         .map_err(|error| (ResponseFlag::None, error.to_string()))?;
-    forward::inbound(permit, admission, stream.into_split(), application, log)
-        .await
-        .map_err(|error| (error.flag(), error.to_string()))
+    let most = pod.read_share();
+    forward::inbound(
+        permit,
+        admission,
+        stream.into_split(),
+        application,
+        most,
+        log,
+    )
+    .await
+    .map_err(|error| (error.flag(), error.to_string()))
 }
 
 /// The service that the client called, as its proxy says (HB-13). Believed only where this workload serves it.
@@ -339,4 +347,13 @@ fn open_record(
         dst_addr: tunnel.local,
         hbone_addr: Some(request.authority().to_string()),
     })
+}
+
+/// Bytes of the future of one connection in a tunnel.
+#[cfg(test)]
+pub(super) fn stream_size() -> usize {
+    fn size<F>(_handle: fn(Arc<Tunnel>, Request) -> F) -> usize {
+        size_of::<F>()
+    }
+    size(handle_stream)
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use leyline_hbone::{ConnectRequest, HboneError, HboneStream, PoolKey};
-use leyline_net::{Accepted, ConnectError, connect, into_split, orig_dst};
+use leyline_net::{Accepted, ConnectError, connect, into_split_reading, orig_dst};
 use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Service, Workload};
 use leyline_telemetry::traffic::{
     Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security, early_failure,
@@ -120,7 +120,13 @@ async fn through_tunnel(
             return record.end(Err(failure));
         }
     };
-    let carried = forward::outbound(stream, upstream.into_split(), record.log()).await;
+    let carried = forward::outbound(
+        stream,
+        upstream.into_split(),
+        pod.read_share(),
+        record.log(),
+    )
+    .await;
     record.end(carried.map_err(|error| (error.flag(), error)));
 }
 
@@ -285,6 +291,81 @@ async fn in_plaintext(
             return record.end(Err((ResponseFlag::Connect, error)));
         }
     };
-    let carried = forward::outbound(stream, into_split(upstream), record.log()).await;
+    let most = pod.read_share();
+    let upstream = into_split_reading(upstream, most);
+    let carried = forward::outbound(stream, upstream, most, record.log()).await;
     record.end(carried.map_err(|error| (error.flag(), error)));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, time::Duration};
+
+    use leyline_hbone::DialError;
+
+    use super::*;
+
+    fn dial(failure: DialFailure) -> HboneError {
+        HboneError::Dial(DialError::new(failure))
+    }
+
+    #[test]
+    fn every_failure_has_its_flag_and_its_words() {
+        let deadline = || ConnectError::Deadline(Duration::from_secs(10));
+        let refused = || ConnectError::Io(io::Error::from_raw_os_error(111));
+        let identity = IdentityError::Deadline {
+            identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
+            deadline: Duration::from_secs(10),
+        };
+        let unauthorized = HboneError::Status(http::StatusCode::UNAUTHORIZED);
+        let unavailable = HboneError::Status(http::StatusCode::SERVICE_UNAVAILABLE);
+        for (error, flag, words) in [
+            (
+                dial(identity.into()),
+                ResponseFlag::IdentityError,
+                "identity error: no certificate for spiffe://cluster.local/ns/a/sa/b",
+            ),
+            (
+                dial(TlsError::UnknownRoot.into()),
+                ResponseFlag::TlsFailure,
+                "tls handshake failed",
+            ),
+            (
+                dial(deadline().into()),
+                ResponseFlag::NetworkPolicy,
+                "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008",
+            ),
+            (
+                dial(refused().into()),
+                ResponseFlag::Connect,
+                "io error: Connection refused (os error 111)",
+            ),
+            (
+                unauthorized,
+                ResponseFlag::Deny,
+                "http status: 401 Unauthorized",
+            ),
+            (
+                unavailable,
+                ResponseFlag::Connect,
+                "http status: 503 Service Unavailable",
+            ),
+            (
+                HboneError::HandshakeDeadline,
+                ResponseFlag::H2HandshakeFailure,
+                "no http/2 preface",
+            ),
+            (
+                HboneError::ResponseDeadline,
+                ResponseFlag::Connect,
+                "no response",
+            ),
+            (HboneError::Full, ResponseFlag::Connect, "no room"),
+            (HboneError::DialDeadline, ResponseFlag::Connect, "the dial"),
+        ] {
+            assert_eq!(flag_of(&error), flag, "{error:?}");
+            let told = explain(&error);
+            assert!(told.starts_with(words), "{told}");
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use leyline_authz::ConnectionFacts;
-use leyline_net::{Accepted, connect, into_split, orig_dst};
+use leyline_net::{Accepted, connect, into_split_reading, orig_dst};
 use leyline_state::is_proxy_port;
 use leyline_telemetry::traffic::{
     AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
@@ -98,7 +98,9 @@ async fn carry(
         let error = format!("connection closed due to policy change: {denial}");
         return Err((ResponseFlag::Deny, error));
     }
-    forward::inbound(permit, admission, into_split(stream), application, log)
+    let most = pod.read_share();
+    let client = into_split_reading(stream, most);
+    forward::inbound(permit, admission, client, application, most, log)
         .await
         .map_err(|error| (error.flag(), error.to_string()))
 }
