@@ -120,7 +120,9 @@ const STEPS: [Step; 10] = [
 ];
 
 pub(crate) fn run(root: &Path) -> Result<ExitCode> {
-    let total = run_steps(root, &STEPS)?;
+    let (total, summary) = run_steps(root, &STEPS)?;
+    say(&summary.join("\n"))?;
+    say(&format!("{} passed, {} failed", total.passed, total.failed))?;
     Ok(if total.failed == 0 {
         ExitCode::SUCCESS
     } else {
@@ -128,7 +130,8 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     })
 }
 
-fn run_steps(root: &Path, steps: &[Step]) -> Result<Tally> {
+/// Runs steps in order; returns what passed and failed, and a line for each step.
+fn run_steps(root: &Path, steps: &[Step]) -> Result<(Tally, Vec<String>)> {
     let mut total = Tally::default();
     let mut summary = Vec::new();
     for step in steps {
@@ -160,9 +163,7 @@ fn run_steps(root: &Path, steps: &[Step]) -> Result<Tally> {
             break;
         }
     }
-    say(&summary.join("\n"))?;
-    say(&format!("{} passed, {} failed", total.passed, total.failed))?;
-    Ok(total)
+    Ok((total, summary))
 }
 
 /// Runs the tests of all crates that have property tests, again and again with new input, for `seconds`.
@@ -375,7 +376,7 @@ mod tests {
             step(OnFailure::Continue, tests),
             step(OnFailure::Continue, |_| Ok(Tally::default())),
         ];
-        let total = run_steps(Path::new("."), &steps).unwrap();
+        let (total, _summary) = run_steps(Path::new("."), &steps).unwrap();
         let expected = Tally {
             passed: 6,
             failed: 3,
@@ -389,7 +390,7 @@ mod tests {
             step(OnFailure::Stop, |_| bail!("does not build")),
             step(OnFailure::Continue, |_| panic!("must not run")),
         ];
-        let total = run_steps(Path::new("."), &steps).unwrap();
+        let (total, _summary) = run_steps(Path::new("."), &steps).unwrap();
         assert_eq!((total.passed, total.failed), (0, 1));
     }
 }
