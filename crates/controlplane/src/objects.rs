@@ -14,6 +14,7 @@ mod validate;
 mod watch;
 
 pub use key::{Kind, ObjectKey};
+pub(crate) use loader::DOCUMENTS_FILE;
 pub use loader::{GoodDocument, Loaded, Loader, Origin, ScanError};
 pub use security::{
     AuthorizationPolicy, AuthorizationPolicySpec, Condition, From as SourceList, MutualTls,

@@ -60,7 +60,7 @@ pub(crate) struct Problem {
 /// Everything one document says.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Parsed {
-    pub(crate) objects: Vec<Decoded>,
+    pub(crate) objects: Vec<Arc<Decoded>>,
     pub(crate) problems: Vec<Problem>,
 }
 
@@ -81,17 +81,17 @@ pub(crate) fn decode_document(document: &Document) -> Parsed {
     parsed
 }
 
+/// `None`, which holds all of the file, unless the text leaves no doubt: two objects run together where a `---` was lost
+/// name the same keys twice, and what looks like a status may be an object whose `spec` line is the broken one.
 fn slot_of_broken(text: &str) -> Option<Slot> {
-    let header = scan_header(text);
+    let header = scan_header(text)?;
     let kind = Kind::named(header.kind.as_deref()?)?;
-    let part = if header.has_status && !header.has_spec {
-        Part::Status
-    } else {
-        Part::Whole
-    };
+    if header.has_status && !header.has_spec {
+        return None;
+    }
     Some(Slot {
         key: ObjectKey::new(kind, header.namespace.as_deref(), header.name.as_deref()?),
-        part,
+        part: Part::Whole,
     })
 }
 
@@ -124,12 +124,12 @@ fn decode_object(node: Node, parsed: &mut Parsed) {
     };
     let tree = Arc::new(node);
     match decode_kind(slot.key.kind, slot.part, &tree) {
-        Ok((object, status)) => parsed.objects.push(Decoded {
+        Ok((object, status)) => parsed.objects.push(Arc::new(Decoded {
             slot,
             object,
             status,
             tree,
-        }),
+        })),
         Err(invalid) => parsed
             .problems
             .extend(invalid.into_iter().map(|invalid| Problem {
@@ -163,6 +163,10 @@ fn classify(node: &Node) -> Result<Slot, Box<Problem>> {
         return Err(problem("", reason, Severity::Rejected));
     };
     let Some(kind) = Kind::named(kind_name) else {
+        if let Some(meant) = Kind::meant_by(api_version, kind_name) {
+            let reason = format!("{kind_name} is no kind; {meant} is meant?");
+            return Err(problem("kind", reason, Severity::Rejected));
+        }
         let reason =
             format!("{kind_name} ({api_version}) is not supported, the document has no effect");
         return Err(problem("kind", reason, Severity::Warning));

@@ -72,7 +72,8 @@ pub(crate) struct Header {
 }
 
 /// Reads block-style `kind:` and `metadata:` lines; used only when parsing failed, to know whose last version to keep.
-pub(crate) fn scan_header(text: &str) -> Header {
+/// `None` when a key is there twice: then these are two documents, or it is not clear whose.
+pub(crate) fn scan_header(text: &str) -> Option<Header> {
     let mut header = Header::default();
     let mut in_metadata = false;
     let mut metadata_indent = None;
@@ -87,20 +88,24 @@ pub(crate) fn scan_header(text: &str) -> Header {
             in_metadata = key == "metadata";
             metadata_indent = None;
             match key {
-                "kind" => header.kind = Some(value),
+                "kind" => set_once(&mut header.kind, value)?,
                 "spec" => header.has_spec = true,
                 "status" => header.has_status = true,
                 _ => {}
             }
         } else if in_metadata && *metadata_indent.get_or_insert(indent) == indent {
             match key {
-                "name" => header.name = Some(value),
-                "namespace" => header.namespace = Some(value),
+                "name" => set_once(&mut header.name, value)?,
+                "namespace" => set_once(&mut header.namespace, value)?,
                 _ => {}
             }
         }
     }
-    header
+    Some(header)
+}
+
+fn set_once(field: &mut Option<String>, value: String) -> Option<()> {
+    field.replace(value).is_none().then_some(())
 }
 
 /// A value and the line, within its document, on which it starts.

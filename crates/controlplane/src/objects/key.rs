@@ -54,6 +54,24 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 
+    /// What was meant by a kind that does not exist. A typo must not count as deleting the object: a policy would no
+    /// longer be enforced.
+    pub(crate) fn meant_by(api_version: &str, name: &str) -> Option<&'static str> {
+        let near = |kind: &Self| {
+            let text = kind.as_str();
+            // Short names are near to others that exist (Pod, Job).
+            let allowed = if text.len() < 6 { 1 } else { 2 };
+            text.eq_ignore_ascii_case(name) || differences(text, name) <= allowed
+        };
+        if let Some(kind) = Self::ALL.iter().find(|kind| near(kind)) {
+            return Some(kind.as_str());
+        }
+        // The group has one more kind, which only waypoints enforce.
+        let other =
+            api_version.starts_with("security.istio.io/") && name != "RequestAuthentication";
+        other.then_some("AuthorizationPolicy or PeerAuthentication")
+    }
+
     /// The versions that are read.
     pub(crate) fn api_versions(self) -> &'static [&'static str] {
         match self {
@@ -79,6 +97,28 @@ impl Kind {
             | Self::PeerAuthentication => true,
         }
     }
+}
+
+/// Levenshtein's distance, over bytes; names of kinds are ASCII and short.
+fn differences(left: &str, right: &str) -> usize {
+    if left.len().abs_diff(right.len()) > 2 {
+        return usize::MAX;
+    }
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, a) in left.bytes().enumerate() {
+        let mut diagonal = i;
+        let mut last = i + 1;
+        for (cell, b) in row.iter_mut().skip(1).zip(right.bytes()) {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = *cell;
+            last = replaced.min(*cell + 1).min(last + 1);
+            *cell = last;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = i + 1;
+        }
+    }
+    row.last().copied().unwrap_or(usize::MAX)
 }
 
 /// Names one object.

@@ -1,4 +1,9 @@
 //! Reads the files, keeps what was good, and puts the objects together.
+//!
+//! Only what was clearly deleted is deleted: losing a policy or an `ambient` label opens what was closed. What is broken
+//! keeps its last good version, also when it cannot be told which object it was (then all of the file), when the same
+//! edit renamed it (then what was at that place in the file), and when a copy of the object elsewhere could step in. A
+//! directory that cannot be read or that another, empty one replaced changes nothing.
 
 mod files;
 
@@ -19,6 +24,9 @@ use crate::objects::{
 };
 use files::{FileState, Files};
 
+/// Last good versions of documents, in the state directory.
+pub(crate) const DOCUMENTS_FILE: &str = "last-good.json";
+
 pub(crate) use files::Depth;
 pub use files::ScanError;
 
@@ -26,17 +34,17 @@ pub use files::ScanError;
 #[derive(Clone, Debug)]
 pub struct Origin {
     /// The file.
-    pub file: PathBuf,
+    pub file: Arc<Path>,
     /// The document within it, from 1.
     pub document: usize,
     source: Arc<Document>,
-    decoded: Decoded,
+    decoded: Arc<Decoded>,
 }
 
 /// A document with a good object in it, in a form that outlives the process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GoodDocument {
-    file: PathBuf,
+    file: Arc<Path>,
     number: usize,
     document: Arc<Document>,
 }
@@ -46,7 +54,7 @@ impl Origin {
     pub fn warning(&self, field: &str, reason: String) -> Issue {
         let line = self.decoded.line_of(&field_from_text(field));
         Issue {
-            file: self.file.clone(),
+            file: self.file.to_path_buf(),
             document: self.document,
             line: Some(in_file(self.source.first_line, line)),
             object: Some(self.decoded.slot.key.to_string()),
@@ -82,6 +90,16 @@ pub struct Loaded {
 pub struct Loader {
     files: Files,
     good: BTreeMap<Slot, Origin>,
+    /// Pods with their status patch, so that only what changed is merged again.
+    merged: BTreeMap<Slot, Merged>,
+}
+
+/// An object and the patch it was merged from.
+#[derive(Debug)]
+struct Merged {
+    object: Arc<Decoded>,
+    patch: Arc<Decoded>,
+    result: Object,
 }
 
 impl Loader {
@@ -90,6 +108,7 @@ impl Loader {
         Self {
             files: Files::new(directories),
             good: BTreeMap::new(),
+            merged: BTreeMap::new(),
         }
     }
 
@@ -99,7 +118,7 @@ impl Loader {
         for good in documents {
             for decoded in decode_document(&good.document).objects {
                 let origin = Origin {
-                    file: good.file.clone(),
+                    file: Arc::clone(&good.file),
                     document: good.number,
                     source: Arc::clone(&good.document),
                     decoded,
@@ -109,12 +128,18 @@ impl Loader {
         }
     }
 
-    /// Reads everything; an error when a directory cannot be read.
+    /// Reads everything; an error when a directory cannot be read, or lost all that is remembered of it.
     ///
     /// # Errors
     /// Names the directory.
     pub fn load(&mut self) -> Result<Loaded, ScanError> {
+        let first = self.files.iter().next().is_none();
         self.files.scan(Depth::Contents)?;
+        let remembered = self.good.values().map(|origin| &*origin.file);
+        if first && let Some(directory) = self.files.emptied(remembered) {
+            let directory = directory.clone();
+            return Err(ScanError::Emptied { directory });
+        }
         Ok(self.assemble())
     }
 
@@ -126,32 +151,32 @@ impl Loader {
         Ok(self.files.scan(depth)?.then(|| self.assemble()))
     }
 
+    /// Whether a file is gone now that was there at the last reading.
+    pub(crate) fn misses_files(&self) -> bool {
+        self.files.misses_some()
+    }
+
     fn assemble(&mut self) -> Loaded {
         let mut gathered = Gathered::default();
         for (path, file) in self.files.iter() {
             gathered.add_file(path, file);
         }
-        let Gathered {
-            claims,
-            held,
-            held_files,
-            mut issues,
-        } = gathered;
+        let mut issues = std::mem::take(&mut gathered.issues);
         let mut good = BTreeMap::new();
-        for (slot, claimants) in claims {
-            let owner = choose_owner(&claimants, self.good.get(&slot));
+        for (slot, claimants) in std::mem::take(&mut gathered.claims) {
+            let before = self.good.get(&slot);
+            let owner = choose_owner(&claimants, before, &gathered.held);
             for (index, claimant) in claimants.into_iter().enumerate() {
-                if index == owner {
+                if Some(index) == owner {
                     good.insert(slot.clone(), claimant);
                 } else {
                     issues.push(claimant.duplicate());
                 }
             }
         }
-        for (slot, origin) in &self.good {
-            let kept = held.contains(slot) || held_files.contains(&origin.file);
-            if kept && !good.contains_key(slot) {
-                good.insert(slot.clone(), origin.clone());
+        for (slot, origin) in std::mem::take(&mut self.good) {
+            if !good.contains_key(&slot) && gathered.held.keeps(&origin) {
+                good.insert(slot, origin);
             }
         }
         self.good = good;
@@ -175,7 +200,7 @@ impl Loader {
             // Items of one list may be apart; then the list is kept twice, which is harmless.
             if !known {
                 documents.push(GoodDocument {
-                    file: origin.file.clone(),
+                    file: Arc::clone(&origin.file),
                     number: origin.document,
                     document: Arc::clone(&origin.source),
                 });
@@ -194,11 +219,21 @@ impl Loader {
             .collect()
     }
 
-    fn objects(&self, issues: &mut Vec<Issue>) -> Objects {
+    fn objects(&mut self, issues: &mut Vec<Issue>) -> Objects {
         let mut objects = Objects::default();
+        let mut known = std::mem::take(&mut self.merged);
         for (slot, origin) in &self.good {
             if slot.part == Part::Whole {
-                let object = self.with_status(slot, &origin.decoded.object);
+                let object = match self.good.get(&slot.status()) {
+                    Some(patch) => {
+                        let merged =
+                            with_status(&origin.decoded, &patch.decoded, known.remove(slot));
+                        let object = merged.result.clone();
+                        self.merged.insert(slot.clone(), merged);
+                        object
+                    }
+                    None => origin.decoded.object.clone(),
+                };
                 objects.insert(&slot.key, object);
             } else if !self.good.contains_key(&slot.whole()) {
                 match slot.key.kind {
@@ -220,26 +255,32 @@ impl Loader {
         }
         objects
     }
+}
 
-    /// The object with its status patch. Only a pod's status says something to a mesh.
-    fn with_status(&self, slot: &Slot, object: &Object) -> Object {
-        let status = self
-            .good
-            .get(&slot.status())
-            .and_then(|origin| origin.decoded.status.as_ref());
-        let (Object::Pod(pod), Some(patch)) = (object, status) else {
-            return object.clone();
-        };
-        let own = serde_json::to_value(&pod.status).unwrap_or(Value::Null);
-        let mut merged = own;
-        merge_patch(&mut merged, patch);
-        let mut pod = k8s_openapi::api::core::v1::Pod::clone(pod);
-        // Both halves are valid statuses; should their merge not be one, the patch alone is.
-        pod.status = serde_json::from_value(merged)
-            .or_else(|_| serde_json::from_value(patch.clone()))
-            .unwrap_or(pod.status);
-        Object::Pod(Arc::new(pod))
-    }
+/// An object with its status patch, taken from the earlier merge if that was of the same two.
+fn with_status(object: &Arc<Decoded>, patch: &Arc<Decoded>, known: Option<Merged>) -> Merged {
+    let same =
+        |merged: &Merged| Arc::ptr_eq(&merged.object, object) && Arc::ptr_eq(&merged.patch, patch);
+    known.filter(same).unwrap_or_else(|| Merged {
+        object: Arc::clone(object),
+        patch: Arc::clone(patch),
+        result: merge(&object.object, patch.status.as_ref()),
+    })
+}
+
+/// Only a pod's status says something to a mesh.
+fn merge(object: &Object, patch: Option<&Value>) -> Object {
+    let (Object::Pod(pod), Some(patch)) = (object, patch) else {
+        return object.clone();
+    };
+    let mut merged = serde_json::to_value(&pod.status).unwrap_or(Value::Null);
+    merge_patch(&mut merged, patch);
+    let mut pod = k8s_openapi::api::core::v1::Pod::clone(pod);
+    // Both halves are valid statuses; should their merge not be one, the patch alone is.
+    pod.status = serde_json::from_value(merged)
+        .or_else(|_| serde_json::from_value(patch.clone()))
+        .unwrap_or(pod.status);
+    Object::Pod(Arc::new(pod))
 }
 
 impl Slot {
@@ -269,34 +310,55 @@ impl Origin {
     }
 }
 
-/// Who owned the object before goes on owning it; otherwise the first in the order of files and documents.
-fn choose_owner(claimants: &[Origin], before: Option<&Origin>) -> usize {
-    let before = before.and_then(|before| {
-        let exactly = claimants
-            .iter()
-            .position(|c| c.file == before.file && c.document == before.document);
-        exactly.or_else(|| claimants.iter().position(|c| c.file == before.file))
-    });
-    before.unwrap_or(0)
+/// Who owned the object before goes on owning it; otherwise the first in the order of files and documents. `None` when
+/// the owner's document is broken now: a forgotten copy elsewhere must not take its place.
+fn choose_owner(claimants: &[Origin], before: Option<&Origin>, held: &Held) -> Option<usize> {
+    let Some(before) = before else { return Some(0) };
+    let exactly = claimants
+        .iter()
+        .position(|c| c.file == before.file && c.document == before.document);
+    let owner = exactly.or_else(|| claimants.iter().position(|c| c.file == before.file));
+    match owner {
+        None if held.keeps(before) => None,
+        owner => Some(owner.unwrap_or(0)),
+    }
+}
+
+/// What must not be taken for deleted, because something is broken where it was.
+#[derive(Default)]
+struct Held {
+    /// Objects with a broken document now, wherever it is.
+    slots: BTreeSet<Slot>,
+    /// Broken documents by file and number: one that was renamed and broken in one edit.
+    places: BTreeSet<(Arc<Path>, usize)>,
+    /// Files with a document that does not even tell its name, or that cannot be read.
+    files: BTreeSet<Arc<Path>>,
+}
+
+impl Held {
+    fn keeps(&self, origin: &Origin) -> bool {
+        self.files.contains(&origin.file)
+            || self
+                .places
+                .contains(&(Arc::clone(&origin.file), origin.document))
+            || self.slots.contains(&origin.decoded.slot)
+    }
 }
 
 #[derive(Default)]
 struct Gathered {
     claims: BTreeMap<Slot, Vec<Origin>>,
-    /// Slots whose document is broken now.
-    held: BTreeSet<Slot>,
-    /// Files with a document that does not even tell its name, or that cannot be read.
-    held_files: BTreeSet<PathBuf>,
+    held: Held,
     issues: Vec<Issue>,
 }
 
 impl Gathered {
-    fn add_file(&mut self, path: &Path, file: &FileState) {
+    fn add_file(&mut self, path: &Arc<Path>, file: &FileState) {
         let documents = match file {
             FileState::Unreadable { reason } => {
-                self.held_files.insert(path.to_owned());
+                self.held.files.insert(Arc::clone(path));
                 self.issues.push(Issue {
-                    file: path.to_owned(),
+                    file: path.to_path_buf(),
                     document: 0,
                     line: None,
                     object: None,
@@ -314,10 +376,10 @@ impl Gathered {
                     .entry(decoded.slot.clone())
                     .or_default()
                     .push(Origin {
-                        file: path.to_owned(),
+                        file: Arc::clone(path),
                         document: index + 1,
                         source: Arc::clone(document),
-                        decoded: decoded.clone(),
+                        decoded: Arc::clone(decoded),
                     });
             }
             for problem in &parsed.problems {
@@ -326,15 +388,23 @@ impl Gathered {
         }
     }
 
-    fn add_problem(&mut self, path: &Path, document: usize, first_line: usize, problem: &Problem) {
+    fn add_problem(
+        &mut self,
+        path: &Arc<Path>,
+        document: usize,
+        first_line: usize,
+        problem: &Problem,
+    ) {
         if problem.severity == Severity::Rejected {
+            let path = Arc::clone(path);
+            self.held.places.insert((Arc::clone(&path), document));
             match &problem.slot {
-                Some(slot) => drop(self.held.insert(slot.clone())),
-                None => drop(self.held_files.insert(path.to_owned())),
+                Some(slot) => drop(self.held.slots.insert(slot.clone())),
+                None => drop(self.held.files.insert(path)),
             }
         }
         self.issues.push(Issue {
-            file: path.to_owned(),
+            file: path.to_path_buf(),
             document,
             line: problem.line.map(|line| in_file(first_line, line)),
             object: problem.slot.as_ref().map(|slot| slot.key.to_string()),

@@ -81,9 +81,20 @@ fn labels(field: &Field, labels: Option<&BTreeMap<String, String>>, found: &mut 
     }
 }
 
+/// Who is in the mesh hangs on one word: a typo in it must not take pods out.
+fn dataplane_mode(metadata: &ObjectMeta, found: &mut Vec<Invalid>) {
+    const MODE: &str = "istio.io/dataplane-mode";
+    let mode = metadata.labels.as_ref().and_then(|all| all.get(MODE));
+    if let Some(mode) = mode.filter(|mode| !["ambient", "none", ""].contains(&mode.as_str())) {
+        let reason = format!("`{mode}` is neither ambient nor none");
+        push(found, Field::of("metadata").key("labels").key(MODE), reason);
+    }
+}
+
 /// Namespace.
 pub(crate) fn namespace(object: &Namespace, found: &mut Vec<Invalid>) {
     metadata_of(Kind::Namespace, &object.metadata, found);
+    dataplane_mode(&object.metadata, found);
 }
 
 /// Node.
@@ -160,6 +171,7 @@ fn protocol(field: &Field, protocol: Option<&str>, found: &mut Vec<Invalid>) {
 /// The status of a pod.
 pub(crate) fn pod_status(object: &Pod, found: &mut Vec<Invalid>) {
     metadata_of(Kind::Pod, &object.metadata, found);
+    dataplane_mode(&object.metadata, found);
     let Some(status) = &object.status else { return };
     let field = Field::of("status");
     if let Some(Err(reason)) = status

@@ -1,7 +1,8 @@
 //! Waits for changes of the watched directories.
 //!
 //! The kernel tells of changes; a slow second look catches what it does not tell (symlink targets, lost events, network
-//! file systems). A file that is being written is left alone until its writer closes it, for a short while.
+//! file systems). A file that is being written is left alone until its writer closes it, for a short while. So is one that
+//! is missing: many editors and `git` remove a file before they write it anew, and a policy must not be off meanwhile.
 
 use std::{
     collections::HashSet,
@@ -25,9 +26,9 @@ use crate::objects::loader::{Depth, GoodDocument, Loaded, Loader, ScanError};
 
 /// Collects the events of one edit (write, rename, chmod); far below the second in which an edit must arrive.
 const DEBOUNCE: Duration = Duration::from_millis(30);
-/// How long an open writer may hold up reading; then what is there is read.
+/// How long an open writer or a missing file may hold up reading; then what is there is read.
 const WRITER_PATIENCE: Duration = Duration::from_millis(250);
-/// How often to look whether writers are done.
+/// How often to look whether writers are done and files are back.
 const WRITER_POLL: Duration = Duration::from_millis(10);
 /// The slow second look. Costs one `stat` for each file.
 const RESCAN: Duration = Duration::from_millis(500);
@@ -149,6 +150,7 @@ impl Watcher {
                 }
                 _ = self.rescan.tick() => Depth::Stat,
             };
+            self.wait_for_missing_files().await;
             let loader = Arc::clone(&self.loader);
             let read = tokio::task::spawn_blocking(move || loader.lock().reload(depth)).await;
             match read {
@@ -171,6 +173,18 @@ impl Watcher {
             sleep(WRITER_POLL).await;
         }
         self.events.writers.lock().clear();
+    }
+
+    async fn wait_for_missing_files(&self) {
+        let start = Instant::now();
+        while start.elapsed() < WRITER_PATIENCE {
+            let loader = Arc::clone(&self.loader);
+            let look = tokio::task::spawn_blocking(move || loader.lock().misses_files());
+            if !matches!(look.await, Ok(true)) {
+                return;
+            }
+            sleep(WRITER_POLL).await;
+        }
     }
 
     fn cannot_read(&mut self, error: &ScanError) {

@@ -55,7 +55,7 @@ fn errors_tell_their_line_and_duplicate_keys_are_errors() {
 fn a_broken_document_still_tells_its_name() {
     let text = "apiVersion: v1\nkind: Service # x\nmetadata:\n  labels:\n    name: other\n  name: \"web\"\n  \
                 namespace: shop\nspec:\n  ports: [\n";
-    let header = scan_header(text);
+    let header = scan_header(text).unwrap();
     assert_eq!(header.kind.as_deref(), Some("Service"));
     assert_eq!(header.name.as_deref(), Some("web"));
     assert_eq!(header.namespace.as_deref(), Some("shop"));

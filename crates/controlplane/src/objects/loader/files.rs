@@ -9,19 +9,24 @@ use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::objects::{
     decode::{Parsed, decode_document},
     document::{Document, split},
+    loader::DOCUMENTS_FILE,
 };
 
 /// A file beyond this is a mistake (a dump, an image); it keeps one file from taking the memory of all.
 const MAX_FILE_BYTES: u64 = 16 * 1024 * 1024;
 /// Keeps a wrong directory (say `/`) from being taken for configuration.
-const MAX_FILES: usize = 10_000;
+const MAX_FILES: usize = 50_000;
 /// A file that is written while it is read is read again this often before the last reading is taken.
 const READ_ATTEMPTS: usize = 3;
+/// Times of files are this coarse: of two writes so near to each other the second may not show. Kernels tick every
+/// 10 ms at most; network file systems are coarser and found by the slow second look.
+const TICK: Duration = Duration::from_millis(50);
 /// Files that come and go while the directory is read; an edit is over long before so many looks.
 const SCAN_ATTEMPTS: usize = 3;
 
@@ -37,6 +42,24 @@ pub enum ScanError {
         #[source]
         source: io::Error,
     },
+    /// Another directory than before, with nothing in it: a mount that is missing, or a half-done replacement.
+    #[error(
+        "{directory} was replaced by an empty directory; put the files back, or remove them one by one to delete what \
+         they say"
+    )]
+    Replaced {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// Nothing is left of what an earlier process read there.
+    #[error(
+        "{directory} has no YAML files, but had when the control plane last ran; put them back, or remove {DOCUMENTS_FILE} \
+         from the state directory if all of it is to be deleted"
+    )]
+    Emptied {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// More files than a configuration has.
     #[error("more than {MAX_FILES} YAML files in {directory}; is it the right directory?")]
     TooMany {
@@ -50,7 +73,7 @@ pub enum ScanError {
 pub(crate) enum Depth {
     /// Files whose time, size or inode changed.
     Stat,
-    /// Every file, by content.
+    /// The same, and files that were read while they may have been written.
     Contents,
 }
 
@@ -68,6 +91,8 @@ pub(crate) enum FileState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fingerprint {
     modified: (i64, i64),
+    /// Also moves when somebody sets the other time back.
+    changed: (i64, i64),
     size: u64,
     inode: u64,
 }
@@ -76,38 +101,70 @@ impl Fingerprint {
     fn of(metadata: &Metadata) -> Self {
         Self {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
             size: metadata.size(),
             inode: metadata.ino(),
         }
+    }
+
+    /// Whether the file was last written so long before that a later write has another time.
+    fn is_before(&self, now: SystemTime) -> bool {
+        let newest = self.modified.max(self.changed);
+        let nanos = i128::from(newest.0) * 1_000_000_000 + i128::from(newest.1);
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        i128::try_from(now.as_nanos())
+            .is_ok_and(|now| nanos + i128::try_from(TICK.as_nanos()).unwrap_or_default() < now)
     }
 }
 
 #[derive(Debug)]
 struct Entry {
     fingerprint: Option<Fingerprint>,
+    /// Whether any later write must show in the fingerprint.
+    settled: bool,
     text: Option<String>,
     state: FileState,
+}
+
+/// Which directory it is, however it is named.
+type DirectoryId = (u64, u64, Option<SystemTime>);
+
+fn directory_id(path: &Path) -> Option<DirectoryId> {
+    let metadata = fs::metadata(path).ok()?;
+    // Inode numbers are used again, times of birth are not.
+    Some((metadata.dev(), metadata.ino(), metadata.created().ok()))
 }
 
 /// All files.
 #[derive(Debug)]
 pub(crate) struct Files {
     directories: Vec<PathBuf>,
-    entries: BTreeMap<PathBuf, Entry>,
+    /// Of the directories when they were last listed, in their order.
+    listed: Vec<Option<DirectoryId>>,
+    entries: BTreeMap<Arc<Path>, Entry>,
 }
 
 impl Files {
     pub(crate) fn new(directories: Vec<PathBuf>) -> Self {
         Self {
             directories,
+            listed: Vec::new(),
             entries: BTreeMap::new(),
         }
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Path, &FileState)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<Path>, &FileState)> {
         self.entries
             .iter()
-            .map(|(path, entry)| (path.as_path(), &entry.state))
+            .map(|(path, entry)| (path, &entry.state))
+    }
+
+    /// Whether a file is gone now that was there at the last scan.
+    pub(crate) fn misses_some(&self) -> bool {
+        let gone = |path: &Arc<Path>| {
+            fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        self.entries.keys().any(gone)
     }
 
     /// Reads what changed and says whether anything did.
@@ -119,7 +176,6 @@ impl Files {
             for path in &listed {
                 match self.look(path, depth) {
                     Look::Same => {}
-                    // Or a link that leads nowhere.
                     Look::Gone => present.retain(|other| other != path),
                     Look::Different(entry) => changes.push((path.clone(), entry)),
                 }
@@ -127,6 +183,7 @@ impl Files {
             // A file that went while we looked was deleted, or its directory was moved away, which must not count as
             // deleting all: only two equal lists are believed.
             if self.list()? == listed {
+                self.listed = self.directory_ids();
                 return Ok(self.take(&present, changes));
             }
         }
@@ -136,47 +193,92 @@ impl Files {
 
     fn list(&self) -> Result<Vec<PathBuf>, ScanError> {
         let mut present = Vec::new();
-        for directory in &self.directories {
+        for (index, directory) in self.directories.iter().enumerate() {
+            let before = present.len();
             list(directory, &mut present)?;
+            if present.len() == before && self.is_replaced(index, directory) {
+                let directory = directory.clone();
+                return Err(ScanError::Replaced { directory });
+            }
         }
         present.sort();
         present.dedup();
         Ok(present)
     }
 
+    fn directory_ids(&self) -> Vec<Option<DirectoryId>> {
+        let directories = self.directories.iter();
+        directories.map(|path| directory_id(path)).collect()
+    }
+
+    /// Whether it had files and is another directory now.
+    fn is_replaced(&self, index: usize, directory: &Path) -> bool {
+        let had_files = self
+            .entries
+            .keys()
+            .any(|path| path.parent() == Some(directory));
+        let known = self.listed.get(index).copied().flatten();
+        had_files && known.is_some() && known != directory_id(directory)
+    }
+
+    /// A directory that an earlier process had files of and that has none now.
+    pub(crate) fn emptied<'a>(
+        &self,
+        mut earlier: impl Iterator<Item = &'a Path>,
+    ) -> Option<&PathBuf> {
+        let now = |directory: &&PathBuf| {
+            let mut paths = self.entries.keys();
+            !paths.any(|path| path.parent() == Some(directory))
+        };
+        let empty: Vec<&PathBuf> = self.directories.iter().filter(now).collect();
+        earlier.find_map(|path| {
+            let mut empty = empty.iter();
+            empty
+                .find(|directory| path.parent() == Some(directory))
+                .copied()
+        })
+    }
+
     fn take(&mut self, present: &[PathBuf], changes: Vec<(PathBuf, Entry)>) -> bool {
         let before = self.entries.len();
-        self.entries
-            .retain(|path, _| present.binary_search(path).is_ok());
+        self.entries.retain(|path, _| {
+            let found = present.binary_search_by(|present| present.as_path().cmp(path));
+            found.is_ok()
+        });
         let mut changed = self.entries.len() != before;
         for (path, entry) in changes {
-            let known = self.entries.get(&path);
+            let known = self.entries.get(path.as_path());
             changed |= known.is_none_or(|known| !known.says_the_same(&entry));
-            self.entries.insert(path, entry);
+            self.entries.insert(path.into(), entry);
         }
         changed
     }
 
     fn look(&self, path: &Path, depth: Depth) -> Look {
         let known = self.entries.get(path);
-        if depth == Depth::Stat
-            && let (Some(entry), Ok(metadata)) = (known, fs::metadata(path))
+        if let (Some(entry), Ok(metadata)) = (known, fs::metadata(path))
             && entry.fingerprint == Some(Fingerprint::of(&metadata))
+            && (depth == Depth::Stat || entry.settled)
         {
             return Look::Same;
         }
+        let now = SystemTime::now();
         match read(path) {
             Ok(Reading::Gone) => Look::Gone,
             Ok(Reading::NotAFile) => Look::Same,
             Ok(Reading::Text(fingerprint, text)) => {
+                let settled = fingerprint.is_before(now);
                 let same = known.is_some_and(|entry| {
-                    entry.fingerprint == Some(fingerprint) && entry.text.as_ref() == Some(&text)
+                    entry.fingerprint == Some(fingerprint)
+                        && entry.settled == settled
+                        && entry.text.as_ref() == Some(&text)
                 });
                 if same {
                     return Look::Same;
                 }
                 Look::Different(Entry {
                     fingerprint: Some(fingerprint),
+                    settled,
                     state: FileState::Read {
                         documents: parse(&text, known),
                     },
@@ -185,6 +287,7 @@ impl Files {
             }
             Err(reason) => Look::Different(Entry {
                 fingerprint: None,
+                settled: false,
                 text: None,
                 state: FileState::Unreadable { reason },
             }),
@@ -280,7 +383,13 @@ fn read(path: &Path) -> Result<Reading, String> {
                 }
             }
             Ok(None) => return Ok(Reading::NotAFile),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Reading::Gone),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // What a link led to may be away for a while (a mount); the link is still there.
+                return match fs::symlink_metadata(path) {
+                    Ok(_) => Err("a link that leads nowhere".to_owned()),
+                    Err(_) => Ok(Reading::Gone),
+                };
+            }
             Err(error) => return Err(error.to_string()),
         }
     }

@@ -239,8 +239,193 @@ fn a_link_that_leads_nowhere_hides_no_other_file() {
     assert_eq!(ports(&fixture.load()), [80]);
     fs::write(fixture.directory.path().join("target"), POD).unwrap();
     assert_eq!(fixture.load().objects.pods.len(), 1);
+    // What it led to may be on a mount that is away; deleting the link deletes.
     fs::remove_file(fixture.directory.path().join("target")).unwrap();
+    let loaded = fixture.load();
+    assert_eq!(loaded.objects.pods.len(), 1);
+    assert!(loaded.issues[0].reason.contains("leads nowhere"));
+    fs::remove_file(&link).unwrap();
     assert!(fixture.load().objects.pods.is_empty());
+}
+
+const DENY: &str = "
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: deny, namespace: shop}
+spec: {action: DENY, rules: [{from: [{source: {notNamespaces: [shop]}}]}]}
+";
+
+/// Whether the policy is still there, and whether somebody is told that something is wrong.
+fn is_enforced(loaded: &Loaded) -> (bool, bool) {
+    let policies = &loaded.objects.authorization_policies;
+    (
+        policies.keys().any(|name| name.name == *"deny"),
+        !loaded.issues.is_empty(),
+    )
+}
+
+#[test]
+fn no_slip_of_the_hand_takes_a_policy_away() {
+    let slips = [
+        // The marker between two documents is lost, and both run together.
+        ("marker", [DENY, SERVICE].concat()),
+        (
+            "kind",
+            DENY.replace("AuthorizationPolicy", "AuthorizationPolcy"),
+        ),
+        (
+            "case",
+            DENY.replace("AuthorizationPolicy", "authorizationPolicy"),
+        ),
+        ("other kind", DENY.replace("AuthorizationPolicy", "Policy")),
+        (
+            "group",
+            DENY.replace("security.istio.io", "securty.istio.io"),
+        ),
+        ("version", DENY.replace("/v1", "/v2")),
+        ("name", DENY.replace("name: deny", "name: Deny_All")),
+        (
+            "renamed and broken",
+            DENY.replace("name: deny", "name: other")
+                .replace("DENY", "DNY"),
+        ),
+        (
+            "namespace",
+            DENY.replace("namespace: shop", "namespace: Shop"),
+        ),
+        ("no name", DENY.replace("name: deny, ", "")),
+        ("indentation", DENY.replace("spec:", "  spec:")),
+        ("action", DENY.replace("DENY", "DENIED")),
+        ("field", DENY.replace("notNamespaces", "notNamespace")),
+        ("tab", DENY.replace("spec: {", "spec:\t{\t[")),
+    ];
+    for (what, text) in slips {
+        let mut fixture = Fixture::new();
+        fixture.write("a.yaml", &[DENY, SERVICE]);
+        assert_eq!(is_enforced(&fixture.load()), (true, false));
+        let others: &[&str] = if what == "marker" { &[] } else { &[SERVICE] };
+        fixture.write("a.yaml", &[&[text.as_str()], others].concat());
+        assert_eq!(is_enforced(&fixture.load()), (true, true), "{what}");
+        fixture.write("a.yaml", &[SERVICE]);
+        assert_eq!(
+            is_enforced(&fixture.load()),
+            (false, false),
+            "{what}: deleted"
+        );
+    }
+}
+
+#[test]
+fn kinds_that_exist_and_are_not_read_hold_nothing() {
+    for (api_version, kind) in [
+        ("batch/v1", "Job"),
+        ("v1", "ConfigMap"),
+        ("v1", "Endpoints"),
+        ("apps/v1", "Deployment"),
+        ("networking.istio.io/v1", "ServiceEntry"),
+        ("security.istio.io/v1", "RequestAuthentication"),
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.write("a.yaml", &[DENY]);
+        fixture.load();
+        let other = format!("apiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: x}}\n");
+        fixture.write("a.yaml", &[&other]);
+        assert_eq!(is_enforced(&fixture.load()), (false, true), "{kind}");
+    }
+}
+
+#[test]
+fn a_forgotten_copy_does_not_take_the_place_of_a_broken_document() {
+    let allow = DENY.replace("DENY", "ALLOW");
+    let mut fixture = Fixture::new();
+    fixture.write("b.yaml", &[DENY]);
+    fixture.load();
+    fixture.write("a.yaml", &[&allow]);
+    let action = |loaded: &Loaded| {
+        let policy = loaded
+            .objects
+            .authorization_policies
+            .values()
+            .next()
+            .unwrap();
+        policy.spec.action.clone().unwrap()
+    };
+    assert_eq!(action(&fixture.load()), "DENY");
+    for broken in [DENY.replace("rules", "rulez"), "kind: [".to_owned()] {
+        fixture.write("b.yaml", &[&broken]);
+        assert_eq!(action(&fixture.load()), "DENY");
+    }
+    fixture.write("b.yaml", &[SERVICE]);
+    assert_eq!(action(&fixture.load()), "ALLOW");
+}
+
+#[test]
+fn a_typo_in_the_mode_takes_no_pod_out_of_the_mesh() {
+    let label = |mode: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{istio.io/dataplane-mode: {mode}}}}}\n"
+        )
+    };
+    let mode = |loaded: &Loaded| {
+        let label = loaded
+            .objects
+            .namespace_label("shop", "istio.io/dataplane-mode");
+        label.map(ToOwned::to_owned)
+    };
+    let mut fixture = Fixture::new();
+    fixture.write("a.yaml", &[&label("ambient")]);
+    assert_eq!(mode(&fixture.load()).as_deref(), Some("ambient"));
+    fixture.write("a.yaml", &[&label("ambeint")]);
+    let loaded = fixture.load();
+    assert_eq!(mode(&loaded).as_deref(), Some("ambient"));
+    assert!(loaded.issues[0].reason.contains("neither ambient nor none"));
+    fixture.write("a.yaml", &[&label("none")]);
+    assert_eq!(mode(&fixture.load()).as_deref(), Some("none"));
+    fixture.write(
+        "a.yaml",
+        &[&POD.replace("app: web", "istio.io/dataplane-mode: sidecar")],
+    );
+    assert_eq!(fixture.load().issues.len(), 1);
+}
+
+#[test]
+fn an_empty_directory_in_the_place_of_another_deletes_nothing() {
+    let directory = TempDir::new().unwrap();
+    let config = directory.path().join("config");
+    fs::create_dir(&config).unwrap();
+    fs::write(config.join("a.yaml"), DENY).unwrap();
+    let mut loader = Loader::new(vec![config.clone()]);
+    let documents = loader.load().unwrap().documents;
+    // As when a mount goes away.
+    fs::rename(&config, directory.path().join("away")).unwrap();
+    fs::create_dir(&config).unwrap();
+    let error = loader.reload(Depth::Stat).unwrap_err().to_string();
+    assert!(error.contains("replaced by an empty directory"), "{error}");
+
+    let mut restarted = Loader::new(vec![config.clone()]);
+    restarted.remember(documents.to_vec());
+    let error = restarted.load().unwrap_err().to_string();
+    assert!(error.contains("last-good.json"), "{error}");
+
+    // Another directory with files is a new configuration, and emptying it file by file is meant.
+    fs::write(config.join("b.yaml"), SERVICE).unwrap();
+    let loaded = loader.reload(Depth::Stat).unwrap().unwrap();
+    assert_eq!(is_enforced(&loaded), (false, false));
+    fs::remove_file(config.join("b.yaml")).unwrap();
+    let loaded = loader.reload(Depth::Stat).unwrap().unwrap();
+    assert!(loaded.objects.services.is_empty());
+}
+
+#[test]
+fn two_writes_in_one_tick_of_the_clock_are_both_seen() {
+    let mut fixture = Fixture::new();
+    for port in 10..60 {
+        fixture.write(
+            "a.yaml",
+            &[&SERVICE.replace("port: 80,", &format!("port: {port},"))],
+        );
+        assert_eq!(ports(&fixture.load()), [port]);
+    }
 }
 
 #[test]
