@@ -40,6 +40,8 @@ const CLOCK_SKEW: time::Duration = time::Duration::minutes(2);
 const MAX_CSR_BYTES: usize = 16 * 1024;
 /// Smaller RSA keys are broken (NIST SP 800-131A).
 const MIN_RSA_BITS: usize = 2048;
+/// Larger ones only cost time, which a stranger's request must not; no profile asks for more.
+const MAX_RSA_BITS: usize = 4096;
 
 /// Why the authority cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -298,7 +300,7 @@ fn key_of_request(csr_pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
     let spki = &request.certification_request_info.subject_pki;
     match spki.parsed() {
         Ok(PublicKey::EC(_)) => {}
-        Ok(PublicKey::RSA(key)) if key.key_size() >= MIN_RSA_BITS => {}
+        Ok(PublicKey::RSA(key)) if (MIN_RSA_BITS..=MAX_RSA_BITS).contains(&key.key_size()) => {}
         Ok(PublicKey::RSA(key)) => {
             return Err(CsrError::Key(format!("RSA of {} bits", key.key_size())));
         }

@@ -9,6 +9,10 @@ use tokio::sync::watch;
 
 use crate::xds::TypeStatus;
 
+/// Streams of one account on one node: a proxy, its successor, and attempts whose end is not noticed yet. It bounds what
+/// one token can make the control plane hold.
+const MAX_OF_ACCOUNT: usize = 16;
+
 /// A connected proxy.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Client {
@@ -48,16 +52,20 @@ impl Clients {
         }
     }
 
-    /// Lists a client until the returned guard is dropped.
-    pub(crate) fn connect(&self, client: Client) -> Connected {
+    /// Lists a client until the returned guard is dropped; `None` when its account has too many on its node.
+    pub(crate) fn connect(&self, client: Client) -> Option<Connected> {
         let mut clients = self.inner.clients.lock();
+        let same = |other: &&Client| other.account == client.account && other.node == client.node;
+        if clients.1.values().filter(same).count() >= MAX_OF_ACCOUNT {
+            return None;
+        }
         clients.0 += 1;
         let id = clients.0;
         clients.1.insert(id, client);
-        Connected {
+        Some(Connected {
             inner: Arc::clone(&self.inner),
             id,
-        }
+        })
     }
 
     pub(crate) fn list(&self) -> Vec<Client> {

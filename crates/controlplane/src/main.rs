@@ -14,7 +14,7 @@ use leyline_telemetry::{
     log::{self, Format, LogConfig},
     metrics,
 };
-use tracing::{error, info};
+use tracing::info;
 
 use cli::{Cli, Command, ServeArgs, TokenArgs};
 
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
 
 #[expect(
     clippy::print_stderr,
-    reason = "there is no log yet, or none is wanted for a one-shot command"
+    reason = "it did not start: whoever started it is told, apart from any log"
 )]
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("controlplane: {error:#}");
@@ -65,13 +65,10 @@ fn serve(args: ServeArgs) -> ExitCode {
         Err(error) => return fail(&error),
     };
     let outcome = run(args);
-    if let Err(failure) = &outcome {
-        error!(error = format!("{failure:#}"), "control plane stops");
-    }
     log.flush(LOG_FLUSH);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Err(failure) => fail(&failure),
     }
 }
 

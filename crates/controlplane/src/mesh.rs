@@ -1,7 +1,8 @@
 //! The state of the mesh as it is published: objects and enrolment in, resources out, one generation after the other.
 //!
 //! Changes only mark the state as dirty; one task recomputes, so that a thousand changes at once cost a few
-//! recomputations. Subscribers see the latest generation and never a queue of them.
+//! recomputations. Subscribers see the latest generation and never a queue of them. What must survive a restart is written
+//! by another task, after the change is published.
 
 mod stored;
 
@@ -13,22 +14,22 @@ use std::{
 use leyline_runtime::Drain;
 use leyline_types::Identity;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tracing::{info, warn};
 
 use crate::{
-    objects::{GoodDocument, Issue, Loaded, Objects, Severity},
+    objects::{DOCUMENTS_FILE, GoodDocument, Issue, Loaded, Objects, Severity},
     state_dir::StateDir,
-    translate::{MeshSettings, Translation, pods_on_node_with, translate},
+    translate::{Captured, MeshSettings, Resources, Translation, translate},
 };
 use stored::Stored;
 
 /// Which pods were captured: without it, a restarted control plane would publish captured pods as reachable in plaintext
 /// until their nodes have reported again.
 const ENROLLED_FILE: &str = "enrolled.json";
-/// The last good version of each document: without it, a restart would drop the policy in a document that is broken just
-/// then.
-const DOCUMENTS_FILE: &str = "last-good.json";
 
 /// What an earlier process knew to be good; nothing if that cannot be read.
 pub(crate) fn last_good_documents(state_dir: &StateDir) -> Vec<GoodDocument> {
@@ -36,13 +37,52 @@ pub(crate) fn last_good_documents(state_dir: &StateDir) -> Vec<GoodDocument> {
     stored.load()
 }
 
-/// One state of the mesh.
+/// What differs between two states of the resources of a type.
 #[derive(Debug)]
+pub(crate) struct Changes {
+    /// The earlier state.
+    pub(crate) from: Arc<Resources>,
+    pub(crate) changed: Vec<String>,
+    pub(crate) removed: Vec<String>,
+}
+
+impl Changes {
+    fn between(from: &Arc<Resources>, to: &Resources) -> Self {
+        let differs = |(name, resource): &(&String, &crate::translate::Resource)| {
+            from.get(*name)
+                .is_none_or(|known| known.version != resource.version)
+        };
+        Self {
+            from: Arc::clone(from),
+            changed: to
+                .iter()
+                .filter(differs)
+                .map(|(name, _)| name.clone())
+                .collect(),
+            removed: from
+                .keys()
+                .filter(|name| !to.contains_key(*name))
+                .cloned()
+                .collect(),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// One state of the mesh.
+#[derive(Debug, Default)]
 pub(crate) struct Published {
     /// Counts up.
     pub(crate) generation: u64,
     pub(crate) objects: Arc<Objects>,
     pub(crate) translation: Translation,
+    /// Since the generation before, so that each of many proxies need not look for them.
+    pub(crate) address_changes: Option<Changes>,
+    /// Pods that are not to be captured, by uid, with the generation since which.
+    pub(crate) unwanted_since: BTreeMap<String, u64>,
     /// Of reading and of translating.
     pub(crate) issues: BTreeSet<Issue>,
 }
@@ -50,22 +90,24 @@ pub(crate) struct Published {
 impl Published {
     /// Whether a live pod on the node has this namespace and service account.
     pub(crate) fn runs_on(&self, node: &str, identity: &Identity) -> bool {
-        pods_on_node_with(&self.objects, node, identity)
+        self.translation.runs_on(node, identity)
     }
 }
 
 /// What a node said about a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Enrolment {
-    Captured,
-    Released,
+    /// The pod of this instance.
+    Captured(String),
+    /// The pod of this instance, or whichever it is.
+    Released(Option<String>),
     /// Tried and not done, with the reason; what was known before stays.
     Failed(String),
 }
 
 struct State {
     loaded: Loaded,
-    enrolled: BTreeSet<String>,
+    enrolled: Captured,
     failures: BTreeMap<String, String>,
 }
 
@@ -74,8 +116,10 @@ pub(crate) struct Mesh {
     settings: MeshSettings,
     state: Mutex<State>,
     dirty: Notify,
+    /// Something to be stored was published.
+    unstored: Notify,
     published: watch::Sender<Arc<Published>>,
-    enrolled_file: Stored<BTreeSet<String>>,
+    enrolled_file: Stored<Captured>,
     documents_file: Stored<Arc<[GoodDocument]>>,
 }
 
@@ -86,7 +130,7 @@ impl Mesh {
         let enrolled = enrolled_file.load();
         let documents_file = Stored::new(DOCUMENTS_FILE, state_dir.clone());
         documents_file.store(&loaded.documents);
-        let first = compute(1, &settings, &loaded, &enrolled);
+        let first = compute(&Published::default(), &settings, &loaded, &enrolled);
         report(&BTreeSet::new(), &first.issues);
         Self {
             settings,
@@ -96,6 +140,7 @@ impl Mesh {
                 failures: BTreeMap::new(),
             }),
             dirty: Notify::new(),
+            unstored: Notify::new(),
             published: watch::Sender::new(Arc::new(first)),
             enrolled_file,
             documents_file,
@@ -125,13 +170,20 @@ impl Mesh {
     pub(crate) fn set_enrolment(&self, uid: &str, enrolment: Enrolment) {
         let mut state = self.state.lock();
         let changed = match enrolment {
-            Enrolment::Captured => {
+            Enrolment::Captured(instance) => {
                 state.failures.remove(uid);
-                state.enrolled.insert(uid.to_owned())
+                let before = state.enrolled.insert(uid.to_owned(), instance.clone());
+                before != Some(instance)
             }
-            Enrolment::Released => {
+            Enrolment::Released(instance) => {
+                let known = state.enrolled.get(uid);
+                // A pod of the same name that is captured elsewhere is another.
+                let other = instance.is_some() && known.is_some() && known != instance.as_ref();
+                if other {
+                    return;
+                }
                 state.failures.remove(uid);
-                state.enrolled.remove(uid)
+                state.enrolled.remove(uid).is_some()
             }
             Enrolment::Failed(reason) => {
                 state.failures.insert(uid.to_owned(), reason);
@@ -145,9 +197,35 @@ impl Mesh {
     }
 
     /// Uids of captured pods, and why others could not be.
-    pub(crate) fn enrolments(&self) -> (BTreeSet<String>, BTreeMap<String, String>) {
+    pub(crate) fn enrolments(&self) -> (Captured, BTreeMap<String, String>) {
         let state = self.state.lock();
         (state.enrolled.clone(), state.failures.clone())
+    }
+
+    /// Writes what was published until the drain starts, and then what is left.
+    pub(crate) async fn keep(self: Arc<Self>, drain: Drain) {
+        loop {
+            let draining = tokio::select! {
+                () = drain.started() => true,
+                () = self.unstored.notified() => false,
+            };
+            let mesh = Arc::clone(&self);
+            if let Err(error) = tokio::task::spawn_blocking(move || mesh.store()).await {
+                warn!(%error, "storing was cut");
+            }
+            if draining {
+                return;
+            }
+        }
+    }
+
+    fn store(&self) {
+        let (enrolled, documents) = {
+            let state = self.state.lock();
+            (state.enrolled.clone(), Arc::clone(&state.loaded.documents))
+        };
+        self.enrolled_file.store(&enrolled);
+        self.documents_file.store(&documents);
     }
 
     /// Recomputes and publishes until the drain starts.
@@ -171,32 +249,42 @@ impl Mesh {
             let state = self.state.lock();
             (state.loaded.clone(), state.enrolled.clone())
         };
-        let next = compute(before.generation + 1, &self.settings, &loaded, &enrolled);
+        let start = Instant::now();
+        let next = compute(&before, &self.settings, &loaded, &enrolled);
         report(&before.issues, &next.issues);
         metrics::gauge!("leyline_controlplane_issues")
             .set(u32::try_from(next.issues.len()).unwrap_or(u32::MAX));
-        let live = self.forget_gone(&next.translation.pod_nodes);
+        self.forget_gone(&next.translation.pod_nodes);
         self.published.send_replace(Arc::new(next));
-        self.enrolled_file.store(&live);
-        self.documents_file.store(&loaded.documents);
+        metrics::histogram!("leyline_controlplane_publish_seconds")
+            .record(start.elapsed().as_secs_f64());
+        self.unstored.notify_one();
     }
 
     /// Drops what is known of pods that are gone; a later pod of the same name starts anew.
-    fn forget_gone(&self, pods: &BTreeMap<String, String>) -> BTreeSet<String> {
+    fn forget_gone(&self, pods: &BTreeMap<String, String>) {
         let mut state = self.state.lock();
-        state.enrolled.retain(|uid| pods.contains_key(uid));
+        state.enrolled.retain(|uid, _| pods.contains_key(uid));
         state.failures.retain(|uid, _| pods.contains_key(uid));
-        state.enrolled.clone()
     }
 }
 
 fn compute(
-    generation: u64,
+    before: &Published,
     settings: &MeshSettings,
     loaded: &Loaded,
-    enrolled: &BTreeSet<String>,
+    enrolled: &Captured,
 ) -> Published {
-    let translation = translate(&loaded.objects, enrolled, settings);
+    let generation = before.generation + 1;
+    let mut translation = translate(&loaded.objects, enrolled, settings);
+    // The same state stays the same in memory: by that a stream sees that there is nothing to do.
+    let changes = Changes::between(&before.translation.addresses, &translation.addresses);
+    if changes.is_empty() {
+        translation.addresses = Arc::clone(&before.translation.addresses);
+    }
+    if before.translation.authorizations == translation.authorizations {
+        translation.authorizations = Arc::clone(&before.translation.authorizations);
+    }
     let mut issues: BTreeSet<Issue> = loaded.issues.iter().cloned().collect();
     issues.extend(translation.advice.iter().filter_map(|advice| {
         let origin = loaded.origins.get(&advice.object)?;
@@ -205,9 +293,28 @@ fn compute(
     Published {
         generation,
         objects: Arc::clone(&loaded.objects),
+        address_changes: (!changes.is_empty()).then_some(changes),
+        unwanted_since: unwanted_since(before, &translation, generation),
         translation,
         issues,
     }
+}
+
+fn unwanted_since(
+    before: &Published,
+    translation: &Translation,
+    generation: u64,
+) -> BTreeMap<String, u64> {
+    let unwanted = translation.pod_nodes.iter().filter(|(uid, node)| {
+        let wanted = translation.wanted.get(*node);
+        !wanted.is_some_and(|pods| pods.contains_key(*uid))
+    });
+    unwanted
+        .map(|(uid, _)| {
+            let since = before.unwanted_since.get(uid).copied();
+            (uid.clone(), since.unwrap_or(generation))
+        })
+        .collect()
 }
 
 /// Each issue is logged once, when it appears, and once more when it is gone.

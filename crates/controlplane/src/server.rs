@@ -16,7 +16,7 @@ use leyline_runtime::{Drain, spawn};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
 use tonic::transport::Server;
-use tracing::{error, info, info_span};
+use tracing::{error, info, info_span, warn};
 
 use crate::{
     auth::Authenticator,
@@ -33,6 +33,8 @@ use crate::{
 
 /// A request names at most every known resource with its version; this is room for a hundred thousand.
 const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
+/// A CSR of 16 KiB with its metadata; a report of an outcome is smaller.
+const MAX_SMALL_REQUEST_BYTES: usize = 64 * 1024;
 /// What Istio's proxies take in one message.
 const MAX_RESPONSE_BYTES: usize = 200 * 1024 * 1024;
 /// A dead peer is noticed after interval and timeout, as Istio's proxies do on their side.
@@ -133,6 +135,9 @@ impl ControlPlane {
             Some(address) => {
                 let listener = bind(address).await?;
                 let bound = local_address(&listener, address)?;
+                if !bound.ip().is_loopback() {
+                    warn!(address = %bound, "the admin page is open to others and asks for no password");
+                }
                 let page = admin::Admin::new(Arc::clone(&mesh), clients.clone(), render_metrics);
                 page.serve(listener, drain);
                 Some(bound)
@@ -145,6 +150,12 @@ impl ControlPlane {
             spans(),
             drain,
             Arc::clone(&mesh).run(drain.clone()),
+        ));
+        drop(spawn(
+            "mesh store",
+            spans(),
+            drain,
+            Arc::clone(&mesh).keep(drain.clone()),
         ));
         let watching = watch(watcher, Arc::clone(&mesh), drain.clone());
         drop(spawn("watch", spans(), drain, watching));
@@ -223,8 +234,14 @@ async fn serve(
                 .max_decoding_message_size(MAX_REQUEST_BYTES)
                 .max_encoding_message_size(MAX_RESPONSE_BYTES),
         )
-        .add_service(IstioCertificateServiceServer::new(certificates))
-        .add_service(EnrolmentServiceServer::new(enrolment));
+        .add_service(
+            IstioCertificateServiceServer::new(certificates)
+                .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
+        )
+        .add_service(
+            EnrolmentServiceServer::new(enrolment)
+                .max_decoding_message_size(MAX_SMALL_REQUEST_BYTES),
+        );
     let incoming = listener::accept(listener, tls, &drain);
     let stop = drain.clone();
     let served = router.serve_with_incoming_shutdown(incoming, async move { stop.started().await });

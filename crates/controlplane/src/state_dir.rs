@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, OpenOptions, Permissions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -26,6 +26,16 @@ pub enum StateError {
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// Somebody else made it, and could replace what is in it.
+    #[error("{path} belongs to user {owner}, not to user {user} who runs this")]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who asks.
+        user: u32,
     },
     /// Others than the owner could read or replace a secret.
     #[error(
@@ -69,11 +79,19 @@ impl StateDir {
             .mode(DIRECTORY_MODE)
             .create(path)
             .map_err(failed("create"))?;
-        let mode = fs::metadata(path)
-            .map_err(failed("read"))?
-            .permissions()
-            .mode()
-            & 0o7777;
+        let metadata = fs::metadata(path).map_err(failed("read"))?;
+        // The owner of a process's own entry is its effective user.
+        let user = fs::metadata("/proc/self")
+            .map(|own| own.uid())
+            .map_err(failed("find out who runs this from"))?;
+        if metadata.uid() != user {
+            return Err(StateError::Owner {
+                path: path.to_owned(),
+                owner: metadata.uid(),
+                user,
+            });
+        }
+        let mode = metadata.permissions().mode() & 0o7777;
         if mode & OTHERS != 0 {
             if fs::read_dir(path).map_err(failed("read"))?.next().is_some() {
                 return Err(StateError::Mode {

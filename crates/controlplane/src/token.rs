@@ -17,6 +17,8 @@ const KEY_BYTES: usize = 32;
 const AUDIENCE: &str = "istio-ca";
 const ISSUER: &str = "leyline";
 const SUBJECT_PREFIX: &str = "system:serviceaccount:";
+/// As far as anybody looks ahead.
+const MAX_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A token is some hundred bytes; this bounds what is decoded for a stranger.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
@@ -31,6 +33,13 @@ pub struct Caller {
     pub node: Option<String>,
     /// The pod that the token is bound to.
     pub pod: Option<String>,
+}
+
+/// A caller and until when it is that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Verified {
+    pub(crate) caller: Caller,
+    pub(crate) expires: SystemTime,
 }
 
 /// Why a token is not accepted.
@@ -163,6 +172,16 @@ impl TokenKey {
     /// # Errors
     /// When it is not a valid token now.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<Caller, TokenError> {
+        self.verify_until(token, now)
+            .map(|verified| verified.caller)
+    }
+
+    /// The same, with its end.
+    pub(crate) fn verify_until(
+        &self,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<Verified, TokenError> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Malformed);
         }
@@ -187,11 +206,17 @@ impl TokenKey {
             .strip_prefix(SUBJECT_PREFIX)
             .and_then(|rest| rest.split_once(':'));
         let (namespace, service_account) = subject.ok_or(TokenError::Subject)?;
-        Ok(Caller {
+        let caller = Caller {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
             node: claims.kubernetes.node.map(|node| node.name),
             pod: claims.kubernetes.pod.map(|pod| pod.name),
+        };
+        let left = Duration::from_secs(claims.exp.saturating_sub(seconds(now)));
+        Ok(Verified {
+            caller,
+            // A token without an end in practice; a year keeps every clock finite.
+            expires: now + left.min(MAX_LIFETIME),
         })
     }
 }

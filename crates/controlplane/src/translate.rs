@@ -8,10 +8,14 @@ mod enrolment;
 mod locality;
 mod peer_authentication;
 mod resource;
+mod selectors;
 mod services;
 mod workloads;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use leyline_types::{Identity, NamespacedName, TrustDomain, WorkloadName};
 
@@ -60,30 +64,56 @@ pub struct Advice {
     pub reason: String,
 }
 
+/// A pod that is to be enrolled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WantedPod {
+    /// What it is called.
+    pub name: WorkloadName,
+    /// Tells it from an earlier pod of the same name: its node, account, addresses, and Kubernetes' uid where given.
+    pub instance: String,
+}
+
 /// The pods of a node that are to be enrolled, by uid.
-pub type WantedPods = BTreeMap<String, WorkloadName>;
+pub type WantedPods = BTreeMap<String, WantedPod>;
+
+/// Instances of the pods whose node reported the capture in place, by uid.
+pub type Captured = BTreeMap<String, String>;
 
 /// The whole of it.
 #[derive(Clone, Debug, Default)]
 pub struct Translation {
     /// Workloads by uid, services by `namespace/hostname`.
-    pub addresses: Resources,
+    pub addresses: Arc<Resources>,
     /// Policies by `namespace/name`.
-    pub authorizations: Resources,
+    pub authorizations: Arc<Resources>,
     /// For each node.
     pub wanted: BTreeMap<String, WantedPods>,
     /// The node of each pod, by uid.
     pub pod_nodes: BTreeMap<String, String>,
+    /// Namespace and service account of the live pods of each node.
+    pub identities: BTreeMap<String, BTreeSet<(String, String)>>,
     /// For the authors of the objects.
     pub advice: Vec<Advice>,
 }
 
-/// Computes everything. `enrolled` has the uids of the pods whose node reported the capture in place.
-pub fn translate(
-    objects: &Objects,
-    enrolled: &BTreeSet<String>,
-    mesh: &MeshSettings,
-) -> Translation {
+impl Translation {
+    /// Whether a pod that has not ended runs on the node with the identity's namespace and service account.
+    pub(crate) fn runs_on(&self, node: &str, identity: &Identity) -> bool {
+        let account = (
+            identity.namespace().to_string(),
+            identity.service_account().to_string(),
+        );
+        // No node: a pod that is not scheduled yet runs nowhere.
+        !node.is_empty()
+            && self
+                .identities
+                .get(node)
+                .is_some_and(|accounts| accounts.contains(&account))
+    }
+}
+
+/// Computes everything.
+pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) -> Translation {
     let mut advice = Vec::new();
     let services = services::services(objects, mesh, &mut advice);
     let policies = authorization::Policies::new(objects, mesh, &mut advice);
@@ -94,17 +124,25 @@ pub fn translate(
     let context = workloads::Context {
         objects,
         mesh,
-        services: &services,
+        services: services::by_selector(&services),
         slices: &slices,
         policies: &policies,
         peers: &peers,
-        enrolled,
+        captured,
         wanted: &wanted,
         network: locality::network(objects, mesh),
     };
     let mut addresses = Resources::new();
     let mut pod_nodes = BTreeMap::new();
+    let mut identities: BTreeMap<String, BTreeSet<(String, String)>> = BTreeMap::new();
     for pod in objects.pods.values() {
+        if workloads::is_live(pod) {
+            let accounts = identities.entry(workloads::node_of(pod).to_owned());
+            accounts.or_default().insert((
+                workloads::namespace_of(pod).to_owned(),
+                workloads::service_account_of(pod).to_owned(),
+            ));
+        }
         if let Some(workload) = workloads::of_pod(&context, pod) {
             addresses.insert(workload.uid.clone(), resource::workload(&workload));
             pod_nodes.insert(workload.uid, workload.node);
@@ -125,22 +163,13 @@ pub fn translate(
     advice.sort();
     advice.dedup();
     Translation {
-        addresses,
-        authorizations,
+        addresses: Arc::new(addresses),
+        authorizations: Arc::new(authorizations),
         wanted,
         pod_nodes,
+        identities,
         advice,
     }
-}
-
-/// Whether a pod that has not ended runs on the node with the identity's namespace and service account.
-pub(crate) fn pods_on_node_with(objects: &Objects, node: &str, identity: &Identity) -> bool {
-    objects.pods.iter().any(|(name, pod)| {
-        name.namespace == *identity.namespace()
-            && *identity.service_account() == *workloads::service_account_of(pod)
-            && workloads::node_of(pod) == node
-            && workloads::is_live(pod)
-    })
 }
 
 /// Uid of the workload of a pod.

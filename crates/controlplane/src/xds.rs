@@ -26,10 +26,9 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, info_span, warn};
 
 use crate::{
-    auth::Authenticator,
+    auth::{Authenticator, Peer, refuse},
     clients::{Client, Clients, Connected},
     mesh::{Mesh, Published},
-    token::Caller,
 };
 use session::{Received, Session};
 
@@ -41,6 +40,8 @@ const RESPONSES_ON_THE_WAY: usize = 2;
 const ACK_DEADLINE: Duration = Duration::from_secs(60);
 /// A client that has not said what it wants by then is not a proxy.
 const FIRST_REQUEST_DEADLINE: Duration = Duration::from_secs(10);
+/// What a proxy calls itself is shown on the status page; Istio's ids have some hundred bytes.
+const MAX_NODE_ID_BYTES: usize = 512;
 /// The transport must take a response within this time.
 const SEND_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -65,9 +66,9 @@ impl AggregatedDiscoveryService for DiscoveryService {
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let caller = self
             .auth
-            .require("xds", request.metadata())
+            .require("xds", request.metadata(), request.extensions())
             .map_err(|status| *status)?;
-        let address = request.remote_addr();
+        let address = request.extensions().get::<Peer>().map(|peer| peer.address);
         let (responses, receiver) = mpsc::channel(RESPONSES_ON_THE_WAY);
         let client = Client {
             node_id: String::new(),
@@ -77,11 +78,18 @@ impl AggregatedDiscoveryService for DiscoveryService {
             types: std::collections::BTreeMap::new(),
             addresses_generation: None,
         };
+        let Some(connected) = self.clients.connect(client) else {
+            let status =
+                Status::resource_exhausted("this account has too many streams from its node");
+            refuse("xds", &status);
+            return Err(status);
+        };
         let stream = XdsStream {
             requests: request.into_inner(),
             responses,
             published: self.mesh.subscribe(),
-            connected: self.clients.connect(client),
+            connected,
+            expiry: caller.expiry(),
             drain: self.drain.clone(),
             session: Session::default(),
             sent_at: None,
@@ -89,9 +97,10 @@ impl AggregatedDiscoveryService for DiscoveryService {
         let span = info_span!(
             "xds",
             peer = address.map(tracing::field::display),
-            node = caller.node
+            node = caller.node,
+            account = %format!("{}/{}", caller.namespace, caller.service_account)
         );
-        drop(spawn("xds stream", span, &self.drain, stream.run(caller)));
+        drop(spawn("xds stream", span, &self.drain, stream.run()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 }
@@ -102,6 +111,8 @@ struct XdsStream {
     published: watch::Receiver<Arc<Published>>,
     connected: Connected,
     drain: Drain,
+    /// Of the token.
+    expiry: Instant,
     session: Session,
     /// Since when a response waits for its acknowledgement.
     sent_at: Option<Instant>,
@@ -116,14 +127,17 @@ enum End {
 }
 
 impl XdsStream {
-    async fn run(mut self, caller: Caller) {
-        info!(account = %format!("{}/{}", caller.namespace, caller.service_account), "proxy connected");
+    async fn run(mut self) {
+        info!("proxy connected");
         match self.serve().await {
             End::Quiet(reason) => info!(reason, "proxy disconnected"),
             End::Told(status) => {
-                warn!(error = status.message(), "proxy disconnected");
+                refuse("xds", &status);
                 // It may be gone, or not reading; then nothing can be told.
-                let _told = timeout(SEND_DEADLINE, self.responses.send(Err(status))).await;
+                tokio::select! {
+                    () = self.drain.started() => {}
+                    _told = timeout(SEND_DEADLINE, self.responses.send(Err(status))) => {}
+                }
             }
         }
     }
@@ -131,11 +145,12 @@ impl XdsStream {
     async fn serve(&mut self) -> End {
         match timeout(FIRST_REQUEST_DEADLINE, self.requests.message()).await {
             Ok(Ok(Some(request))) => {
-                let node_id = request
+                let mut node_id = request
                     .node
                     .as_ref()
                     .map(|node| node.id.clone())
                     .unwrap_or_default();
+                node_id.truncate(node_id.floor_char_boundary(MAX_NODE_ID_BYTES));
                 self.connected.update(|client| client.node_id = node_id);
                 if let Err(end) = self.receive(request) {
                     return end;
@@ -151,6 +166,10 @@ impl XdsStream {
             let ack_deadline = self.sent_at.map(|sent_at| sent_at + ACK_DEADLINE);
             tokio::select! {
                 () = self.drain.started() => return End::Quiet("server stops"),
+                () = sleep_until(self.expiry) => {
+                    // The proxy comes back with a token that is valid now, and with what it knows.
+                    return End::Told(Status::unauthenticated("token has expired"));
+                }
                 () = until(ack_deadline) => {
                     return End::Told(Status::deadline_exceeded("no acknowledgement"));
                 }
@@ -182,12 +201,13 @@ impl XdsStream {
                 warn!(resource_type = type_url, reason, "proxy rejected resources");
             }
             Ok(Received::UnknownType(type_url)) => {
-                warn!(
+                debug!(
                     resource_type = type_url,
                     "proxy asks for a type that is not served"
                 );
             }
-            Ok(Received::Subscribed | Received::Ack | Received::Stale) => {}
+            Ok(Received::Subscribed | Received::Unsubscribed | Received::Ack | Received::Stale) => {
+            }
             Err(error) => return Err(End::Told(Status::invalid_argument(error.to_string()))),
         }
         if !self.session.waits_for_ack() {

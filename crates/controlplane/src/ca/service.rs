@@ -13,7 +13,7 @@ use leyline_proto::istio::v1::auth::{
 use leyline_types::Identity;
 use prost_types::value::Kind;
 use time::OffsetDateTime;
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 use tracing::{info, warn};
 
 use super::{Authority, CsrError};
@@ -99,9 +99,10 @@ impl CertificateService {
     fn create(
         &self,
         metadata: &MetadataMap,
+        extensions: &Extensions,
         request: &IstioCertificateRequest,
     ) -> Result<(Identity, Vec<String>), Refusal> {
-        let caller = self.auth.caller(metadata)?;
+        let caller = self.auth.caller(metadata, extensions)?;
         let identity = match impersonated(request)? {
             Some(wanted) => self.impersonate(&caller, wanted)?,
             None => self.own_identity(&caller)?,
@@ -162,8 +163,8 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        match self.create(&metadata, &request) {
+        let (metadata, extensions, request) = request.into_parts();
+        match self.create(&metadata, &extensions, &request) {
             Ok((identity, cert_chain)) => {
                 metrics::counter!("leyline_ca_certificates_total").increment(1);
                 info!(%identity, "certificate signed");

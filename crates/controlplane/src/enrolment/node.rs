@@ -16,15 +16,18 @@ use leyline_proto::{
     leyline::enrolment::v1::{Outcome, Report, State, report},
 };
 use leyline_runtime::Drain;
-use leyline_types::WorkloadName;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
 use tonic::{Status, Streaming};
 use tracing::{debug, info, warn};
 
-use super::NewestStreams;
+use super::Entered;
 use crate::{
     clients::Clients,
     mesh::{Enrolment, Mesh, Published},
+    translate::WantedPod,
 };
 
 /// How long proxies may take to learn that a pod leaves; the edit itself is to arrive within a second.
@@ -32,28 +35,34 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(1);
 /// The transport must take a command within this time.
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Ends when every proxy knows that some pods leave, with their uids.
-type Waiting = Pin<Box<dyn Future<Output = BTreeSet<String>> + Send>>;
+/// Ends when every proxy knows that some pods leave, with their uids and the generation that it knows.
+type Waiting = Pin<Box<dyn Future<Output = (BTreeSet<String>, u64)> + Send>>;
+
+/// A reason as shown on the status page; a node could send megabytes.
+const MAX_REASON_BYTES: usize = 2048;
+
+fn bounded(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_REASON_BYTES));
+    text
+}
 
 /// The node is gone or does not read.
 struct Gone;
 
 pub(super) struct NodeStream {
     node: String,
-    stream: u64,
-    newest: NewestStreams,
+    stream: Entered,
     mesh: Arc<Mesh>,
     clients: Clients,
     commands: mpsc::Sender<Result<WorkloadRequest, Status>>,
     /// What the node was told to capture and not to release.
-    told: BTreeMap<String, WorkloadName>,
+    told: BTreeMap<String, WantedPod>,
 }
 
 impl NodeStream {
     pub(super) fn new(
         node: String,
-        stream: u64,
-        newest: NewestStreams,
+        stream: Entered,
         mesh: Arc<Mesh>,
         clients: Clients,
         commands: mpsc::Sender<Result<WorkloadRequest, Status>>,
@@ -61,7 +70,6 @@ impl NodeStream {
         Self {
             node,
             stream,
-            newest,
             mesh,
             clients,
             commands,
@@ -69,15 +77,20 @@ impl NodeStream {
         }
     }
 
-    pub(super) async fn run(mut self, reports: Streaming<Report>, drain: Drain) {
+    pub(super) async fn run(mut self, reports: Streaming<Report>, drain: Drain, expiry: Instant) {
         info!("node follows");
-        if self.follow(reports, drain).await.is_err() {
+        if self.follow(reports, drain, expiry).await.is_err() {
             warn!("node does not take its commands");
         }
         info!("node no longer follows, its pods stay as they are");
     }
 
-    async fn follow(&mut self, mut reports: Streaming<Report>, drain: Drain) -> Result<(), Gone> {
+    async fn follow(
+        &mut self,
+        mut reports: Streaming<Report>,
+        drain: Drain,
+        expiry: Instant,
+    ) -> Result<(), Gone> {
         let mut published = self.mesh.subscribe();
         let mut waiting: Option<Waiting> = None;
         let latest = published.borrow_and_update().clone();
@@ -89,8 +102,9 @@ impl NodeStream {
         }
         self.send(Payload::SnapshotSent(SnapshotSent {})).await?;
         for uid in leaving {
-            self.mesh.set_enrolment(&uid, Enrolment::Released);
+            self.mesh.set_enrolment(&uid, Enrolment::Released(None));
         }
+        let mut ended = self.stream.ended();
         loop {
             let latest = published.borrow_and_update().clone();
             self.add_wanted(&latest).await?;
@@ -103,13 +117,21 @@ impl NodeStream {
                     Ok(Some(report)) => self.heard(report),
                     Ok(None) | Err(_) => return Ok(()),
                 },
+                () = sleep_until(expiry) => {
+                    // The proxy comes back with a token that is valid now; what it was told stays.
+                    let expired = Status::unauthenticated("token has expired");
+                    let _told = timeout(SEND_DEADLINE, self.commands.send(Err(expired))).await;
+                    return Ok(());
+                }
+                // A newer stream has ended: this one may have to go on. The sender lives as long as this stream.
+                _ = ended.changed() => {}
                 changed = published.changed() => if changed.is_err() {
                     return Ok(());
                 },
-                leaving = settled(&mut waiting) => {
+                (leaving, generation) = settled(&mut waiting) => {
                     waiting = None;
                     let latest = published.borrow().clone();
-                    self.release(leaving, &latest).await?;
+                    self.release(leaving, generation, &latest).await?;
                 }
             }
         }
@@ -126,31 +148,34 @@ impl NodeStream {
     }
 
     async fn add_wanted(&mut self, published: &Published) -> Result<(), Gone> {
-        for (uid, workload) in published
+        if !self.stream.is_newest() {
+            return Ok(());
+        }
+        for (uid, pod) in published
             .translation
             .wanted
             .get(&self.node)
             .into_iter()
             .flatten()
         {
-            match self.told.get(uid) {
-                Some(told) if told == workload => continue,
-                // Another service account under the same name: another pod.
-                Some(_) => self.release_one(uid).await?,
-                None => {}
+            // Another pod under the same name is told like a new one: the node finds that its namespace or its account is
+            // another. Releasing it first would leave a moment without capture.
+            if self.told.get(uid) == Some(pod) {
+                continue;
             }
-            debug!(pod = %workload, "pod is to be captured");
+            let name = &pod.name;
+            debug!(pod = %name, "pod is to be captured");
             let info = WorkloadInfo {
-                name: workload.name.to_string(),
-                namespace: workload.namespace.to_string(),
-                service_account: workload.service_account.to_string(),
+                name: name.name.to_string(),
+                namespace: name.namespace.to_string(),
+                service_account: name.service_account.to_string(),
             };
             self.send(Payload::Add(AddWorkload {
                 uid: uid.clone(),
                 workload_info: Some(info),
             }))
             .await?;
-            self.told.insert(uid.clone(), workload.clone());
+            self.told.insert(uid.clone(), pod.clone());
         }
         Ok(())
     }
@@ -165,7 +190,7 @@ impl NodeStream {
                 .is_some_and(|node| *node == self.node)
         };
         captured
-            .into_iter()
+            .into_keys()
             .filter(|uid| ours(uid) && !self.told.contains_key(uid))
             .collect()
     }
@@ -189,27 +214,35 @@ impl NodeStream {
         let (clients, generation) = (self.clients.clone(), published.generation);
         Some(Box::pin(async move {
             proxies_know(&clients, generation).await;
-            leaving
+            (leaving, generation)
         }))
     }
 
     async fn release(
         &mut self,
         leaving: BTreeSet<String>,
+        known: u64,
         published: &Published,
     ) -> Result<(), Gone> {
         let still = self.leaving(published);
         for uid in leaving.intersection(&still) {
-            self.release_one(uid).await?;
+            // It may have been wanted again in between, which the proxies learnt, too.
+            let since = published.unwanted_since.get(uid);
+            if since.is_none_or(|since| *since <= known) {
+                self.release_one(uid).await?;
+            }
         }
         Ok(())
     }
 
     async fn release_one(&mut self, uid: &str) -> Result<(), Gone> {
         debug!(uid, "pod is to be released");
-        self.told.remove(uid);
-        // From here on it must not be published as captured again until the node says so.
-        self.mesh.set_enrolment(uid, Enrolment::Released);
+        // From here on it must not be published as captured again until the node says so. A pod of that name that another
+        // node captured meanwhile is not meant.
+        if let Some(pod) = self.told.remove(uid) {
+            self.mesh
+                .set_enrolment(uid, Enrolment::Released(Some(pod.instance)));
+        }
         self.send(Payload::Del(DelWorkload {
             uid: uid.to_owned(),
         }))
@@ -221,31 +254,33 @@ impl NodeStream {
             debug!("report without an outcome");
             return;
         };
-        if !self.newest.is_newest(&self.node, self.stream) {
+        if !self.stream.is_newest() {
             debug!(uid, "outcome of a proxy that has been replaced");
             return;
         }
-        let known = self.told.contains_key(&uid);
+        let told = self.told.get(&uid);
         if !error.is_empty() {
             warn!(uid, error, "node could not do as told");
-            if known {
+            if told.is_some() {
+                let error = bounded(error);
                 self.mesh.set_enrolment(&uid, Enrolment::Failed(error));
             }
             return;
         }
-        match State::try_from(state) {
-            Ok(State::Enrolled) if known => {
+        match (State::try_from(state), told) {
+            (Ok(State::Enrolled), Some(pod)) => {
                 info!(uid, "pod is captured");
-                self.mesh.set_enrolment(&uid, Enrolment::Captured);
+                let captured = Enrolment::Captured(pod.instance.clone());
+                self.mesh.set_enrolment(&uid, captured);
             }
-            Ok(State::Released) if self.is_ours(&uid) => {
+            (Ok(State::Released), _) if self.is_ours(&uid) => {
                 info!(uid, "pod is released");
-                self.mesh.set_enrolment(&uid, Enrolment::Released);
+                self.mesh.set_enrolment(&uid, Enrolment::Released(None));
             }
-            Ok(State::Enrolled | State::Released) => {
+            (Ok(State::Enrolled | State::Released), _) => {
                 debug!(uid, "outcome for a pod that is not of this node")
             }
-            Ok(State::Unspecified) | Err(_) => warn!(uid, state, "outcome without a state"),
+            (Ok(State::Unspecified) | Err(_), _) => warn!(uid, state, "outcome without a state"),
         }
     }
 
@@ -270,7 +305,7 @@ async fn proxies_know(clients: &Clients, generation: u64) {
 }
 
 /// The pods that may now be told to leave. Cancel safe: the future stays in its place.
-async fn settled(waiting: &mut Option<Waiting>) -> BTreeSet<String> {
+async fn settled(waiting: &mut Option<Waiting>) -> (BTreeSet<String>, u64) {
     match waiting {
         Some(future) => future.await,
         None => std::future::pending().await,

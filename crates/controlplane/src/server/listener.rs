@@ -1,7 +1,13 @@
 //! Accepts TLS connections: bounded in number, each handshake with a deadline and apart from the others.
+//!
+//! Anybody can connect; only a token tells a proxy from a stranger. Until a connection has brought a valid one it has
+//! little time and few places for its address, so that strangers cannot take the places of proxies.
 
 use std::{
+    collections::HashMap,
+    future::Future,
     io,
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -9,19 +15,26 @@ use std::{
 };
 
 use leyline_runtime::{Drain, spawn};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{sleep, timeout},
+    time::{Sleep, sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 use tracing::{Span, debug, info_span, warn};
+
+use crate::auth::Peer;
 
 /// One connection of each of some thousand nodes, and some over.
 const MAX_CONNECTIONS: usize = 8192;
+/// Connections of one address without a valid token: many nodes behind one address that all come back at once.
+const MAX_STRANGERS_OF_ADDRESS: usize = 256;
+/// A proxy brings its token with its first call, at once.
+const TRUST_DEADLINE: Duration = Duration::from_secs(10);
 /// A handshake is two round trips.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// Handshaken connections that the server has not taken yet; it takes them at once.
@@ -48,6 +61,7 @@ async fn run(
     drain: Drain,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let strangers = Strangers::default();
     loop {
         let accepted = tokio::select! {
             () = drain.started() => return,
@@ -62,11 +76,21 @@ async fn run(
             }
         };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
-            metrics::counter!("leyline_controlplane_connections_refused_total", "reason" => "too_many").increment(1);
+            refused("too_many");
             debug!(%peer, "too many connections");
             continue;
         };
-        let handshake = handshake(stream, tls.clone(), slot, ready.clone());
+        let Some(stranger) = strangers.enter(peer.ip()) else {
+            refused("too_many_of_address");
+            debug!(%peer, "too many connections without a token");
+            continue;
+        };
+        let admission = Admission {
+            peer: Peer::new(peer),
+            slot,
+            stranger,
+        };
+        let handshake = handshake(stream, tls.clone(), admission, ready.clone());
         drop(spawn(
             "handshake",
             info_span!("handshake", %peer),
@@ -79,7 +103,7 @@ async fn run(
 async fn handshake(
     stream: TcpStream,
     tls: TlsAcceptor,
-    slot: OwnedSemaphorePermit,
+    admission: Admission,
     ready: mpsc::Sender<io::Result<Admitted>>,
 ) {
     if let Err(error) = stream.set_nodelay(true) {
@@ -88,33 +112,109 @@ async fn handshake(
     let refused = match timeout(HANDSHAKE_DEADLINE, tls.accept(stream)).await {
         Ok(Ok(stream)) => {
             // The receiver is gone only when the server has stopped.
-            let _taken = ready
-                .send(Ok(Admitted {
-                    stream,
-                    _slot: slot,
-                }))
-                .await;
+            let _taken = ready.send(Ok(Admitted::new(stream, admission))).await;
             return;
         }
         Ok(Err(error)) => error.to_string(),
         Err(_) => "deadline".to_owned(),
     };
-    metrics::counter!("leyline_controlplane_connections_refused_total", "reason" => "tls")
-        .increment(1);
+    self::refused("tls");
     debug!(error = refused, "TLS handshake failed");
 }
 
-/// A connection and its slot.
+fn refused(reason: &'static str) {
+    metrics::counter!("leyline_controlplane_connections_refused_total", "reason" => reason)
+        .increment(1);
+}
+
+/// Connections without a valid token, by address.
+#[derive(Clone, Default)]
+struct Strangers {
+    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+impl Strangers {
+    fn enter(&self, address: IpAddr) -> Option<Stranger> {
+        let mut counts = self.counts.lock();
+        let count = counts.entry(address).or_insert(0);
+        if *count >= MAX_STRANGERS_OF_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Stranger {
+            strangers: self.clone(),
+            address,
+        })
+    }
+}
+
+/// One of them.
+struct Stranger {
+    strangers: Strangers,
+    address: IpAddr,
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let mut counts = self.strangers.counts.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// What a connection holds while it lasts.
+struct Admission {
+    peer: Peer,
+    slot: OwnedSemaphorePermit,
+    stranger: Stranger,
+}
+
+/// A connection and its place.
 pub(super) struct Admitted {
     stream: TlsStream<TcpStream>,
+    peer: Peer,
+    /// Until it is trusted: its place among the strangers, and the end of its time.
+    probation: Option<(Stranger, Pin<Box<Sleep>>)>,
     _slot: OwnedSemaphorePermit,
 }
 
-impl Connected for Admitted {
-    type ConnectInfo = TcpConnectInfo;
+impl Admitted {
+    fn new(stream: TlsStream<TcpStream>, admission: Admission) -> Self {
+        Self {
+            stream,
+            peer: admission.peer,
+            probation: Some((admission.stranger, Box::pin(sleep(TRUST_DEADLINE)))),
+            _slot: admission.slot,
+        }
+    }
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.get_ref().0.connect_info()
+    /// Fails once the time of a stranger is up.
+    fn poll_probation(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let Some((_, deadline)) = &mut self.probation else {
+            return Ok(());
+        };
+        if self.peer.is_trusted() {
+            self.probation = None;
+            return Ok(());
+        }
+        if deadline.as_mut().poll(context).is_ready() {
+            refused("no_token");
+            debug!(peer = %self.peer.address, "no valid token in time");
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+}
+
+impl Connected for Admitted {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 
@@ -124,7 +224,9 @@ impl AsyncRead for Admitted {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+        let admitted = self.get_mut();
+        admitted.poll_probation(context)?;
+        Pin::new(&mut admitted.stream).poll_read(context, buffer)
     }
 }
 

@@ -1,6 +1,6 @@
 //! AuthorizationPolicy to the authorization resources of node proxies: scope, action, and which workload names which.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use leyline_proto::istio::security::{Action, Authorization, Scope};
 use leyline_types::NamespacedName;
@@ -8,7 +8,7 @@ use leyline_types::NamespacedName;
 use super::{
     Advice, MeshSettings,
     conditions::{self, Effect},
-    selects,
+    selectors::Selectors,
 };
 use crate::objects::{AuthorizationPolicy, AuthorizationPolicySpec, Kind, ObjectKey, Objects};
 
@@ -23,20 +23,28 @@ struct Converted {
 /// The policies that node proxies enforce.
 pub(super) struct Policies {
     root_namespace: String,
-    converted: Vec<Converted>,
+    converted: Vec<Authorization>,
+    /// Names, by the namespace and the labels that a policy chooses by.
+    selecting: HashMap<String, Selectors<String>>,
 }
 
 impl Policies {
     pub(super) fn new(objects: &Objects, mesh: &MeshSettings, advice: &mut Vec<Advice>) -> Self {
-        let converted = objects
-            .authorization_policies
-            .iter()
-            .filter_map(|(name, policy)| convert(name, policy, mesh, advice))
-            .collect();
-        Self {
+        let mut policies = Self {
             root_namespace: mesh.root_namespace.clone(),
-            converted,
+            converted: Vec::new(),
+            selecting: HashMap::new(),
+        };
+        for (name, policy) in &objects.authorization_policies {
+            let Some(Converted { wire, selector }) = convert(name, policy, mesh, advice) else {
+                continue;
+            };
+            let of_namespace = policies.selecting.entry(wire.namespace.clone());
+            let full_name = format!("{}/{}", wire.namespace, wire.name);
+            of_namespace.or_default().insert(&selector, full_name);
+            policies.converted.push(wire);
         }
+        policies
     }
 
     /// Names of the policies that choose a workload by its labels; those of the root namespace choose in all.
@@ -45,21 +53,17 @@ impl Policies {
         namespace: &str,
         labels: Option<&BTreeMap<String, String>>,
     ) -> Vec<String> {
-        self.converted
-            .iter()
-            .filter(|policy| {
-                policy.wire.namespace == namespace || policy.wire.namespace == self.root_namespace
-            })
-            .filter(|policy| selects(&policy.selector, labels))
-            .map(|policy| format!("{}/{}", policy.wire.namespace, policy.wire.name))
+        let root = (namespace != self.root_namespace).then_some(self.root_namespace.as_str());
+        let namespaces = std::iter::once(namespace).chain(root);
+        namespaces
+            .filter_map(|namespace| self.selecting.get(namespace))
+            .flat_map(|selectors| selectors.matching(labels))
+            .cloned()
             .collect()
     }
 
     pub(super) fn into_wire(self) -> Vec<Authorization> {
         self.converted
-            .into_iter()
-            .map(|policy| policy.wire)
-            .collect()
     }
 }
 

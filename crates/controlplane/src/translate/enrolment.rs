@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::Pod;
 use leyline_types::WorkloadName;
 
-use super::{MeshSettings, WantedPods, pod_uid, workloads};
+use super::{MeshSettings, WantedPod, WantedPods, pod_uid, workloads};
 use crate::objects::Objects;
 
 const MODE: &str = "istio.io/dataplane-mode";
@@ -27,12 +27,27 @@ pub(super) fn wanted(objects: &Objects, mesh: &MeshSettings) -> BTreeMap<String,
             service_account: workloads::service_account_of(pod).into(),
         };
         let uid = pod_uid(mesh, name.namespace.as_str(), name.name.as_str());
-        nodes
-            .entry(node.to_owned())
-            .or_default()
-            .insert(uid, workload);
+        nodes.entry(node.to_owned()).or_default().insert(
+            uid,
+            WantedPod {
+                instance: instance(pod, &workload),
+                name: workload,
+            },
+        );
     }
     nodes
+}
+
+/// Pods come and go under one name, those of a StatefulSet always; what was captured is one of them.
+fn instance(pod: &Pod, name: &WorkloadName) -> String {
+    let mut text = format!("{} {}", workloads::node_of(pod), name.service_account);
+    let addresses = workloads::addresses_of(pod);
+    let addresses = addresses.iter().map(ToString::to_string);
+    for part in addresses.chain(pod.metadata.uid.clone()) {
+        text.push(' ');
+        text.push_str(&part);
+    }
+    text
 }
 
 fn is_wanted(objects: &Objects, mesh: &MeshSettings, pod: &Pod) -> bool {

@@ -1,4 +1,7 @@
 //! PeerAuthentication as policies that deny callers without an identity.
+//!
+//! Of several that claim the same workloads the oldest counts, as in Istio. Files seldom say how old an object is; of
+//! equals the strictest counts, so that adding a file never opens what another has closed.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +42,6 @@ enum Outcome {
 }
 
 struct Selecting {
-    namespace: String,
     selector: BTreeMap<String, String>,
     outcome: Outcome,
 }
@@ -50,8 +52,8 @@ pub(super) struct PeerAuthentications {
     exist: bool,
     mesh: Option<Mode>,
     namespaces: BTreeMap<String, Mode>,
-    /// Oldest first.
-    selecting: Vec<Selecting>,
+    /// By namespace, oldest first.
+    selecting: BTreeMap<String, Vec<Selecting>>,
 }
 
 impl PeerAuthentications {
@@ -60,6 +62,7 @@ impl PeerAuthentications {
         all.sort_by(|(a_name, a), (b_name, b)| {
             age(&a.metadata)
                 .cmp(&age(&b.metadata))
+                .then_with(|| laxness(a).cmp(&laxness(b)))
                 .then_with(|| a_name.cmp(b_name))
         });
         let mut peers = Self {
@@ -67,7 +70,7 @@ impl PeerAuthentications {
             exist: !all.is_empty(),
             mesh: None,
             namespaces: BTreeMap::new(),
-            selecting: Vec::new(),
+            selecting: BTreeMap::new(),
         };
         let mut seen = std::collections::BTreeSet::new();
         for (name, peer) in &all {
@@ -78,7 +81,7 @@ impl PeerAuthentications {
                     name,
                     advice,
                     "spec",
-                    "an older policy already holds for the whole namespace",
+                    "another policy already holds for the whole namespace: the oldest does, of equals the strictest",
                 );
             }
         }
@@ -92,8 +95,8 @@ impl PeerAuthentications {
                 continue;
             }
             let outcome = peers.outcome(name, peer);
-            peers.selecting.push(Selecting {
-                namespace: name.namespace.to_string(),
+            let of_namespace = peers.selecting.entry(name.namespace.to_string());
+            of_namespace.or_default().push(Selecting {
                 selector: selector_of(peer).clone(),
                 outcome,
             });
@@ -160,10 +163,8 @@ impl PeerAuthentications {
         labels: Option<&BTreeMap<String, String>>,
     ) -> Option<String> {
         let strict = || format!("{}/{STATIC_STRICT}", self.root_namespace);
-        let selecting = self
-            .selecting
-            .iter()
-            .find(|peer| peer.namespace == namespace && selects(&peer.selector, labels));
+        let mut of_namespace = self.selecting.get(namespace).into_iter().flatten();
+        let selecting = of_namespace.find(|peer| selects(&peer.selector, labels));
         match selecting.map(|peer| &peer.outcome) {
             Some(Outcome::Own(policy)) => Some(format!("{}/{}", policy.namespace, policy.name)),
             Some(Outcome::Strict) => Some(strict()),
@@ -182,19 +183,34 @@ impl PeerAuthentications {
             };
             policies.push(deny(&self.root_namespace, STATIC_STRICT, vec![everywhere]));
         }
-        policies.extend(
-            self.selecting
-                .into_iter()
-                .filter_map(|peer| match peer.outcome {
-                    Outcome::Own(policy) => Some(policy),
-                    Outcome::Strict | Outcome::Permissive => None,
-                }),
-        );
+        policies.extend(self.selecting.into_values().flatten().filter_map(
+            |peer| match peer.outcome {
+                Outcome::Own(policy) => Some(policy),
+                Outcome::Strict | Outcome::Permissive => None,
+            },
+        ));
         policies
     }
 }
 
-/// Older first; where no time is written, the name decides.
+/// 0 is the strictest. A mode that is not set inherits and so is between; a strict port makes a policy stricter.
+fn laxness(peer: &PeerAuthentication) -> (u8, bool) {
+    let top = match mode_of(peer.spec.mtls.as_ref()) {
+        Some(Mode::Strict) => 0,
+        None => 1,
+        Some(Mode::Permissive) => 2,
+    };
+    let mut ports = peer.spec.port_level_mtls.values();
+    let wanted = if top == 0 {
+        Mode::Permissive
+    } else {
+        Mode::Strict
+    };
+    let has = ports.any(|mtls| mode_of(Some(mtls)) == Some(wanted));
+    (top, has == (top == 0))
+}
+
+/// Older first; where no time is written, the strictness decides.
 fn age(metadata: &ObjectMeta) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Time> {
     metadata.creation_timestamp.as_ref()
 }

@@ -1,7 +1,7 @@
 //! Kubernetes Services to the service resources of the mesh.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -15,7 +15,7 @@ use leyline_proto::istio::workload::{
 };
 use leyline_types::NamespacedName;
 
-use super::{Advice, MeshSettings, locality};
+use super::{Advice, MeshSettings, locality, selectors::Selectors};
 use crate::objects::{Kind, ObjectKey, Objects};
 
 const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
@@ -68,6 +68,18 @@ pub(super) fn services(
         services.insert(name.clone(), translated);
     }
     services
+}
+
+/// Services by namespace, to be found by the labels of a pod.
+pub(super) fn by_selector(
+    services: &BTreeMap<NamespacedName, MeshService>,
+) -> HashMap<&str, Selectors<&MeshService>> {
+    let mut found: HashMap<&str, Selectors<&MeshService>> = HashMap::new();
+    for (name, service) in services {
+        let of_namespace = found.entry(name.namespace.as_str()).or_default();
+        of_namespace.insert(&service.selector, service);
+    }
+    found
 }
 
 fn advise_on_addresses(

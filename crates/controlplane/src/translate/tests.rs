@@ -24,8 +24,12 @@ fn objects(yaml: &str) -> Objects {
 }
 
 fn translated(yaml: &str, enrolled: &[&str]) -> Translation {
-    let enrolled = enrolled.iter().map(|uid| (*uid).to_owned()).collect();
-    translate(&objects(yaml), &enrolled, &MeshSettings::default())
+    let (objects, settings) = (objects(yaml), MeshSettings::default());
+    let wanted = translate(&objects, &Captured::new(), &settings).wanted;
+    let pods = wanted.into_values().flatten();
+    let captured = pods.filter(|(uid, _)| enrolled.contains(&uid.as_str()));
+    let captured = captured.map(|(uid, pod)| (uid, pod.instance)).collect();
+    translate(&objects, &captured, &settings)
 }
 
 fn check(yaml: &str, enrolled: &[&str], expected: Expect) {
@@ -41,7 +45,7 @@ fn ip(bytes: &[u8]) -> String {
 
 fn describe(translation: &Translation) -> String {
     let mut text = String::new();
-    for (name, resource) in &translation.addresses {
+    for (name, resource) in &*translation.addresses {
         match Address::decode(resource.body.clone())
             .unwrap()
             .r#type
@@ -51,7 +55,7 @@ fn describe(translation: &Translation) -> String {
             address::Type::Service(service) => describe_service(&mut text, name, &service),
         }
     }
-    for (name, resource) in &translation.authorizations {
+    for (name, resource) in &*translation.authorizations {
         let policy = Authorization::decode(resource.body.clone()).unwrap();
         describe_policy(&mut text, name, &policy);
     }
@@ -59,7 +63,9 @@ fn describe(translation: &Translation) -> String {
         writeln!(
             text,
             "enrol on {node}: {:?}",
-            pods.values().map(ToString::to_string).collect::<Vec<_>>()
+            pods.values()
+                .map(|pod| pod.name.to_string())
+                .collect::<Vec<_>>()
         )
         .unwrap();
     }
@@ -390,7 +396,7 @@ fn node_proxies_and_kube_system_are_never_enrolled() {
     let translation = translated(&[ztunnel, system, labelled].concat(), &[]);
     let wanted: Vec<_> = translation.wanted["a"]
         .values()
-        .map(ToString::to_string)
+        .map(|pod| pod.name.to_string())
         .collect();
     assert_eq!(wanted, ["shop/web"]);
 }
@@ -619,11 +625,26 @@ fn peer_authentication_precedence() {
     );
     assert_eq!(attached(&[namespace("STRICT"), workload("w", "")]), strict);
     assert_eq!(attached(&[workload("w", ", mtls: {mode: STRICT}")]), strict);
-    // The older of two; without a time, by name.
+    // Of equals, or where no time is written, the strictest.
     assert_eq!(
         attached(&[
             workload("b", ", mtls: {mode: STRICT}"),
             workload("a", ", mtls: {mode: PERMISSIVE}")
+        ]),
+        strict
+    );
+    let other = |mode: &str| namespace(mode).replace("name: ns", "name: a");
+    assert_eq!(attached(&[namespace("STRICT"), other("DISABLE")]), strict);
+    assert_eq!(attached(&[namespace("STRICT"), other("UNSET")]), strict);
+    // The older of two.
+    let at = |time: &str, yaml: String| {
+        let stamp = format!("creationTimestamp: '{time}', namespace");
+        yaml.replace("namespace", &stamp)
+    };
+    assert_eq!(
+        attached(&[
+            at("2026-01-02T00:00:00Z", namespace("STRICT")),
+            at("2026-01-01T00:00:00Z", other("PERMISSIVE"))
         ]),
         ""
     );

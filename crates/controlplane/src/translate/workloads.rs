@@ -1,7 +1,7 @@
 //! Pods to workloads.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     net::IpAddr,
 };
 
@@ -9,15 +9,16 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use leyline_proto::istio::workload::{
     NetworkMode, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
 };
-use leyline_types::{NamespacedName, TrustDomain};
+use leyline_types::TrustDomain;
 
 use super::{
-    MeshSettings, WantedPods,
+    Captured, MeshSettings, WantedPods,
     authorization::Policies,
     endpoints::Slices,
     locality,
     peer_authentication::PeerAuthentications,
-    pod_uid, selects,
+    pod_uid,
+    selectors::Selectors,
     services::{MeshService, Target, address_bytes},
 };
 use crate::objects::Objects;
@@ -39,11 +40,11 @@ const REVISION_LABELS: [&str; 3] = [
 pub(super) struct Context<'a> {
     pub(super) objects: &'a Objects,
     pub(super) mesh: &'a MeshSettings,
-    pub(super) services: &'a BTreeMap<NamespacedName, MeshService>,
+    pub(super) services: HashMap<&'a str, Selectors<&'a MeshService>>,
     pub(super) slices: &'a Slices,
     pub(super) policies: &'a Policies,
     pub(super) peers: &'a PeerAuthentications,
-    pub(super) enrolled: &'a BTreeSet<String>,
+    pub(super) captured: &'a Captured,
     pub(super) wanted: &'a BTreeMap<String, WantedPods>,
     pub(super) network: String,
 }
@@ -66,11 +67,8 @@ pub(super) fn of_pod(context: &Context<'_>, pod: &Pod) -> Option<Workload> {
             .unwrap_or(fallback)
             .to_owned()
     };
-    let captured = context.enrolled.contains(&uid)
-        && context
-            .wanted
-            .get(node)
-            .is_some_and(|pods| pods.contains_key(&uid));
+    let wanted = context.wanted.get(node).and_then(|pods| pods.get(&uid));
+    let captured = wanted.is_some_and(|pod| context.captured.get(&uid) == Some(&pod.instance));
     Some(Workload {
         name: name.to_owned(),
         namespace: namespace.to_owned(),
@@ -135,11 +133,8 @@ fn policies_of(context: &Context<'_>, pod: &Pod) -> Vec<String> {
 fn services_of(context: &Context<'_>, pod: &Pod) -> HashMap<String, PortList> {
     let namespace = namespace_of(pod);
     let mut services = HashMap::new();
-    for (name, service) in context.services {
-        if name.namespace != *namespace || !selects(&service.selector, pod.metadata.labels.as_ref())
-        {
-            continue;
-        }
+    let of_namespace = context.services.get(namespace).into_iter();
+    for service in of_namespace.flat_map(|all| all.matching(pod.metadata.labels.as_ref())) {
         let resolved = service.ports.iter().filter_map(|port| {
             let target = match &port.target {
                 Target::Number(number) => Some(*number),

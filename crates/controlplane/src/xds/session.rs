@@ -3,7 +3,10 @@
 //! A proxy refuses traffic to a workload whose policies it does not have. Therefore policies are sent before the
 //! workloads that name them, and removed after the workloads that no longer do.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use leyline_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE,
@@ -11,16 +14,22 @@ use leyline_proto::{
 };
 use serde::Serialize;
 
-use crate::{mesh::Published, translate::Resources};
+use crate::{
+    mesh::{Changes, Published},
+    translate::{Resource, Resources},
+};
 
 /// Rejections that the status page shows for each type and proxy.
 const MAX_REJECTIONS: usize = 8;
+/// A rejection names some resources; a proxy could send megabytes, and each is kept and logged.
+const MAX_REASON_BYTES: usize = 2048;
 const WILDCARD: &str = "*";
 
 /// What a request was.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
     Subscribed,
+    Unsubscribed,
     Ack,
     Nack {
         type_url: &'static str,
@@ -60,24 +69,90 @@ struct OnTheWay {
     complete: bool,
 }
 
+/// What a proxy has: a state that was sent to it, shared with all that are in step.
+#[derive(Default)]
+struct Known {
+    state: Arc<Resources>,
+    /// What it has besides, by name and version: brought by it, or gone and not yet told.
+    besides: HashMap<String, String>,
+}
+
+impl Known {
+    fn version(&self, name: &str) -> Option<&str> {
+        let besides = self.besides.get(name).map(String::as_str);
+        besides.or_else(|| {
+            self.state
+                .get(name)
+                .map(|resource| resource.version.as_str())
+        })
+    }
+
+    fn difference(&self, current: &Arc<Resources>, changes: Option<&Changes>) -> Difference {
+        if self.besides.is_empty() {
+            if Arc::ptr_eq(&self.state, current) {
+                return Difference::default();
+            }
+            if let Some(changes) = changes.filter(|changes| Arc::ptr_eq(&changes.from, &self.state))
+            {
+                return Difference {
+                    changed: changes.changed.clone(),
+                    removed: changes.removed.clone(),
+                };
+            }
+        }
+        let differs = |(name, resource): &(&String, &Resource)| {
+            self.version(name) != Some(resource.version.as_str())
+        };
+        let changed = current.iter().filter(differs);
+        let names = self.state.keys().chain(self.besides.keys());
+        let mut removed: Vec<String> = names
+            .filter(|name| !current.contains_key(*name))
+            .cloned()
+            .collect();
+        removed.sort();
+        removed.dedup();
+        Difference {
+            changed: changed.map(|(name, _)| name.clone()).collect(),
+            removed,
+        }
+    }
+
+    /// All of `current` was sent, and nothing was told of what is gone but in `held_back`.
+    fn set(&mut self, current: &Arc<Resources>, held_back: &[String]) {
+        let keep = |name: &String| Some((name.clone(), self.version(name)?.to_owned()));
+        self.besides = held_back.iter().filter_map(keep).collect();
+        self.state = Arc::clone(current);
+    }
+
+    fn len(&self) -> usize {
+        let besides = self.besides.keys();
+        self.state.len()
+            + besides
+                .filter(|name| !self.state.contains_key(*name))
+                .count()
+    }
+}
+
 struct TypeState {
     type_url: &'static str,
     subscribed: bool,
+    /// It has unsubscribed, and must say so to come back.
+    left: bool,
     /// The first response is sent even when empty: it tells the proxy that it is in step.
     greeted: bool,
-    /// Name to version, as sent or as the proxy brought it.
-    known: BTreeMap<String, String>,
+    known: Known,
     on_the_way: Option<OnTheWay>,
     status: TypeStatus,
 }
 
 /// What a type lacks.
-struct Difference<'a> {
-    changed: Vec<&'a String>,
+#[derive(Default)]
+struct Difference {
+    changed: Vec<String>,
     removed: Vec<String>,
 }
 
-impl Difference<'_> {
+impl Difference {
     fn is_empty(&self) -> bool {
         self.changed.is_empty() && self.removed.is_empty()
     }
@@ -88,38 +163,44 @@ impl TypeState {
         Self {
             type_url,
             subscribed: false,
+            left: false,
             greeted: false,
-            known: BTreeMap::new(),
+            known: Known::default(),
             on_the_way: None,
             status: TypeStatus::default(),
         }
     }
 
-    fn difference<'a>(&self, current: &'a Resources) -> Difference<'a> {
-        let differs = |(name, resource): &(&String, &crate::translate::Resource)| {
-            self.known.get(*name) != Some(&resource.version)
-        };
-        let gone = |name: &&String| !current.contains_key(*name);
-        Difference {
-            changed: current
-                .iter()
-                .filter(differs)
-                .map(|(name, _)| name)
-                .collect(),
-            removed: self.known.keys().filter(gone).cloned().collect(),
+    /// Nothing to look for while a response is on its way or nothing is asked for.
+    fn difference(&self, current: &Arc<Resources>, changes: Option<&Changes>) -> Difference {
+        if self.subscribed && self.on_the_way.is_none() {
+            self.known.difference(current, changes)
+        } else {
+            Difference::default()
         }
     }
 
     fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<Received, SessionError> {
-        let by_name = |names: &[String]| names.iter().any(|name| name != WILDCARD);
-        if by_name(&request.resource_names_subscribe)
-            || !request.resource_names_unsubscribe.is_empty()
-        {
+        let is_wildcard = |name: &String| name == WILDCARD;
+        if !request.resource_names_subscribe.iter().all(is_wildcard) {
             return Err(SessionError::ByName(self.type_url));
         }
+        // Names besides: nothing was subscribed to by name, so that there is nothing to leave.
+        if request.resource_names_unsubscribe.iter().any(is_wildcard) {
+            *self = Self {
+                left: true,
+                status: std::mem::take(&mut self.status),
+                ..Self::new(self.type_url)
+            };
+            return Ok(Received::Unsubscribed);
+        }
         if !self.subscribed {
+            // Without a name at first it means everything; after an unsubscription it is the answer to what came before.
+            if self.left && request.resource_names_subscribe.is_empty() {
+                return Ok(Received::Stale);
+            }
             self.subscribed = true;
-            self.known = request.initial_resource_versions.into_iter().collect();
+            self.known.besides = request.initial_resource_versions;
             return Ok(Received::Subscribed);
         }
         let answered = self
@@ -139,30 +220,24 @@ impl TypeState {
         if self.status.rejections.len() == MAX_REJECTIONS {
             self.status.rejections.remove(0);
         }
-        self.status.rejections.push(error.message.clone());
+        let reason = cut(error.message);
+        self.status.rejections.push(reason.clone());
         Ok(Received::Nack {
             type_url: self.type_url,
-            reason: error.message,
+            reason,
         })
     }
 
     fn respond(
         &mut self,
-        difference: Difference<'_>,
-        current: &Resources,
+        difference: Difference,
+        held_back: &[String],
+        current: &Arc<Resources>,
         sent: OnTheWay,
     ) -> DeltaDiscoveryResponse {
-        let mut resources = Vec::with_capacity(difference.changed.len());
-        for name in difference.changed {
-            let Some(resource) = current.get(name) else {
-                continue;
-            };
-            self.known.insert(name.clone(), resource.version.clone());
-            resources.push(resource.to_wire(name, self.type_url));
-        }
-        for name in &difference.removed {
-            self.known.remove(name);
-        }
+        let wire = |name: &String| Some(current.get(name)?.to_wire(name, self.type_url));
+        let resources = difference.changed.iter().filter_map(wire).collect();
+        self.known.set(current, held_back);
         self.greeted = true;
         let response = DeltaDiscoveryResponse {
             system_version_info: sent.generation.to_string(),
@@ -202,7 +277,7 @@ impl Session {
         match request.type_url.as_str() {
             ADDRESS_TYPE => self.addresses.receive(request),
             AUTHORIZATION_TYPE => self.authorizations.receive(request),
-            _ => Ok(Received::UnknownType(request.type_url)),
+            _ => Ok(Received::UnknownType(cut(request.type_url))),
         }
     }
 
@@ -212,33 +287,39 @@ impl Session {
         published: &Published,
     ) -> Option<DeltaDiscoveryResponse> {
         let translation = &published.translation;
-        let addresses = self.addresses.difference(&translation.addresses);
-        let mut policies = self.authorizations.difference(&translation.authorizations);
+        let changes = published.address_changes.as_ref();
+        let addresses = self.addresses.difference(&translation.addresses, changes);
+        let mut policies = self
+            .authorizations
+            .difference(&translation.authorizations, None);
         let addresses_settled = !self.addresses.subscribed
             || (self.addresses.on_the_way.is_none() && addresses.is_empty());
         let policies_arrived = !self.authorizations.subscribed
             || (self.authorizations.on_the_way.is_none() && policies.changed.is_empty());
-        let policies_complete = addresses_settled || policies.removed.is_empty();
+        let mut held_back = Vec::new();
         if !addresses_settled {
-            policies.removed.clear();
+            held_back = std::mem::take(&mut policies.removed);
         }
+        let policies_complete = held_back.is_empty();
 
         if self.authorizations.is_due(&policies) {
             let sent = on_the_way(&mut self.nonces, published.generation, policies_complete);
             let all = &translation.authorizations;
-            return Some(self.authorizations.respond(policies, all, sent));
+            return Some(self.authorizations.respond(policies, &held_back, all, sent));
         }
         if self.addresses.is_due(&addresses) && policies_arrived {
             let sent = on_the_way(&mut self.nonces, published.generation, true);
-            return Some(
-                self.addresses
-                    .respond(addresses, &translation.addresses, sent),
-            );
+            let all = &translation.addresses;
+            return Some(self.addresses.respond(addresses, &[], all, sent));
         }
-        if self.addresses.on_the_way.is_none() && addresses.is_empty() {
+        if self.addresses.is_in_step(&addresses) {
+            self.addresses.known.set(&translation.addresses, &[]);
             self.addresses.status.acked_generation = published.generation;
         }
-        if self.authorizations.on_the_way.is_none() && policies.is_empty() && policies_complete {
+        if self.authorizations.is_in_step(&policies) && policies_complete {
+            self.authorizations
+                .known
+                .set(&translation.authorizations, &[]);
             self.authorizations.status.acked_generation = published.generation;
         }
         None
@@ -273,9 +354,20 @@ impl Session {
 }
 
 impl TypeState {
-    fn is_due(&self, difference: &Difference<'_>) -> bool {
+    fn is_due(&self, difference: &Difference) -> bool {
         self.subscribed && self.on_the_way.is_none() && (!self.greeted || !difference.is_empty())
     }
+
+    fn is_in_step(&self, difference: &Difference) -> bool {
+        self.subscribed && self.on_the_way.is_none() && self.greeted && difference.is_empty()
+    }
+}
+
+/// Text of a peer, bounded.
+fn cut(mut text: String) -> String {
+    let end = text.floor_char_boundary(MAX_REASON_BYTES);
+    text.truncate(end);
+    text
 }
 
 fn on_the_way(nonces: &mut u64, generation: u64, complete: bool) -> OnTheWay {

@@ -98,22 +98,90 @@ async fn it_serves_until_sigterm_and_takes_its_own_tokens() {
     assert!(log.contains("drained"), "{log}");
 }
 
+/// What it prints when it does not start: one sentence.
+fn refusal(arguments: &[&str]) -> String {
+    let output = program().args(arguments).output().unwrap();
+    assert!(!output.status.success(), "{arguments:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
 #[test]
-fn it_says_why_it_cannot_start() {
+fn it_says_why_it_cannot_start_in_one_sentence() {
     let directory = tempfile::TempDir::new().unwrap();
-    let output = program()
-        .args([
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--config",
-            "/does/not/exist",
-            "--state-dir",
-        ])
-        .arg(directory.path().join("state"))
-        .output()
-        .unwrap();
-    assert!(!output.status.success());
-    let log = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(log.contains("/does/not/exist"), "{log}");
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (config, state) = (path("config"), path("state"));
+    std::fs::create_dir(&config).unwrap();
+    let serve = |more: &[&str]| {
+        let mut arguments = vec!["serve", "--listen", "127.0.0.1:0", "--config", &config];
+        arguments.extend(["--state-dir", &state]);
+        arguments.extend(more);
+        refusal(&arguments)
+    };
+    let sentence = |text: String, contains: &[&str]| {
+        assert!(text.starts_with("controlplane: "), "{text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        for part in contains {
+            assert!(text.contains(part), "{text}");
+        }
+    };
+    sentence(
+        serve(&["--config", "/does/not/exist"]),
+        &["/does/not/exist", "No such file"],
+    );
+    sentence(serve(&["--log", "=x="]), &["log"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    sentence(serve(&["--admin", &taken]), &["cannot listen on", "in use"]);
+    let other = ["serve", "--config", &config, "--state-dir", "/proc/nothing"];
+    sentence(refusal(&other), &["cannot create /proc/nothing"]);
+    std::fs::write(path("file"), "").unwrap();
+    let other = ["serve", "--config", &config, "--state-dir", &path("file")];
+    sentence(refusal(&other), &["file"]);
+    std::fs::write(format!("{state}/root-cert.pem"), "x").unwrap();
+    sentence(serve(&[]), &["root-cert.pem cannot be used"]);
+    std::fs::remove_file(format!("{state}/root-cert.pem")).unwrap();
+    sentence(serve(&[]), &["ca-key.pem is there without root-cert.pem"]);
+    std::fs::write(format!("{state}/token-key"), "short").unwrap();
+    let token = [
+        "token",
+        "--namespace",
+        "a",
+        "--service-account",
+        "b",
+        "--state-dir",
+        &state,
+    ];
+    sentence(refusal(&token), &["token key has 5 bytes"]);
+}
+
+#[test]
+fn it_takes_no_option_that_means_nothing() {
+    for (arguments, contains) in [
+        (&["serve"][..], "--config <DIR>"),
+        (&["serve", "--nonsense"], "unexpected argument '--nonsense'"),
+        (&["serve", "--threads", "0"], "from 1 to 1024"),
+        (&["serve", "--listen", "15012"], "invalid socket address"),
+        (&["serve", "--trust-domain", "A b"], "--trust-domain"),
+        (&["serve", "--node-account", "ztunnel"], "--node-account"),
+        (&["serve", "--san", "a b"], "not a name"),
+        (&["token", "--ttl", "0s"], "a second at least"),
+        (&["token", "--ttl", "soon"], "--ttl"),
+        (&["token", "--namespace", "a:b"], "not a name"),
+        (
+            &["token", "--service-account", "istio-system/ztunnel"],
+            "not a name",
+        ),
+        (&["run"], "unrecognized subcommand"),
+        (&[], "Usage: controlplane <COMMAND>"),
+    ] {
+        let text = refusal(arguments);
+        assert!(text.contains(contains), "{arguments:?}: {text}");
+    }
+    for help in [&["--help"][..], &["serve", "--help"], &["token", "--help"]] {
+        let output = program().args(help).output().unwrap();
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("Usage:"));
+    }
 }

@@ -22,7 +22,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::{
     discovery::PODS,
-    harness::{Fixture, Service},
+    harness::{Fixture, Service, Subscriber},
 };
 
 const AMBIENT: &str = "
@@ -162,7 +162,7 @@ async fn a_label_enrols_and_hbone_follows_the_report() {
     assert_eq!(node.next().await, format!("del {WEB}"));
     node.report(WEB, State::Released, "").await;
     fixture
-        .status_until(|s| s["enrolment"]["captured"].as_array().unwrap().is_empty())
+        .status_until(|s| s["enrolment"]["captured"].as_object().unwrap().is_empty())
         .await;
 }
 
@@ -174,7 +174,7 @@ async fn a_proxy_that_does_not_answer_delays_a_release_by_a_second_at_most() {
     assert_eq!(node.next().await, "snapshot");
     node.report(WEB, State::Enrolled, "").await;
     fixture
-        .status_until(|s| s["enrolment"]["captured"][0] == WEB)
+        .status_until(|s| !s["enrolment"]["captured"][WEB].is_null())
         .await;
     let mut stuck = fixture.subscriber("b").await;
     stuck.synchronise().await;
@@ -196,7 +196,7 @@ async fn a_label_that_comes_back_in_time_keeps_the_pod() {
     );
     node.report(WEB, State::Enrolled, "").await;
     fixture
-        .status_until(|s| s["enrolment"]["captured"][0] == WEB)
+        .status_until(|s| !s["enrolment"]["captured"][WEB].is_null())
         .await;
     let mut proxy = fixture.subscriber("b").await;
     proxy.synchronise().await;
@@ -228,7 +228,7 @@ async fn what_is_captured_stays_so_when_the_node_or_the_control_plane_goes_away(
     );
     node.report(WEB, State::Enrolled, "").await;
     fixture
-        .status_until(|s| s["enrolment"]["captured"][0] == WEB)
+        .status_until(|s| !s["enrolment"]["captured"][WEB].is_null())
         .await;
     drop(node);
     let mut proxy = fixture.subscriber("b").await;
@@ -281,8 +281,216 @@ async fn only_a_node_proxy_may_follow_and_only_for_its_own_node() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(
         fixture.status().await["enrolment"]["captured"]
-            .as_array()
+            .as_object()
             .unwrap()
             .is_empty()
     );
+}
+
+/// Starts enrolled: the namespace is labelled and the node has captured its pod.
+async fn captured(fixture: &Fixture, node: &str) -> Follower {
+    let mut follower = Follower::start(fixture, node).await;
+    assert_eq!(follower.next().await, ADD);
+    assert_eq!(follower.next().await, "snapshot");
+    follower.report(WEB, State::Enrolled, "").await;
+    fixture
+        .status_until(|s| !s["enrolment"]["captured"][WEB].is_null())
+        .await;
+    follower
+}
+
+async fn tunnel_of_web(proxy: &mut Subscriber) -> TunnelProtocol {
+    loop {
+        let response = proxy.next().await;
+        proxy.ack(&response).await;
+        let all = tunnels(&response);
+        if let Some((_, tunnel)) = all.iter().find(|(name, _)| name == WEB) {
+            return *tunnel;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_pod_made_anew_is_captured_anew() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", AMBIENT)]).await;
+    let mut node = captured(&fixture, "a").await;
+    let mut proxy = fixture.subscriber("b").await;
+    proxy.synchronise().await;
+    fixture.write("pods.yaml", &PODS.replace("10.0.0.1", "10.0.0.7"));
+    assert_eq!(tunnel_of_web(&mut proxy).await, TunnelProtocol::None);
+    assert_eq!(
+        node.next().await,
+        ADD,
+        "told again, and not released before"
+    );
+    node.report(WEB, State::Enrolled, "").await;
+    assert_eq!(tunnel_of_web(&mut proxy).await, TunnelProtocol::Hbone);
+    assert!(node.is_quiet().await);
+}
+
+#[tokio::test]
+async fn a_pod_that_moves_stays_captured_where_it_is_now() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", AMBIENT)]).await;
+    let mut old = captured(&fixture, "a").await;
+    let mut new = Follower::start(&fixture, "b").await;
+    while new.next().await != "snapshot" {}
+    // It never answers, so that the old node waits its second while the new one has captured already.
+    fixture.subscriber("c").await.synchronise().await;
+    let mut stuck = fixture.subscriber("d").await;
+    stuck.synchronise().await;
+    fixture.write("pods.yaml", &PODS.replace("nodeName: a", "nodeName: b"));
+    assert_eq!(new.next().await, ADD);
+    new.report(WEB, State::Enrolled, "").await;
+    assert_eq!(old.next().await, format!("del {WEB}"));
+    old.report(WEB, State::Released, "").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut proxy = fixture.subscriber("b").await;
+    let all: Vec<_> = proxy.synchronise().await.iter().flat_map(tunnels).collect();
+    assert!(
+        all.contains(&(WEB.to_owned(), TunnelProtocol::Hbone)),
+        "{all:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_flapping_label_ends_as_it_was_left() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", PLAIN)]).await;
+    let mut node = Follower::start(&fixture, "a").await;
+    assert_eq!(node.next().await, "snapshot");
+    let mut proxy = fixture.subscriber("b").await;
+    proxy.synchronise().await;
+    let uid = WEB;
+    // The node does as told; the proxy acknowledges.
+    let (stop, mut stopped) = tokio::sync::watch::channel(());
+    let mut obeying = tokio::task::JoinSet::from_iter([async move {
+        let mut held = false;
+        loop {
+            let command = tokio::select! {
+                command = node.commands.message() => command.unwrap().unwrap(),
+                _ = stopped.changed() => return (node, held),
+            };
+            let state = match command.payload.unwrap() {
+                Payload::Add(_) => State::Enrolled,
+                Payload::Del(_) => State::Released,
+                Payload::Keep(_) | Payload::SnapshotSent(_) => continue,
+            };
+            held = state == State::Enrolled;
+            node.report(uid, state, "").await;
+        }
+    }]);
+    for round in 0..50_u64 {
+        fixture.write("ns.yaml", if round % 2 == 0 { AMBIENT } else { PLAIN });
+        tokio::time::sleep(Duration::from_millis(round * 7 % 60)).await;
+    }
+    fixture.write("ns.yaml", AMBIENT);
+    let mut last = TunnelProtocol::None;
+    let settle = async {
+        loop {
+            let response = proxy.next().await;
+            proxy.ack(&response).await;
+            if let Some((_, tunnel)) = tunnels(&response).iter().find(|(name, _)| name == WEB) {
+                last = *tunnel;
+            }
+        }
+    };
+    // Until nothing has come for longer than any wait of the control plane.
+    assert!(timeout(Duration::from_secs(3), settle).await.is_err());
+    assert_eq!(last, TunnelProtocol::Hbone);
+    stop.send(()).unwrap();
+    let (mut node, held) = obeying.join_next().await.unwrap().unwrap();
+    assert!(held, "the node holds what is published as HBONE");
+    // And off again.
+    fixture.write("ns.yaml", PLAIN);
+    assert_eq!(tunnel_of_web(&mut proxy).await, TunnelProtocol::None);
+    assert_eq!(node.next().await, format!("del {WEB}"));
+}
+
+#[tokio::test]
+async fn of_two_streams_the_newest_counts_and_the_other_takes_over() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", PLAIN)]).await;
+    let mut old = Follower::start(&fixture, "a").await;
+    assert_eq!(old.next().await, "snapshot");
+    let mut new = Follower::start(&fixture, "a").await;
+    assert_eq!(new.next().await, "snapshot");
+    fixture.write("ns.yaml", AMBIENT);
+    assert_eq!(new.next().await, ADD);
+    assert!(old.is_quiet().await, "new pods are the newest proxy's");
+    old.report(WEB, State::Enrolled, "").await;
+    drop(new);
+    assert_eq!(old.next().await, ADD, "the other takes over");
+    let status = fixture.status().await;
+    assert!(status["enrolment"]["captured"][WEB].is_null(), "{status:#}");
+    old.report(WEB, State::Enrolled, "").await;
+    fixture
+        .status_until(|s| !s["enrolment"]["captured"][WEB].is_null())
+        .await;
+}
+
+#[tokio::test]
+async fn an_outcome_that_was_lost_is_asked_for_again() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", AMBIENT)]).await;
+    let mut node = Follower::start(&fixture, "a").await;
+    assert_eq!(node.next().await, ADD);
+    drop(node);
+    captured(&fixture, "a").await;
+}
+
+#[tokio::test]
+async fn a_pod_deleted_while_it_is_enrolled_leaves_nothing() {
+    let fixture = Fixture::start(&[("pods.yaml", PODS), ("ns.yaml", AMBIENT)]).await;
+    let mut node = Follower::start(&fixture, "a").await;
+    assert_eq!(
+        (node.next().await.as_str(), node.next().await.as_str()),
+        (ADD, "snapshot")
+    );
+    let client_only = PODS.rsplit_once("---").unwrap().1;
+    fixture.write("pods.yaml", client_only);
+    assert_eq!(node.next().await, format!("del {WEB}"));
+    // Crossed on the way.
+    node.report(WEB, State::Enrolled, "").await;
+    node.report(WEB, State::Released, "").await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let status = fixture.status().await;
+    assert_eq!(
+        status["enrolment"]["captured"],
+        serde_json::json!({}),
+        "{status:#}"
+    );
+    // The next of that name starts as not captured.
+    fixture.write("pods.yaml", PODS);
+    let mut proxy = fixture.subscriber("b").await;
+    assert_eq!(node.next().await, ADD);
+    let all: Vec<_> = proxy.synchronise().await.iter().flat_map(tunnels).collect();
+    assert!(
+        all.contains(&(WEB.to_owned(), TunnelProtocol::None)),
+        "{all:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_node_cannot_hold_many_streams() {
+    let fixture = Fixture::start(&[]).await;
+    let mut followers = Vec::new();
+    for _ in 0..8 {
+        let mut follower = Follower::start(&fixture, "a").await;
+        assert_eq!(follower.next().await, "snapshot");
+        followers.push(follower);
+    }
+    let mut over = Follower::start(&fixture, "a").await;
+    let status = over.commands.message().await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    // Another node is not concerned, and room comes back.
+    assert_eq!(
+        Follower::start(&fixture, "b").await.next().await,
+        "snapshot"
+    );
+    followers.pop();
+    let start = Instant::now();
+    loop {
+        let mut again = Follower::start(&fixture, "a").await;
+        if matches!(again.commands.message().await, Ok(Some(_))) {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
 }

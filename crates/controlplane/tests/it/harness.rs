@@ -222,6 +222,12 @@ impl Subscriber {
             .unwrap_err()
     }
 
+    /// Waits until the stream is over, however.
+    pub(crate) async fn ends(&mut self) {
+        let over = async { while matches!(self.responses.message().await, Ok(Some(_))) {} };
+        timeout(PATIENCE, over).await.expect("an end");
+    }
+
     /// Whether nothing comes for a while.
     pub(crate) async fn is_quiet(&mut self, during: Duration) -> bool {
         timeout(during, self.responses.message()).await.is_err()

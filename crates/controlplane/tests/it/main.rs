@@ -6,3 +6,4 @@ mod certificates;
 mod discovery;
 mod enrolment;
 mod harness;
+mod strangers;

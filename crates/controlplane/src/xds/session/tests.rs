@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use leyline_proto::google::rpc;
 
 use super::*;
@@ -19,13 +17,12 @@ fn resources(of: &[(&str, &str)]) -> Resources {
 fn published(generation: u64, addresses: &[(&str, &str)], policies: &[(&str, &str)]) -> Published {
     Published {
         generation,
-        objects: Default::default(),
         translation: Translation {
-            addresses: resources(addresses),
-            authorizations: resources(policies),
+            addresses: Arc::new(resources(addresses)),
+            authorizations: Arc::new(resources(policies)),
             ..Translation::default()
         },
-        issues: BTreeSet::new(),
+        ..Published::default()
     }
 }
 
@@ -216,4 +213,81 @@ fn what_is_not_served_is_said() {
         session.receive(request(ADDRESS_TYPE, "*")),
         Ok(Received::Subscribed)
     );
+}
+
+fn unsubscribe(session: &mut Session, type_url: &str, name: &str) -> Received {
+    let request = DeltaDiscoveryRequest {
+        type_url: type_url.to_owned(),
+        resource_names_unsubscribe: vec![name.to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    session.receive(request).unwrap()
+}
+
+#[test]
+fn who_unsubscribes_gets_nothing_more_until_it_says_so() {
+    let mut session = both();
+    let first = published(1, &[("w", "1")], &[]);
+    settle(&mut session, &first);
+    let last = session
+        .next_response(&published(2, &[("w", "2")], &[]))
+        .unwrap();
+    assert_eq!(
+        unsubscribe(&mut session, ADDRESS_TYPE, "*"),
+        Received::Unsubscribed
+    );
+    // The acknowledgement that crossed it is no new subscription.
+    assert_eq!(answer(&mut session, &last, None), Received::Stale);
+    assert!(settle(&mut session, &published(3, &[("w", "3")], &[])).is_empty());
+    assert_eq!(session.addresses_generation(), None);
+    let request = DeltaDiscoveryRequest {
+        type_url: ADDRESS_TYPE.to_owned(),
+        resource_names_subscribe: vec!["*".to_owned()],
+        ..DeltaDiscoveryRequest::default()
+    };
+    assert_eq!(session.receive(request), Ok(Received::Subscribed));
+    let now = published(3, &[("w", "3")], &[]);
+    assert_eq!(settle(&mut session, &now), ["address: w@3"]);
+    // Leaving what was never asked for by name changes nothing.
+    assert_eq!(
+        unsubscribe(&mut session, ADDRESS_TYPE, "w"),
+        Received::Stale
+    );
+    let next = published(4, &[("w", "4")], &[]);
+    assert_eq!(settle(&mut session, &next), ["address: w@4"]);
+}
+
+#[test]
+fn known_changes_say_the_same_as_looking_for_them() {
+    let mut session = both();
+    let first = published(1, &[("a", "1"), ("b", "1"), ("c", "1")], &[]);
+    settle(&mut session, &first);
+    let mut second = published(2, &[("a", "1"), ("b", "2"), ("d", "1")], &[]);
+    second.address_changes = Some(Changes {
+        from: Arc::clone(&first.translation.addresses),
+        changed: vec!["b".to_owned(), "d".to_owned()],
+        removed: vec!["c".to_owned()],
+    });
+    let mut other = both();
+    settle(
+        &mut other,
+        &published(1, &[("a", "1"), ("b", "1"), ("c", "1")], &[]),
+    );
+    assert_eq!(settle(&mut session, &second), ["address: b@2 d@1 -c"]);
+    assert_eq!(settle(&mut other, &second), ["address: b@2 d@1 -c"]);
+    assert_eq!(session.status()["address"], other.status()["address"]);
+}
+
+#[test]
+fn what_a_proxy_complains_about_is_bounded() {
+    let mut session = both();
+    let response = session
+        .next_response(&published(1, &[("w", "1")], &[]))
+        .unwrap();
+    let Received::Nack { reason, .. } =
+        answer(&mut session, &response, Some(&"\u{fc}".repeat(1 << 20)))
+    else {
+        panic!("a rejection")
+    };
+    assert!(reason.len() <= MAX_REASON_BYTES);
 }
