@@ -178,15 +178,16 @@ impl Session {
     /// A rejected resource leaves the version that is held: it is what the application still uses, and the server
     /// sends the newer one again after a reconnect, or its removal.
     pub fn answer(&mut self, pending: Pending, rejected: Vec<Rejection>) -> Answer {
-        let mut rejections = pending.rejections;
-        rejections.extend(rejected);
         if let Some(subscription) = self
             .subscriptions
             .iter_mut()
             .find(|subscription| subscription.type_url == pending.type_url)
         {
-            subscription.settle(&pending.removed, pending.offered, &rejections);
+            // What this session rejected was never offered; of a resource that is listed twice the first was.
+            subscription.settle(&pending.removed, pending.offered, &rejected);
         }
+        let mut rejections = pending.rejections;
+        rejections.extend(rejected);
         let current = pending.stream == self.stream && !pending.nonce.is_empty();
         let request = current.then(|| DeltaDiscoveryRequest {
             type_url: pending.type_url.to_owned(),

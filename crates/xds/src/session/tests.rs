@@ -382,3 +382,23 @@ fn long_nack_is_cut_and_says_how_much_is_left() {
     assert!(message.len() < MAX_NACK_MESSAGE + 30, "{}", message.len());
     assert!(message.ends_with(" more"), "{message}");
 }
+
+#[test]
+fn of_a_resource_listed_twice_the_one_that_was_applied_is_held() {
+    let mut session = session();
+    session.open_stream();
+    check(
+        &mut session,
+        apples("n1", &[("a", "1"), ("a", "2")], &[]),
+        &[],
+        expect![[r#"
+            apply a@1
+            Apple nonce=n1 nack=3 `a: listed twice in one response`"#]],
+    );
+    check_open(
+        &mut session,
+        expect![[r#"
+            Apple node=ztunnel~me held={"a": "1"}
+            Pear"#]],
+    );
+}
