@@ -27,7 +27,7 @@ use crate::{
     error::{CaptureError, Cause, NodeStep, PodStep},
     layout::Layout,
     pod::{self, PodCapture},
-    removal::{self, Removed},
+    removal,
 };
 
 /// Hooks that every kernel we support accepts.
@@ -57,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) loader: Loader,
     /// Name of the socket lookup program that this kernel takes.
     pub(crate) steer: &'static str,
+    /// Held for single writes or a short row of them, never while a namespace is changed: whoever reads a counter waits.
     pub(crate) maps: Mutex<NodeMaps>,
 }
 
@@ -147,17 +148,7 @@ impl NodeCapture {
     /// # Errors
     /// [`CaptureError::Pod`] with the step that failed.
     pub async fn release(&self, netns: &NetNs) -> Result<(), CaptureError> {
-        let cookie = netns.cookie();
-        let (shared, netns) = (Arc::clone(&self.shared), netns.clone());
-        tokio::task::spawn_blocking(move || {
-            let _lock = shared
-                .layout
-                .lock()
-                .map_err(CaptureError::pod(cookie, PodStep::Pins))?;
-            removal::remove_pod(&shared.layout, &mut shared.maps.lock(), &netns)
-        })
-        .await
-        .map_err(CaptureError::pod(cookie, PodStep::Task))?
+        removal::release(Arc::clone(&self.shared), netns.clone()).await
     }
 
     /// Removes what is left of pods whose namespace is gone, and returns their cookies. Blocks.
@@ -170,20 +161,7 @@ impl NodeCapture {
             .layout
             .lock()
             .map_err(CaptureError::node(NodeStep::Directories))?;
-        removal::collect_garbage(&self.shared.layout, &mut self.shared.maps.lock())
-    }
-
-    /// Final removal: takes capture off every pod of this instance, then off the node. `known` are namespaces that may
-    /// be captured; others are looked for in /proc. Blocks.
-    ///
-    /// # Errors
-    /// When a pin cannot be removed. A pod whose namespace lives and cannot be found is left captured and reported.
-    pub fn remove_all(self, known: &[NetNs]) -> Result<Removed, CaptureError> {
-        removal::remove_instance(
-            &self.shared.config.bpffs,
-            &self.shared.config.instance,
-            known,
-        )
+        removal::collect_garbage(&self.shared.layout, &self.shared.maps)
     }
 
     /// Sum of a counter over all pods and processors since the hooks were first attached.

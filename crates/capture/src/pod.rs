@@ -36,6 +36,7 @@ use crate::{
 pub struct PodCapture {
     shared: Arc<Shared>,
     netns: NetNs,
+    /// Held for single writes; connections to the application take it to announce themselves.
     maps: Mutex<PodMaps>,
 }
 
@@ -80,17 +81,7 @@ impl PodCapture {
     /// # Errors
     /// [`CaptureError::Pod`] with the step that failed. What could not be removed stays in a state that refuses.
     pub async fn remove(&self) -> Result<(), CaptureError> {
-        let cookie = self.cookie();
-        let (shared, netns) = (Arc::clone(&self.shared), self.netns.clone());
-        tokio::task::spawn_blocking(move || {
-            let _lock = shared
-                .layout
-                .lock()
-                .map_err(CaptureError::pod(cookie, PodStep::Pins))?;
-            removal::remove_pod(&shared.layout, &mut shared.maps.lock(), &netns)
-        })
-        .await
-        .map_err(CaptureError::pod(cookie, PodStep::Task))?
+        removal::release(Arc::clone(&self.shared), self.netns.clone()).await
     }
 
     /// Whether this kernel needs [`announce`](Self::announce).
@@ -261,10 +252,7 @@ pub(crate) fn enroll(
             })
         }
         Err(e) => {
-            if is_new
-                && let Err(undo) =
-                    removal::remove_pod(&shared.layout, &mut shared.maps.lock(), &netns)
-            {
+            if is_new && let Err(undo) = removal::remove_pod(&shared.layout, &shared.maps, &netns) {
                 warn!(cookie, error = %undo, "what a failed enrolment left could not be removed");
             }
             Err(e)

@@ -5,12 +5,14 @@ use std::{
     fs, io,
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::maps::{Array, MapData};
 use leyline_ebpf_abi::{Pod, maps};
 use leyline_net::NetNs;
 use nix::sys::stat::fstat;
+use parking_lot::Mutex;
 use tracing::{info, warn};
 
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
     error::{CaptureError, NodeStep, PodStep},
     layout::{Layout, STEER_LINK},
     netlink,
-    node::NodeMaps,
+    node::{NodeMaps, Shared},
     pod::inside,
     sysctl,
 };
@@ -51,13 +53,13 @@ pub fn remove_instance(
     bpffs::ensure_mounted(bpffs).map_err(CaptureError::node(NodeStep::MountBpffs))?;
     let _lock = layout.lock().map_err(failed())?;
     let mut removed = Removed::default();
-    if let Some(mut maps) = NodeMaps::open(&layout.node()) {
-        removed.pods = collect_garbage(&layout, &mut maps)?;
+    if let Some(maps) = NodeMaps::open(&layout.node()).map(Mutex::new) {
+        removed.pods = collect_garbage(&layout, &maps)?;
         let mut namespaces = Namespaces::of(known);
         for cookie in layout.pinned_pods().map_err(failed())? {
             match namespaces.find(&layout, cookie).map_err(failed())? {
                 Some(netns) => {
-                    remove_pod(&layout, &mut maps, &netns)?;
+                    remove_pod(&layout, &maps, &netns)?;
                     removed.pods.push(cookie);
                 }
                 None => removed.unreachable.push(cookie),
@@ -76,15 +78,32 @@ pub fn remove_instance(
     Ok(removed)
 }
 
+/// Takes everything off a pod of this process, from a task that may block.
+///
+/// Not cancel safe: a dropped future leaves the removal to finish by itself.
+pub(crate) async fn release(shared: Arc<Shared>, netns: NetNs) -> Result<(), CaptureError> {
+    let cookie = netns.cookie();
+    tokio::task::spawn_blocking(move || {
+        let _lock = shared
+            .layout
+            .lock()
+            .map_err(CaptureError::pod(cookie, PodStep::Pins))?;
+        remove_pod(&shared.layout, &shared.maps, &netns)
+    })
+    .await
+    .map_err(CaptureError::pod(cookie, PodStep::Task))?
+}
+
 /// Takes everything off a pod, in the order in which each step leaves it working or refused. The caller holds the lock.
 pub(crate) fn remove_pod(
     layout: &Layout,
-    node: &mut NodeMaps,
+    node: &Mutex<NodeMaps>,
     netns: &NetNs,
 ) -> Result<(), CaptureError> {
     let cookie = netns.cookie();
     let path = layout.pod(cookie);
-    node.remove_enrolment(cookie)
+    node.lock()
+        .remove_enrolment(cookie)
         .map_err(CaptureError::pod(cookie, PodStep::WriteEnrolment))?;
     if path.exists() {
         inside(netns, PodStep::Routes, netlink::remove)?;
@@ -93,14 +112,15 @@ pub(crate) fn remove_pod(
         }
         remove_pins(&path).map_err(CaptureError::pod(cookie, PodStep::Pins))?;
     }
-    node.forget(cookie)
+    node.lock()
+        .forget(cookie)
         .map_err(CaptureError::pod(cookie, PodStep::WriteEnrolment))
 }
 
 /// Removes what is left of pods whose namespace is gone. The caller holds the lock.
 pub(crate) fn collect_garbage(
     layout: &Layout,
-    node: &mut NodeMaps,
+    node: &Mutex<NodeMaps>,
 ) -> Result<Vec<u64>, CaptureError> {
     let mut gone = Vec::new();
     let pinned = layout
@@ -119,7 +139,8 @@ pub(crate) fn collect_garbage(
             continue;
         }
         remove_pins(&path).map_err(failed())?;
-        node.forget(cookie)
+        node.lock()
+            .forget(cookie)
             .map_err(CaptureError::pod(cookie, PodStep::WriteEnrolment))?;
         gone.push(cookie);
     }

@@ -31,12 +31,12 @@ impl PinnedLink {
     /// Opens a pin; `None` when there is none.
     pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
         let name = CString::new(path.as_os_str().as_bytes())?;
-        let attributes = ObjectGet {
+        let mut attributes = ObjectGet {
             path: name.as_ptr() as u64,
             fd: 0,
             flags: 0,
         };
-        match call(BPF_OBJ_GET, &attributes) {
+        match call(BPF_OBJ_GET, &mut attributes) {
             Ok(fd) => {
                 // SAFETY: the call returned a new descriptor that nobody else owns.
                 Ok(Some(Self(unsafe { OwnedFd::from_raw_fd(fd) })))
@@ -48,19 +48,19 @@ impl PinnedLink {
 
     /// Puts another program in place of the running one, in one step.
     pub(crate) fn replace(&self, program: BorrowedFd<'_>) -> io::Result<()> {
-        let attributes = LinkUpdate {
+        let mut attributes = LinkUpdate {
             link: self.0.as_raw_fd() as u32,
             program: program.as_raw_fd() as u32,
             flags: 0,
             old_program: 0,
         };
-        call(BPF_LINK_UPDATE, &attributes).map(|_| ())
+        call(BPF_LINK_UPDATE, &mut attributes).map(|_| ())
     }
 
     /// Detaches now; without it the kernel detaches some time after the pin and the last descriptor are gone.
     pub(crate) fn detach(&self) -> io::Result<()> {
-        let attributes = self.0.as_raw_fd() as u32;
-        match call(BPF_LINK_DETACH, &attributes) {
+        let mut attributes = self.0.as_raw_fd() as u32;
+        match call(BPF_LINK_DETACH, &mut attributes) {
             Ok(_) => Ok(()),
             // What it was attached to is gone.
             Err(e) if e.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
@@ -71,12 +71,12 @@ impl PinnedLink {
     /// Inode of the network namespace that a socket lookup is attached to; `None` once that namespace is gone.
     pub(crate) fn netns_inode(&self) -> io::Result<Option<u32>> {
         let mut info = LinkInfo::default();
-        let attributes = InfoByFd {
+        let mut attributes = InfoByFd {
             fd: self.0.as_raw_fd() as u32,
             length: size_of::<LinkInfo>() as u32,
             info: (&raw mut info) as u64,
         };
-        call(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
+        call(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
         Ok((info.netns_inode != 0).then_some(info.netns_inode))
     }
 }
@@ -133,15 +133,16 @@ struct LinkInfo {
     attach_type: u32,
 }
 
-/// Calls bpf(2). `attributes` must be the command's part of `union bpf_attr`; pointers in it must be valid for the call.
-fn call<T>(command: libc::c_long, attributes: &T) -> io::Result<i32> {
+/// Calls bpf(2). `attributes` must be the command's part of `union bpf_attr`, into which some commands also write; pointers
+/// in it must be valid for the call.
+fn call<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
     // SAFETY: pointer and size describe `attributes`, whose layout each caller takes from the kernel's header, and what
     // its pointers refer to lives in the caller's frame.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
             command,
-            std::ptr::from_ref(attributes),
+            std::ptr::from_mut(attributes),
             size_of::<T>(),
         )
     };

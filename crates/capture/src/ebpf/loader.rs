@@ -12,6 +12,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/leyline.bpf
 /// One loader for the life of the process: making one costs a parse of the kernel's type information, and the object
 /// needs none of it.
 pub(crate) struct Loader {
+    /// Held for one load: the loader has the paths of one pod at a time.
     inner: Mutex<EbpfLoader<'static>>,
 }
 

@@ -147,9 +147,10 @@ fn final_removal_leaves_nothing_in_the_kernel() {
     assert_eq!(maps.len(), 6 + 2 * 5);
     drop((near, far, pods));
 
-    let removed = node
-        .remove_all(&[lab.client.netns.clone(), lab.server.netns.clone()])
-        .unwrap();
+    drop(node);
+
+    let known = [lab.client.netns.clone(), lab.server.netns.clone()];
+    let removed = remove_instance("/sys/fs/bpf".as_ref(), &lab.instance.0, &known).unwrap();
     assert_eq!(removed.pods.len(), 2);
     assert_eq!(removed.unreachable, []);
     assert!(!lab.instance.pins().exists());
