@@ -39,11 +39,6 @@ impl ReadAhead {
         }
     }
 
-    /// The connection.
-    pub fn get_ref(&self) -> &TcpStream {
-        &self.stream
-    }
-
     /// The connection alone; what was read ahead is lost.
     pub fn into_inner(self) -> TcpStream {
         self.stream

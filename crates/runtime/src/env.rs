@@ -159,20 +159,6 @@ impl<'a> Reader<'a> {
         self.parse_with(name, parse_duration).unwrap_or(default)
     }
 
-    /// Comma-separated, trimmed, empty items left out.
-    pub fn list(&mut self, name: &str, default: &[&str]) -> Vec<String> {
-        match self.optional(name) {
-            None => default.iter().map(|&item| item.to_owned()).collect(),
-            Some(text) => {
-                let items = text
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|item| !item.is_empty());
-                items.map(str::to_owned).collect()
-            }
-        }
-    }
-
     /// All variables that start with `prefix`, by the rest of their names.
     pub fn with_prefix(&mut self, prefix: &str) -> BTreeMap<String, String> {
         let found = self.source.with_prefix(prefix).into_iter();
@@ -292,7 +278,6 @@ mod tests {
             ("PORT", "15021"),
             ("ON", "true"),
             ("WAIT", "10ms"),
-            ("LIST", "a, b,,c"),
             ("XDS_HEADER_A", "1"),
             ("XDS_HEADER_B", "2"),
         ]);
@@ -305,8 +290,6 @@ mod tests {
         assert!(reader.bool("ON", false));
         assert!(reader.bool("NONE", true));
         assert_eq!(reader.duration("WAIT", Duration::ZERO).as_millis(), 10);
-        assert_eq!(reader.list("LIST", &[]), ["a", "b", "c"]);
-        assert_eq!(reader.list("NONE", &["d"]), ["d"]);
         let headers = reader.with_prefix("XDS_HEADER_");
         assert_eq!(
             headers.into_iter().collect::<Vec<_>>(),

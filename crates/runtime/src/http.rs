@@ -8,7 +8,7 @@ use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use ::http::{Method, Request, Response, StatusCode, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -109,26 +109,6 @@ pub fn typed(
     response
 }
 
-/// Why a request's body cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyError {
-    /// It is longer than the handler takes.
-    #[error("the body is longer than {0} bytes")]
-    TooLong(usize),
-    /// It did not arrive.
-    #[error("reading the body: {0}")]
-    Read(String),
-}
-
-/// Reads a body of at most `limit` bytes. The server's request deadline covers the wait.
-pub async fn read_body(request: Request<Incoming>, limit: usize) -> Result<Bytes, BodyError> {
-    match Limited::new(request.into_body(), limit).collect().await {
-        Ok(body) => Ok(body.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(BodyError::TooLong(limit)),
-        Err(error) => Err(BodyError::Read(error.to_string())),
-    }
-}
-
 #[derive(Clone)]
 struct Server {
     handler: Handler,
@@ -140,6 +120,7 @@ struct Server {
 impl Server {
     async fn accept(self, listener: TcpListener) {
         loop {
+            // A connection that is not accepted yet stays in the kernel's queue when the drain wins.
             tokio::select! {
                 () = self.drain.started() => return,
                 accepted = listener.accept() => match accepted {
@@ -181,6 +162,7 @@ impl Server {
             .max_buf_size(self.limits.buffer)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
+        // The connection is only borrowed, so that it can finish its request after either of the other two.
         let ended = tokio::select! {
             ended = connection.as_mut() => Ok(ended),
             () = self.drain.started() => Err("drain"),

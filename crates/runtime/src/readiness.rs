@@ -91,14 +91,6 @@ impl ReadinessTask {
             );
         }
     }
-
-    /// This part can no longer, or not yet, do its work.
-    pub fn not_ready(&self) {
-        let before = self.inner.tasks.lock().insert(self.name, State::Pending);
-        if before == Some(State::Ready) {
-            tracing::warn!(task = self.name, "not ready any more");
-        }
-    }
 }
 
 fn pending(tasks: &BTreeMap<&'static str, State>) -> Vec<&'static str> {
@@ -121,8 +113,6 @@ mod tests {
         assert_eq!(readiness.pending(), ["proxy"]);
         proxy.ready();
         assert!(readiness.pending().is_empty());
-        state.not_ready();
-        assert_eq!(readiness.pending(), ["state manager"]);
     }
 
     #[tokio::test]

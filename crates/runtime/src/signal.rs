@@ -1,6 +1,6 @@
 //! Signals that ask the process to end: SIGTERM (Kubernetes) and SIGINT (a terminal).
 //!
-//! The main function of a binary waits here, drains, and may listen for a second signal to give up waiting.
+//! The main function of a binary waits for one, drains, and may take a second one as an order to give up waiting.
 
 use std::{fmt, io};
 
@@ -42,21 +42,10 @@ impl ShutdownSignals {
 
     /// The next signal. Cancel safe.
     pub async fn next(&mut self) -> Signal {
+        // Whichever comes first; the other one stays pending in its own stream.
         tokio::select! {
             _ = self.terminate.recv() => Signal::Terminate,
             _ = self.interrupt.recv() => Signal::Interrupt,
-        }
-    }
-}
-
-/// Waits for one signal. If the process may not listen for signals, this is logged and waits for ever: the default
-/// action of the signals still ends the process.
-pub async fn shutdown_requested() -> Signal {
-    match ShutdownSignals::listen() {
-        Ok(mut signals) => signals.next().await,
-        Err(error) => {
-            tracing::error!(%error, "cannot listen for signals, shutdown will not be graceful");
-            std::future::pending().await
         }
     }
 }

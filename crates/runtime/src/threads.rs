@@ -32,11 +32,6 @@ pub fn worker_runtime(threads: usize, name: &'static str) -> io::Result<Runtime>
         .build()
 }
 
-/// The runtime of the main thread.
-pub fn main_runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
-}
-
 /// How many worker threads the node proxy runs. In this order: `ZTUNNEL_WORKER_THREADS` (a number, `NN%` of the
 /// cores, `0` for all), the mesh's `concurrency` (0 for all), a share of the cores that follows the container's CPU
 /// request and limit (`ZTUNNEL_RESOURCE_CPU_REQUEST`, `ZTUNNEL_RESOURCE_CPU_LIMIT`, `ZTUNNEL_CPU_LIMIT`).
