@@ -1,12 +1,12 @@
-//! What a connection that arrived at a pod is for. Called by the node proxy once for each tunnelled stream and once
-//! for each plaintext connection, on one snapshot.
+//! What a tunnelled stream that arrived at a pod is for. Called by the node proxy once for each stream, on one snapshot.
+//! The target is always an address of the pod and never one of our own listeners.
 
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use leyline_types::{HboneAuthority, OrigDst, ServiceKey, Str, ports};
+use leyline_types::{HboneAuthority, ServiceKey, Str, ports};
 
 use crate::{service::Service, snapshot::Snapshot, workload::Workload};
 
@@ -112,15 +112,13 @@ impl Snapshot {
                 (port, Some(service))
             }
         };
-        forwardable(SocketAddr::new(local_ip, port), service)
-    }
-
-    /// Decides what a captured plaintext connection is for: its original destination, unless that is us.
-    ///
-    /// # Errors
-    /// When the port is one of our listeners.
-    pub fn resolve_inbound_plaintext(&self, dst: OrigDst) -> Result<InboundTarget, InboundRefusal> {
-        forwardable(dst.addr(), None)
+        if is_proxy_port(port) {
+            return Err(InboundRefusal::ProxyPort(port));
+        }
+        Ok(InboundTarget {
+            addr: SocketAddr::new(local_ip, port),
+            service,
+        })
     }
 
     /// The port of the workload for a service and its port, and the service.
@@ -141,16 +139,6 @@ impl Snapshot {
             .map(|target| (target, Arc::clone(service)))
             .ok_or(InboundRefusal::NoPort { service: key, port })
     }
-}
-
-fn forwardable(
-    addr: SocketAddr,
-    service: Option<Arc<Service>>,
-) -> Result<InboundTarget, InboundRefusal> {
-    if is_proxy_port(addr.port()) {
-        return Err(InboundRefusal::ProxyPort(addr.port()));
-    }
-    Ok(InboundTarget { addr, service })
 }
 
 #[cfg(test)]

@@ -54,7 +54,7 @@ impl Service {
     }
 
     /// Whether clients of a namespace see it.
-    pub fn is_visible_to(&self, namespace: &Str) -> bool {
+    pub(crate) fn is_visible_to(&self, namespace: &Str) -> bool {
         match self.visibility {
             Visibility::Public => true,
             Visibility::Namespace => self.namespace == *namespace,
@@ -62,21 +62,21 @@ impl Service {
     }
 
     /// How an endpoint is chosen.
-    pub fn mode(&self) -> Mode {
+    pub(crate) fn mode(&self) -> Mode {
         self.load_balancer
             .as_ref()
             .map_or(Mode::Standard, |lb| lb.mode)
     }
 
     /// Whether endpoints that are not ready are used too.
-    pub fn health_policy(&self) -> HealthPolicy {
+    pub(crate) fn health_policy(&self) -> HealthPolicy {
         self.load_balancer
             .as_ref()
             .map_or(HealthPolicy::OnlyHealthy, |lb| lb.health_policy)
     }
 
     /// Whether endpoints may be reached at an address of this family.
-    pub fn serves_family_of(&self, address: IpAddr) -> bool {
+    pub(crate) fn serves_family_of(&self, address: IpAddr) -> bool {
         match self.ip_families {
             None | Some(IpFamilies::Dual) => true,
             Some(IpFamilies::IPv4) => address.is_ipv4(),
@@ -107,7 +107,7 @@ impl ServicePorts {
     }
 
     /// The port that clients call by this number.
-    pub fn find(&self, port: u16) -> Option<ServicePort> {
+    pub(crate) fn find(&self, port: u16) -> Option<ServicePort> {
         self.0.iter().copied().find(|known| known.port == port)
     }
 }

@@ -27,7 +27,7 @@ pub struct LocalNode {
 
 impl LocalNode {
     /// Whether a workload runs on this node.
-    pub fn holds(&self, workload: &Workload) -> bool {
+    pub(crate) fn holds(&self, workload: &Workload) -> bool {
         self.node.as_ref().is_none_or(|node| *node == workload.node)
     }
 }
@@ -43,11 +43,11 @@ pub(crate) struct ServiceState {
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     pub(crate) local: Arc<LocalNode>,
+    /// The control plane has told everything once, so that what is unknown here is not in the mesh.
     pub(crate) synced: bool,
     pub(crate) workloads: HashMap<WorkloadUid, Arc<Workload>>,
     /// Workloads of this node by name.
     pub(crate) names: HashMap<WorkloadName, SmallSet<Candidate>>,
-    pub(crate) nodes: HashMap<Str, OrdMap<WorkloadUid, Arc<Workload>>>,
     pub(crate) networks: HashMap<Network, NetworkIndex>,
     pub(crate) services: HashMap<ServiceKey, ServiceState>,
     /// Workloads by the services that they name, known or not: what is here without a service is staged.
@@ -60,16 +60,6 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Whether the control plane has told everything once, so that what is unknown here is not in the mesh.
-    pub fn is_synced(&self) -> bool {
-        self.synced
-    }
-
-    /// What this proxy knows of itself.
-    pub fn local_node(&self) -> &LocalNode {
-        &self.local
-    }
-
     /// A workload by its key.
     pub fn workload_by_uid(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
         self.workloads.get(uid)
@@ -84,13 +74,8 @@ impl Snapshot {
             .map(|candidate| &candidate.0)
     }
 
-    /// The workloads of a node in order of their uid.
-    pub fn workloads_on_node(&self, node: &str) -> impl Iterator<Item = &Arc<Workload>> {
-        self.nodes.get(node).into_iter().flat_map(OrdMap::values)
-    }
-
     /// The workload at an address of our network; of several a pod, an enrolled one, a ready one first.
-    pub fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
+    pub(crate) fn workload_by_ip(&self, ip: IpAddr) -> Option<&Arc<Workload>> {
         self.candidates(ip).next()
     }
 
@@ -119,11 +104,6 @@ impl Snapshot {
         self.networks.get(&self.local.network)
     }
 
-    /// A service by its key.
-    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
-        self.services.get(key).map(|known| &known.service)
-    }
-
     /// The service that clients of a namespace mean by a host name.
     pub fn service_by_host(&self, host: &str, namespace: &Str) -> Option<&Arc<Service>> {
         let keys = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -135,10 +115,6 @@ impl Snapshot {
     }
 
     /// The service that clients of a namespace mean by an address: one that has it, else one whose block holds it.
-    pub fn service_by_ip(&self, ip: IpAddr, namespace: &Str) -> Option<&Arc<Service>> {
-        self.service_at(ip, namespace).map(|known| &known.service)
-    }
-
     pub(crate) fn service_at(&self, ip: IpAddr, namespace: &Str) -> Option<&ServiceState> {
         let network = self.own_network()?;
         if let Some(known) = network

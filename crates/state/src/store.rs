@@ -50,14 +50,9 @@ pub struct Applied {
 }
 
 impl Applied {
-    /// Whether nothing changed, so that no snapshot was published.
-    pub fn is_empty(&self) -> bool {
+    /// Whether nothing changed, so that no snapshot is published.
+    fn is_empty(&self) -> bool {
         self.workloads.is_empty() && self.services.is_empty() && self.policies.is_empty()
-    }
-
-    /// Whether the answer to a live connection's authorization may have changed.
-    pub fn affects_authorization(&self) -> bool {
-        !self.policies.is_empty() || !self.workloads.is_empty()
     }
 }
 

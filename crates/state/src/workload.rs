@@ -69,12 +69,12 @@ pub struct Workload {
 
 impl Workload {
     /// Whether it is a Kubernetes pod; a pod wins over another workload of the same address.
-    pub fn is_pod(&self) -> bool {
+    pub(crate) fn is_pod(&self) -> bool {
         self.uid.as_str().contains("//Pod/")
     }
 
     /// The identities that a connection to this workload accepts, by address.
-    pub fn expected_identities(&self) -> &Arc<[Identity]> {
+    pub(crate) fn expected_identities(&self) -> &Arc<[Identity]> {
         &self.expected
     }
 }

@@ -394,11 +394,45 @@ fn serializes_as_config_dump_shows_it() {
     );
 }
 
+fn harm(body: &mut [u8], damage: &[(prop::sample::Index, u8)]) {
+    for (at, byte) in damage {
+        body[at.index(body.len())] = *byte;
+    }
+}
+
 proptest! {
     /// Whatever the control plane sends, it is a resource or an error.
     #[test]
     fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let _address = address("x", &body);
         let _policy = authorization("x", &body);
+    }
+
+    /// Nor a valid resource with some bytes changed, which gets further than noise.
+    #[test]
+    fn no_damaged_resource_makes_it_panic(
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let workload = proto::Workload {
+            waypoint: Some(gateway("waypoint.ns")),
+            authorization_policies: vec!["ns/p".into()],
+            ..in_service(hbone("a", &["10.0.0.1", "fd00::1"]), "web", &[(80, 8080)])
+        };
+        let service = wire_service("web", &["10.1.0.1", "10.2.0.0/16"]);
+        let policy = deny_all("ns/p", security::Scope::Namespace);
+        for resource in [
+            proto::address::Type::Workload(workload),
+            proto::address::Type::Service(service),
+        ] {
+            let resource = proto::Address {
+                r#type: Some(resource),
+            };
+            let mut body = resource.encode_to_vec();
+            harm(&mut body, &damage);
+            let _resource = address("x", &body);
+        }
+        let mut body = policy.encode_to_vec();
+        harm(&mut body, &damage);
+        let _policy = authorization("ns/p", &body);
     }
 }

@@ -90,16 +90,3 @@ fn an_application_tunnel_is_refused_rather_than_ignored() {
         .unwrap_err();
     assert_eq!(refusal, InboundRefusal::ApplicationTunnel);
 }
-
-#[test]
-fn plaintext_goes_where_it_was_sent_but_not_to_us() {
-    let snapshot = store([]).snapshot();
-    let check = |dst: &str, expected: Result<&str, InboundRefusal>| {
-        let found = snapshot.resolve_inbound_plaintext(OrigDst::new(dst.parse().unwrap()));
-        let got = found.map(|target| target.addr.to_string());
-        assert_eq!(got, expected.map(str::to_owned));
-    };
-    check("10.0.0.2:80", Ok("10.0.0.2:80"));
-    check("10.0.0.2:15006", Err(InboundRefusal::ProxyPort(15006)));
-    check("[fd00::2]:15008", Err(InboundRefusal::ProxyPort(15008)));
-}

@@ -347,9 +347,9 @@ fn longest_block_wins_unless_the_own_namespace_has_one() {
         let mut changes: Vec<crate::Change> = vec![hbone("client", &["10.0.0.1"]).into()];
         changes.extend(blocks.iter().map(|(ns, cidr)| block(ns, cidr).into()));
         let snapshot = store(changes).snapshot();
-        let found = snapshot.service_by_ip("10.2.3.4".parse().unwrap(), &"ns".into());
+        let found = snapshot.service_at("10.2.3.4".parse().unwrap(), &"ns".into());
         assert_eq!(
-            found.map_or("", |service| service.namespace.as_str()),
+            found.map_or("", |known| known.service.namespace.as_str()),
             expected
         );
     };

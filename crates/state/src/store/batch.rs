@@ -101,10 +101,6 @@ impl<'a> Batch<'a> {
         if next.local.holds(workload) {
             index::add(&mut next.names, workload.name.clone(), candidate);
         }
-        next.nodes
-            .entry(workload.node.clone())
-            .or_default()
-            .insert(workload.uid.clone(), Arc::clone(workload));
         for key in workload.services.keys() {
             next.members
                 .entry(key.clone())
@@ -130,7 +126,6 @@ impl<'a> Batch<'a> {
         }
         let next = &mut self.next;
         index::take(&mut next.names, &workload.name, &candidate);
-        index::take_nested(&mut next.nodes, &workload.node, &workload.uid);
         for key in workload.services.keys() {
             index::take_nested(&mut next.members, key, &workload.uid);
             self.touched.insert(key.clone());
