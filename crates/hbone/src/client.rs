@@ -27,7 +27,7 @@ use crate::{
     config::HboneConfig,
     error::HboneError,
     headers::BAGGAGE,
-    housekeeping::{Event, Events, keepalive},
+    housekeeping::{Event, Events, drain_started, keepalive},
     link::{self, Link, LinkHandle, Traffic},
     stream::HboneStream,
     usage::{Load, StreamGuard, Usage},
@@ -42,7 +42,7 @@ pub(crate) struct Tunnel {
     most: usize,
     release_batch: usize,
     load: Load,
-    /// Closes the tunnel with its streams.
+    /// Closes the tunnel with its streams. Locked only to take it out, once.
     cut: Mutex<Option<oneshot::Sender<()>>>,
 }
 
@@ -136,11 +136,6 @@ where
 async fn unused(usage: Arc<Usage>, limit: Duration) -> Event {
     usage.unused(|_| limit).await;
     Event::Unused
-}
-
-async fn drain_started(drain: Drain) -> Event {
-    drain.started().await;
-    Event::DrainStarted
 }
 
 /// In a drain a tunnel is kept this long without streams, for requests that were just being made.

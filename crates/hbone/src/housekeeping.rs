@@ -8,6 +8,7 @@ use std::{
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use h2::{Ping, PingPong};
+use leyline_runtime::Drain;
 use tokio::time::timeout;
 
 use crate::link::Traffic;
@@ -48,6 +49,11 @@ impl Events {
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
+}
+
+pub(crate) async fn drain_started(drain: Drain) -> Event {
+    drain.started().await;
+    Event::DrainStarted
 }
 
 /// In how many parts a deadline is watched: bytes received in any part are a sign of life.

@@ -9,14 +9,12 @@ mod slots;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Weak},
 };
 
 use leyline_runtime::{Drain, spawn};
 use leyline_types::Identity;
+use metrics::counter;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -86,12 +84,6 @@ pub struct PoolStats {
     pub tunnels: usize,
     /// Streams in them.
     pub streams: usize,
-    /// Dials so far.
-    pub dials: u64,
-    /// Dials that failed.
-    pub dials_failed: u64,
-    /// Requests that were repeated because their tunnel was going away.
-    pub retries: u64,
 }
 
 /// The tunnels of one node, or one pod. Clones are the same pool; when the last is dropped, tunnels close after their
@@ -106,9 +98,6 @@ pub(crate) struct Inner {
     drain: Drain,
     /// Held for a look-up or a change, never while waiting.
     slots: Mutex<Slots>,
-    dials: AtomicU64,
-    dials_failed: AtomicU64,
-    retries: AtomicU64,
 }
 
 impl Pool {
@@ -120,14 +109,7 @@ impl Pool {
             cfg.parallel_tunnels,
         ));
         Self {
-            inner: Arc::new(Inner {
-                cfg,
-                drain,
-                slots,
-                dials: AtomicU64::new(0),
-                dials_failed: AtomicU64::new(0),
-                retries: AtomicU64::new(0),
-            }),
+            inner: Arc::new(Inner { cfg, drain, slots }),
         }
     }
 
@@ -171,7 +153,7 @@ impl Pool {
                     }
                     debug!(%error, "request is repeated in another tunnel");
                     repeated = true;
-                    self.inner.retries.fetch_add(1, Ordering::Relaxed);
+                    counter!("leyline_hbone_retries_total").increment(1);
                 }
                 Err(RequestError::Failed(error)) => return Err(error),
             }
@@ -194,9 +176,6 @@ impl Pool {
             keys,
             tunnels,
             streams,
-            dials: self.inner.dials.load(Ordering::Relaxed),
-            dials_failed: self.inner.dials_failed.load(Ordering::Relaxed),
-            retries: self.inner.retries.load(Ordering::Relaxed),
         }
     }
 
@@ -255,7 +234,6 @@ impl Pool {
         let Some(dial) = dial else {
             return leased;
         };
-        self.inner.dials.fetch_add(1, Ordering::Relaxed);
         let task = async move { dialling.run(first, dial).await };
         drop(spawn(
             "hbone dial",
@@ -305,12 +283,11 @@ impl Dialling {
                 Err(error)
             }
         };
+        let outcome = result.as_ref().map_or_else(HboneError::reason, |()| "ok");
+        counter!("leyline_hbone_dials_total", "result" => outcome).increment(1);
         let news = match result {
             Ok(()) => Progress::Ready,
-            Err(error) => {
-                self.inner.dials_failed.fetch_add(1, Ordering::Relaxed);
-                Progress::Failed(error)
-            }
+            Err(error) => Progress::Failed(error),
         };
         self.inner.slots.lock().finish(&self.attempt);
         self.attempt.progress.send_replace(news);

@@ -26,7 +26,7 @@ pub use request::{BadRequest, Request};
 use crate::{
     config::HboneConfig,
     error::HboneError,
-    housekeeping::{Event, Events, keepalive},
+    housekeeping::{Event, Events, drain_started, keepalive},
     link::{self, Link, LinkHandle},
     usage::Usage,
 };
@@ -120,11 +120,6 @@ fn unused(usage: Arc<Usage>, cfg: &HboneConfig) -> impl Future<Output = Event> +
             .await;
         Event::Unused
     }
-}
-
-async fn drain_started(drain: Drain) -> Event {
-    drain.started().await;
-    Event::DrainStarted
 }
 
 struct Inbound<IO> {

@@ -14,6 +14,12 @@ use tokio::time::Instant;
 
 use crate::link::Traffic;
 
+/// The clock of the guards counts milliseconds; looking sooner would spin.
+const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+
+/// A burst shorter than this is no load.
+const LOAD_SPAN: Duration = Duration::from_millis(50);
+
 /// Streams of one tunnel.
 #[derive(Debug)]
 pub(crate) struct Usage {
@@ -80,17 +86,23 @@ impl Usage {
     }
 }
 
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        let usage = &self.0;
+        let now = u64::try_from(usage.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        usage.unused_since.store(now, Ordering::Relaxed);
+        usage.streams.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// How much data a tunnel moves.
 #[derive(Debug)]
 pub(crate) struct Load {
     traffic: Arc<Traffic>,
     busy_bytes_per_second: u64,
-    /// When the bytes were last looked at, and how many they were.
+    /// When the bytes were last looked at, and how many they were. Locked for one look, under the pool's lock anyway.
     seen: Mutex<(Instant, u64)>,
 }
-
-/// A burst shorter than this is no load.
-const LOAD_SPAN: Duration = Duration::from_millis(50);
 
 impl Load {
     pub(crate) fn new(traffic: Arc<Traffic>, busy_bytes_per_second: u64) -> Self {
@@ -114,17 +126,5 @@ impl Load {
         *seen = (Instant::now(), bytes);
         let millis = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
         bytes.saturating_sub(before) / millis.max(1) > self.busy_bytes_per_second / 1000
-    }
-}
-
-/// The clock of the guards counts milliseconds; looking sooner would spin.
-const SHORTEST_LOOK: Duration = Duration::from_millis(1);
-
-impl Drop for StreamGuard {
-    fn drop(&mut self) {
-        let usage = &self.0;
-        let now = u64::try_from(usage.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        usage.unused_since.store(now, Ordering::Relaxed);
-        usage.streams.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -84,24 +84,24 @@ fn build(
 
 impl LogHandle {
     /// The levels in force, most specific first.
-    pub fn current(&self) -> String {
+    fn current(&self) -> String {
         let current = self.filter.with_current(ToString::to_string);
         current.unwrap_or_else(|_gone| String::new())
     }
 
     /// Sets levels on top of those in force: `debug`, or `module=level` items with commas.
-    pub fn set(&self, levels: &str) -> Result<(), TelemetryError> {
+    fn set(&self, levels: &str) -> Result<(), TelemetryError> {
         let current = Levels::parse(&self.current())?;
         self.apply(&current.with(levels)?)
     }
 
     /// Goes back to the levels of the start.
-    pub fn reset(&self) -> Result<(), TelemetryError> {
+    fn reset(&self) -> Result<(), TelemetryError> {
         self.apply(&self.initial)
     }
 
     /// Goes back to the levels of the start and sets levels on top of them.
-    pub fn reset_to(&self, levels: &str) -> Result<(), TelemetryError> {
+    fn reset_to(&self, levels: &str) -> Result<(), TelemetryError> {
         self.apply(&self.initial.with(levels)?)
     }
 

@@ -1,4 +1,5 @@
-//! Metrics of the control-plane client and of the workload manager, and the build. Names are Istio's (facts A19).
+//! Metrics of the control-plane client and of the workload manager, and the build. Names are Istio's (facts A19) where it
+//! has them. Crates that count for themselves (certificates, tunnels) are described here too.
 
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 
@@ -73,6 +74,22 @@ pub(crate) fn describe() {
     describe_counter!(
         "istio_xds_message_bytes_total",
         "Bytes of xDS responses received."
+    );
+    describe_counter!(
+        "leyline_certificate_fetches_total",
+        "Certificates asked of the CA, by result."
+    );
+    describe_counter!(
+        "leyline_certificates_refused_total",
+        "Identities without a certificate because there are too many."
+    );
+    describe_counter!(
+        "leyline_hbone_dials_total",
+        "Tunnels that were to be made, by result."
+    );
+    describe_counter!(
+        "leyline_hbone_retries_total",
+        "Requests repeated because their tunnel was going away."
     );
     describe_counter!(
         "leyline_xds_rejected_total",

@@ -90,12 +90,10 @@ pub enum ResponseFlag {
     NetworkPolicy,
     /// There is no certificate for the workload.
     IdentityError,
-    /// The peer's certificate is revoked.
-    CertRevoked,
 }
 
 impl ResponseFlag {
-    const COUNT: usize = 8;
+    const COUNT: usize = 7;
 
     /// The label's value.
     pub fn as_str(self) -> &'static str {
@@ -107,7 +105,6 @@ impl ResponseFlag {
             Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::IdentityError => "IDENTITY_ERROR",
-            Self::CertRevoked => "CERT_REVOKED",
         }
     }
 
@@ -120,7 +117,6 @@ impl ResponseFlag {
             Self::H2HandshakeFailure => 4,
             Self::NetworkPolicy => 5,
             Self::IdentityError => 6,
-            Self::CertRevoked => 7,
         }
     }
 }

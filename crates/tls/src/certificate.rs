@@ -31,7 +31,6 @@ use crate::{
 /// A checked certificate of a workload, its key and its roots, as ready TLS configurations.
 pub struct WorkloadCertificate {
     identity: Identity,
-    not_before: SystemTime,
     not_after: SystemTime,
     serial: String,
     chain: Vec<CertificateDer<'static>>,
@@ -144,7 +143,6 @@ impl WorkloadCertificate {
         let client = client_config(OutboundVerifier::new(Arc::clone(&trusted), &[]), resolver)?;
         Ok(Self {
             identity: leaf.identity,
-            not_before: leaf.not_before,
             not_after: leaf.not_after,
             serial: leaf.serial,
             chain,
@@ -159,11 +157,6 @@ impl WorkloadCertificate {
     /// Whose certificate this is.
     pub fn identity(&self) -> &Identity {
         &self.identity
-    }
-
-    /// From when on it is valid.
-    pub fn not_before(&self) -> SystemTime {
-        self.not_before
     }
 
     /// When it expires.
@@ -230,7 +223,6 @@ impl fmt::Debug for WorkloadCertificate {
 /// What we need to know of the first certificate of a chain.
 struct Leaf {
     identity: Identity,
-    not_before: SystemTime,
     not_after: SystemTime,
     serial: String,
 }
@@ -241,11 +233,9 @@ impl Leaf {
             .map_err(|error| CertificateError::Leaf(error.to_string()))?;
         let identity = identity_of(&parsed)
             .map_err(|error: SvidError| CertificateError::NotSpiffe(error.to_string()))?;
-        let validity = parsed.validity();
         Ok(Self {
             identity,
-            not_before: time_of(validity.not_before.timestamp()),
-            not_after: time_of(validity.not_after.timestamp()),
+            not_after: time_of(parsed.validity().not_after.timestamp()),
             serial: parsed.tbs_certificate.serial.to_string(),
         })
     }

@@ -25,7 +25,7 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, AsciiMetadataKey, AsciiMetadataValue, MetadataValue},
     service::Interceptor,
-    transport::{Channel, ClientTlsConfig, Endpoint, Identity as TonicIdentity, ServerTlsConfig},
+    transport::{Channel, ClientTlsConfig, Endpoint},
 };
 
 use crate::{
@@ -160,16 +160,8 @@ pub fn channel(config: &ControlPlaneConfig) -> Result<Channel, ControlPlaneError
     Ok(endpoint.connect_lazy())
 }
 
-/// TLS for a control plane's own gRPC server: TLS 1.3 with the groups and suites of the mesh, no client certificates.
-pub fn server_tls(chain_pem: &str, key_pem: &str) -> ServerTlsConfig {
-    install_crypto_provider();
-    ServerTlsConfig::new()
-        .identity(TonicIdentity::from_pem(chain_pem, key_pem))
-        .timeout(HANDSHAKE_TIMEOUT)
-}
-
 impl RootSource {
-    /// Reads a setting as Istio does: the path of an existing file, `SYSTEM`, or PEM text.
+    /// Reads a setting as Istio does: `SYSTEM`, PEM text, or the path of a file.
     pub fn from_setting(setting: &str) -> Self {
         if setting == "SYSTEM" {
             Self::System

@@ -239,7 +239,7 @@ impl Refusal {
 
     /// The refusal inside an error of an established stream, if that is what it was. In TLS 1.3 a server judges our
     /// certificate only after our side of the handshake has ended, so that its alert meets the first read.
-    pub fn in_io(error: &io::Error) -> Option<Self> {
+    pub(crate) fn in_io(error: &io::Error) -> Option<Self> {
         match error.get_ref()?.downcast_ref::<RustlsError>()? {
             RustlsError::AlertReceived(alert) => Some(Self::from_alert(*alert)),
             _ => None,

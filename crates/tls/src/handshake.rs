@@ -145,12 +145,6 @@ impl ClientTls {
     pub fn verdict(&self) -> Verdict {
         self.verdict.clone()
     }
-
-    /// The socket and the TLS session.
-    pub fn get_ref(&self) -> (&TcpStream, &rustls::ClientConnection) {
-        let (stream, session) = self.io.get_ref();
-        (stream.get_ref(), session)
-    }
 }
 
 impl Verdict {

@@ -28,5 +28,5 @@ pub use handshake::{ClientTls, ServerTls, Verdict, accept, connect};
 pub use provider::install_crypto_provider;
 pub use store::{
     CertificateConfig, CertificateDump, CertificateEntry, CertificateStore, CertificateWorker,
-    FetchError, IdentityError, StoreCounters,
+    FetchError, IdentityError,
 };

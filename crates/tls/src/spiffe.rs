@@ -44,3 +44,48 @@ pub(crate) fn identity_of(leaf: &X509Certificate<'_>) -> Result<Identity, SvidEr
     uri.parse()
         .map_err(|error: leyline_types::IdentityError| SvidError::NotAnIdentity(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use proptest::{collection::vec, prelude::any, prop_assert, proptest, sample::Index};
+
+    use super::*;
+    use crate::testing::{Leaf, TestCa};
+
+    const URI: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+    static LEAF: LazyLock<CertificateDer<'static>> = LazyLock::new(|| {
+        let (chain, _key) = TestCa::new().issue(&Leaf::workload(URI));
+        chain[0].clone()
+    });
+
+    /// Where the URI name begins in the leaf.
+    static NAME: LazyLock<usize> = LazyLock::new(|| {
+        let mut windows = LEAF.windows(URI.len());
+        windows.position(|text| text == URI.as_bytes()).unwrap()
+    });
+
+    proptest! {
+        /// Whatever a certificate holds, it names one workload or is refused.
+        #[test]
+        fn damaged_certificates_name_a_workload_or_none(
+            anywhere in vec((any::<Index>(), any::<u8>()), 0..4),
+            in_name in vec((0..URI.len(), any::<u8>()), 0..4),
+        ) {
+            let mut der = LEAF.to_vec();
+            for (at, byte) in anywhere {
+                let at = at.index(der.len());
+                der[at] = byte;
+            }
+            for (at, byte) in in_name {
+                der[*NAME + at] = byte;
+            }
+            if let Ok(identity) = identity_in(&der.into()) {
+                let again: Result<Identity, _> = identity.to_string().parse();
+                prop_assert!(again.is_ok_and(|again| again == identity));
+            }
+        }
+    }
+}

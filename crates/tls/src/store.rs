@@ -9,7 +9,7 @@ mod schedule;
 mod slot;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -17,6 +17,7 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use leyline_types::Identity;
+use metrics::counter;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
@@ -116,25 +117,6 @@ pub enum IdentityError {
     },
 }
 
-/// What the store has and has done, for metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct StoreCounters {
-    /// Identities that are kept now.
-    pub identities: usize,
-    /// Of those, how many have a valid certificate.
-    pub available: usize,
-    /// Fetches that wait for their turn.
-    pub queued: usize,
-    /// Fetches that run.
-    pub in_flight: usize,
-    /// Certificates fetched since the start.
-    pub fetched: u64,
-    /// Failed fetches since the start.
-    pub failed: u64,
-    /// Identities refused because of the bound, since the start.
-    pub refused: u64,
-}
-
 /// The certificates of this node's workloads.
 pub struct CertificateStore {
     shared: Arc<Shared>,
@@ -158,9 +140,6 @@ struct Table {
     schedule: Schedule,
     slots: HashMap<Identity, Slot>,
     life: Life,
-    fetched: u64,
-    failed: u64,
-    refused: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -188,9 +167,6 @@ impl CertificateStore {
             schedule: Schedule::new(cfg.max_fetches, cfg.max_identities),
             slots: HashMap::new(),
             life: Life::Running,
-            fetched: 0,
-            failed: 0,
-            refused: 0,
         };
         let shared = Arc::new(Shared {
             cfg,
@@ -255,22 +231,6 @@ impl CertificateStore {
         self.shared.changed.notify_one();
     }
 
-    /// Forgets all identities but these.
-    pub fn retain(&self, wanted: &HashSet<Identity>) {
-        let mut table = self.shared.table.lock();
-        let gone: Vec<Identity> = table
-            .slots
-            .keys()
-            .filter(|id| !wanted.contains(*id))
-            .cloned()
-            .collect();
-        for identity in &gone {
-            table.schedule.forget(identity);
-            table.slots.remove(identity);
-        }
-        self.shared.changed.notify_one();
-    }
-
     /// All identities with the state of their certificates, ordered by identity (`certificates[]` of `/config_dump`).
     pub fn dump(&self) -> Vec<CertificateDump> {
         let (now, clock) = (Instant::now(), SystemTime::now());
@@ -287,22 +247,6 @@ impl CertificateStore {
             .map(|(identity, state)| dump::describe(identity, state))
             .collect()
     }
-
-    /// What the store has and has done.
-    pub fn counters(&self) -> StoreCounters {
-        let (now, clock) = (Instant::now(), SystemTime::now());
-        let table = self.shared.table.lock();
-        let available = |slot: &&Slot| matches!(slot.current(now, clock), State::Available(_));
-        StoreCounters {
-            identities: table.slots.len(),
-            available: table.slots.values().filter(available).count(),
-            queued: table.schedule.queued(),
-            in_flight: table.schedule.in_flight(),
-            fetched: table.fetched,
-            failed: table.failed,
-            refused: table.refused,
-        }
-    }
 }
 
 impl Drop for CertificateStore {
@@ -315,7 +259,7 @@ impl Drop for CertificateStore {
 impl fmt::Debug for CertificateStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CertificateStore")
-            .field("counters", &self.counters())
+            .field("identities", &self.shared.table.lock().slots.len())
             .finish_non_exhaustive()
     }
 }
@@ -352,7 +296,7 @@ impl Shared {
             return Err(IdentityError::Stopped { identity });
         }
         if table.schedule.want(&identity, priority).is_err() {
-            table.refused += 1;
+            counter!("leyline_certificates_refused_total").increment(1);
             let limit = self.cfg.max_identities;
             return Err(IdentityError::Full { identity, limit });
         }
@@ -389,11 +333,12 @@ impl Shared {
     /// Publishes how a fetch ended and plans the next one.
     fn finish(&self, fetch: &Fetch, result: Result<WorkloadCertificate, FetchError>) {
         let (now, random) = (Instant::now(), rand::random::<f64>());
+        let outcome = if result.is_ok() { "ok" } else { "failed" };
+        counter!("leyline_certificate_fetches_total", "result" => outcome).increment(1);
         let mut table = self.table.lock();
         let table = &mut *table;
         match result {
             Ok(cert) => {
-                table.fetched += 1;
                 let lease = Lease::new(Arc::new(cert), now, SystemTime::now());
                 let planned = table
                     .schedule
@@ -406,7 +351,6 @@ impl Shared {
                 slot.state.send_replace(State::Available(lease));
             }
             Err(error) => {
-                table.failed += 1;
                 let retry = table.schedule.failed(fetch, now, random);
                 let (Some(retry), Some(slot)) = (retry, table.slots.get_mut(&fetch.identity))
                 else {

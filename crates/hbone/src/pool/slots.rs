@@ -203,11 +203,11 @@ impl Slot {
     /// A place in the emptiest of the first tunnels, else in the first that has one.
     fn lease(&self) -> Option<Lease> {
         let (spread, rest) = self.tunnels.split_at(self.tunnels.len().min(SPREAD));
-        let mut by_load: Vec<&Arc<Tunnel>> = Vec::new();
+        // The usual case, without a list.
         if let [only] = spread {
             return only.lease();
         }
-        by_load.extend(spread);
+        let mut by_load: Vec<&Arc<Tunnel>> = spread.iter().collect();
         by_load.sort_by_key(|tunnel| tunnel.streams());
         by_load.into_iter().chain(rest).find_map(Tunnel::lease)
     }

@@ -4,7 +4,7 @@ use std::{process::Stdio, time::Duration};
 
 use bytes::Bytes;
 use leyline_hbone::{
-    Baggage, ConnectRequest, DialError, HboneConfig, HboneError, Opened, Pool,
+    Baggage, ConnectRequest, DialError, HboneConfig, HboneError, Opened, Pool, TunnelUse,
     server::{self, Request},
 };
 use leyline_net::copy::{Reader, Writer};
@@ -89,13 +89,14 @@ async fn our_client_and_its_server() {
     writer.write(Bytes::from_static(b"x")).await.unwrap();
     let error = reader.read().await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    assert_eq!(pool.stats().dials, 1);
+    assert_eq!(pool.stats().tunnels, 1);
 
     // After GOAWAY this stream goes on, and the next one gets another tunnel.
     let leaving = open(&pool, port, "goaway:80").await.unwrap();
     let (mut reader, mut writer) = works(leaving.stream).await;
-    works(open(&pool, port, "echo:80").await.unwrap().stream).await;
-    assert_eq!(pool.stats().dials, 2);
+    let next = open(&pool, port, "echo:80").await.unwrap();
+    assert_eq!(next.tunnel, TunnelUse::New);
+    works(next.stream).await;
     crate::support::ping_pong(&mut reader, &mut writer).await;
 }
 

@@ -105,5 +105,5 @@ async fn streams_over_tls() {
         writer.finish().await.unwrap();
         assert_eq!(reader.read().await.unwrap(), None);
     }
-    assert_eq!(pool.stats().dials, 1);
+    assert_eq!(pool.stats().tunnels, 1);
 }

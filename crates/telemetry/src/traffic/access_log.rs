@@ -69,7 +69,7 @@ impl AccessLog {
     }
 
     /// Bytes that the reporting workload has sent to its peer.
-    pub fn sent(&self, bytes: u64) {
+    fn sent(&self, bytes: u64) {
         self.sent.fetch_add(bytes, Ordering::Relaxed);
         // The metrics name both directions from the destination's side, whoever reports.
         match self.labels.reporter {
@@ -79,7 +79,7 @@ impl AccessLog {
     }
 
     /// Bytes that the reporting workload has received from its peer.
-    pub fn received(&self, bytes: u64) {
+    fn received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);
         match self.labels.reporter {
             Reporter::Source => self.handles.sent.increment(bytes),

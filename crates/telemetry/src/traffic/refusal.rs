@@ -55,8 +55,6 @@ pub enum Refusal {
     Limit,
     /// The proxy, or the pod's part of it, is shutting down.
     Draining,
-    /// Something that is not the peer's fault.
-    Internal,
 }
 
 impl Refusal {
@@ -86,7 +84,6 @@ impl Refusal {
             Self::WrongTarget => "wrong_target",
             Self::Limit => "limit",
             Self::Draining => "draining",
-            Self::Internal => "internal",
         }
     }
 }

@@ -202,8 +202,8 @@ fn metrics_carry_istios_labels_in_order() {
 fn the_source_counts_bytes_as_the_destination_does() {
     registry();
     let log = AccessLog::open(connection("swap", Reporter::Source));
-    log.sent(3);
-    log.received(4);
+    log.moved_from_downstream(3);
+    log.moved_from_upstream(4);
     drop(log);
     let value = |name: &str| {
         let lines = series(name, "=\"swap\"");
@@ -254,7 +254,6 @@ fn flags_have_distinct_slots_and_names() {
         H2HandshakeFailure,
         NetworkPolicy,
         IdentityError,
-        CertRevoked,
     ];
     assert_eq!(all.len(), ResponseFlag::COUNT);
     for (index, flag) in all.into_iter().enumerate() {
@@ -312,7 +311,7 @@ fn concurrent_connections_of_one_label_set_add_up() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..100 {
-                    AccessLog::open(bare("many")).received(1);
+                    AccessLog::open(bare("many")).moved_from_downstream(1);
                 }
             });
         }

@@ -30,11 +30,11 @@ fn takes_a_good_answer() {
     assert_eq!(certificate.identity().to_string(), WEB);
     assert_eq!(certificate.chain().len(), 1);
     assert_eq!(certificate.roots().len(), 1);
-    let life = certificate
+    let left = certificate
         .not_after()
-        .duration_since(certificate.not_before())
+        .duration_since(SystemTime::now())
         .unwrap();
-    assert_eq!(life.as_secs(), 3660);
+    assert!((3590..=3600).contains(&left.as_secs()), "{left:?}");
     assert!(certificate.serial().parse::<u128>().is_ok() || certificate.serial().len() > 30);
 }
 

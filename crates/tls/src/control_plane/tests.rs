@@ -9,7 +9,10 @@ use parking_lot::Mutex;
 use prost_types::value::Kind;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Response, transport::Server};
+use tonic::{
+    Response,
+    transport::{Identity as ServerIdentity, Server, ServerTlsConfig},
+};
 
 use super::*;
 use crate::{
@@ -79,7 +82,10 @@ async fn control_plane(
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = Server::builder()
-        .tls_config(server_tls(&pem(&chain[0]), &key_pem(&key)))
+        .tls_config(
+            ServerTlsConfig::new()
+                .identity(ServerIdentity::from_pem(pem(&chain[0]), key_pem(&key))),
+        )
         .unwrap()
         .add_service(IstioCertificateServiceServer::new(service))
         .serve_with_incoming(TcpListenerStream::new(listener));

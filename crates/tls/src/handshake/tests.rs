@@ -96,7 +96,7 @@ async fn prefers_the_hybrid_group_and_the_long_key() {
     let ca = TestCa::new();
     let (accepted, connected) = handshake(&ca.workload(WEB), &ca.workload(DB), &[WEB]).await;
     let (server, client) = (accepted.unwrap().0, connected.unwrap().0);
-    let (server, client) = (server.get_ref().1, client.get_ref().1);
+    let (server, client) = (server.get_ref().1, client.io.get_ref().1);
     for group in [
         server.negotiated_key_exchange_group(),
         client.negotiated_key_exchange_group(),

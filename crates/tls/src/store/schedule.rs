@@ -182,14 +182,6 @@ impl Schedule {
         }
     }
 
-    pub(super) fn queued(&self) -> usize {
-        self.queue.len()
-    }
-
-    pub(super) fn in_flight(&self) -> usize {
-        self.in_flight
-    }
-
     /// Gives the fetch's place back, and finds its identity if it has not been forgotten.
     fn end(&mut self, fetch: &Fetch) -> Option<&mut Entry> {
         self.in_flight = self.in_flight.saturating_sub(1);

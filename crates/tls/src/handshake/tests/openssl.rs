@@ -163,6 +163,7 @@ async fn connects_to_openssl() {
     let (tls, identity) = connect_s_server(&demanding).await.unwrap();
     assert_eq!(identity.to_string(), WEB);
     let group = tls
+        .io
         .get_ref()
         .1
         .negotiated_key_exchange_group()

@@ -73,9 +73,9 @@ fn serves_by_priority_then_arrival() {
     ] {
         schedule.want(&id(name), priority).unwrap();
     }
-    assert_eq!(schedule.queued(), 5);
+    assert_eq!(schedule.queue.len(), 5);
     assert_eq!(names(&mut schedule, now), ["c", "e", "d", "a", "b"]);
-    assert_eq!((schedule.queued(), schedule.in_flight()), (0, 5));
+    assert_eq!((schedule.queue.len(), schedule.in_flight), (0, 5));
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn a_forgotten_fetch_changes_nothing() {
     );
     schedule.forget(&id("a"));
     assert_eq!(
-        (schedule.wake_at(), schedule.queued(), schedule.in_flight()),
+        (schedule.wake_at(), schedule.queue.len(), schedule.in_flight),
         (None, 0, 0)
     );
 }
