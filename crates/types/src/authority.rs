@@ -89,7 +89,24 @@ impl fmt::Display for HboneAuthority {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prop_assert_eq, proptest, sample::select};
+
     use super::*;
+
+    /// What authorities are made of, and what does not belong in them.
+    const PIECES: [&str; 18] = [
+        "10.0.0.1", "[::1]", "[", "]", ":", "80", "0", "99999", ".", "web", "A", "-", "_", "%",
+        "@", "/", " ", "é",
+    ];
+
+    proptest! {
+        #[test]
+        fn what_parses_is_written_and_read_back(pieces in vec(select(&PIECES[..]), 0..8)) {
+            if let Ok(parsed) = pieces.concat().parse::<HboneAuthority>() {
+                prop_assert_eq!(parsed.to_string().parse(), Ok(parsed));
+            }
+        }
+    }
 
     #[test]
     fn accepts_addresses_and_hosts() {

@@ -148,7 +148,53 @@ impl Serialize for Identity {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prop_assert, prop_assert_eq, proptest, sample::select};
+
     use super::*;
+
+    /// What identities are made of, and what does not belong in them.
+    const PIECES: [&str; 18] = [
+        "spiffe://",
+        "cluster.local",
+        "td",
+        "/ns/",
+        "/sa/",
+        "/",
+        "a",
+        "web",
+        "A",
+        ".",
+        "..",
+        "%2f",
+        "%",
+        "?",
+        "#",
+        "@",
+        ":80",
+        "é",
+    ];
+
+    proptest! {
+        /// Texts of one identity differ only in the case of scheme and trust domain, and nothing is lost on the way.
+        #[test]
+        fn what_parses_is_written_and_read_back(
+            damage in vec((0_usize..8, select(&PIECES[..])), 0..3),
+        ) {
+            let mut pieces = vec!["spiffe://", "td", "/ns/", "a", "/sa/", "web"];
+            for (at, piece) in damage {
+                pieces.insert(at.min(pieces.len()), piece);
+            }
+            let text = pieces.concat();
+            if let Ok(parsed) = text.parse::<Identity>() {
+                let written = parsed.to_string();
+                prop_assert!(written.eq_ignore_ascii_case(&text), "{written} {text}");
+                let (namespace, account) = (parsed.namespace(), parsed.service_account());
+                let path = format!("/ns/{namespace}/sa/{account}");
+                prop_assert!(text.ends_with(&path), "{path} {text}");
+                prop_assert_eq!(written.parse::<Identity>().unwrap(), parsed);
+            }
+        }
+    }
 
     #[test]
     fn parses_istio_identities_only() {
