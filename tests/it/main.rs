@@ -4,11 +4,16 @@
     reason = "a test whose surroundings cannot be made has failed"
 )]
 
+mod certificates;
 mod cluster;
 mod enrolment;
 mod lifecycle;
 mod mesh;
+mod operator;
 mod peer;
+mod policy;
+mod robustness;
 mod shutdown;
 mod support;
 mod takeover;
+mod trouble;

@@ -32,15 +32,16 @@ pub(crate) struct Peer {
 
 /// A tunnel; it ends when this is dropped.
 pub(crate) struct Tunnel {
-    pub(crate) requests: SendRequest<Bytes>,
-    pub(crate) driver: JoinSet<Result<(), h2::Error>>,
+    requests: SendRequest<Bytes>,
+    _driver: JoinSet<Result<(), h2::Error>>,
 }
 
 /// An answered CONNECT.
 pub(crate) struct Stream {
     pub(crate) status: StatusCode,
-    pub(crate) send: SendStream<Bytes>,
-    pub(crate) receive: RecvStream,
+    /// Dropping them would reset the stream.
+    _send: SendStream<Bytes>,
+    _receive: RecvStream,
 }
 
 impl Peer {
@@ -79,18 +80,16 @@ impl Peer {
         Ok(stream)
     }
 
-    /// A tunnel whose windows let the other side send without end.
+    /// A tunnel.
     pub(crate) async fn tunnel(&self, target: IpAddr) -> anyhow::Result<Tunnel> {
         let stream = self.tls(target).await?;
-        let (requests, connection) = Builder::new()
-            .initial_window_size((1 << 31) - 1)
-            .initial_connection_window_size((1 << 31) - 1)
-            .max_concurrent_reset_streams(10_000)
-            .handshake(stream)
-            .await?;
+        let (requests, connection) = Builder::new().handshake(stream).await?;
         let mut driver = JoinSet::new();
         driver.spawn(connection);
-        Ok(Tunnel { requests, driver })
+        Ok(Tunnel {
+            requests,
+            _driver: driver,
+        })
     }
 
     /// A tunnel for frames by hand.
@@ -138,16 +137,18 @@ impl Tunnel {
             .into_parts();
         Ok(Stream {
             status: head.status,
-            send,
-            receive,
+            _send: send,
+            _receive: receive,
         })
     }
 }
 
+pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
 pub(crate) const SETTINGS: u8 = 4;
 pub(crate) const PING: u8 = 6;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const END_HEADERS: u8 = 4;
 
 /// HTTP/2 by hand.

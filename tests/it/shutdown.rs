@@ -6,43 +6,23 @@ use anyhow::ensure;
 use bytes::Bytes;
 use leyline_tests::{
     access_log,
-    client::{Client, Connection, End},
-    cluster::Family,
+    client::{Client, End},
     eventually::eventually,
-    mesh::{Enrolment, Mesh, uid},
+    mesh::{Enrolment, uid},
     process::Process,
     sniffer::Sniffer,
 };
 use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
-use crate::{peer::Peer, support::mesh};
+use crate::{
+    peer::Peer,
+    support::{SOON, addr, enrolled_with, hold},
+};
 
-const SOON: Duration = Duration::from_secs(10);
 /// What a drain may take beyond its deadline, and what it may be early by: the clock of the test is not the proxy's.
 const SLACK: Duration = Duration::from_secs(1);
 const SECRET: &[u8] = b"open sesame, said Ali Baba";
-
-/// A mesh in which the proxy of node a has these settings, with its pods enrolled.
-async fn mesh_with(env: &[(&str, &str)]) -> Mesh {
-    let mut mesh = mesh().await;
-    mesh.restart_ztunnel("node-a", env).await.unwrap();
-    mesh.set_enrolment("shop", Enrolment::Ambient)
-        .await
-        .unwrap();
-    mesh
-}
-
-fn addr(mesh: &Mesh, pod: &str, port: u16) -> SocketAddr {
-    mesh.cluster().pod_addr(pod, Family::V4, port).unwrap()
-}
-
-async fn hold(mesh: &Mesh, from: &str, to: &str) -> Connection {
-    let client = mesh.cluster().client(from).unwrap();
-    let mut held = client.connect(addr(mesh, to, 9000), SOON).await.unwrap();
-    held.echo(b"hello").await.unwrap();
-    held
-}
 
 async fn refused_soon(client: &Client, target: SocketAddr) {
     let refused = eventually(format!("{target} is refused"), SOON, || async {
@@ -56,7 +36,7 @@ async fn refused_soon(client: &Client, target: SocketAddr) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_carries_live_connections_to_the_deadline_and_no_further() {
     const DEADLINE: Duration = Duration::from_secs(3);
-    let mut mesh = mesh_with(&[("CONNECTION_TERMINATION_DEADLINE", "3s")]).await;
+    let mut mesh = enrolled_with(&["node-a"], &[("CONNECTION_TERMINATION_DEADLINE", "3s")]).await;
     // Out of a pod of this node, into one, and past one end of it in plaintext.
     let mut held = [
         hold(&mesh, "shop/client", "shop/server-v1").await,
@@ -102,7 +82,7 @@ async fn sigterm_carries_live_connections_to_the_deadline_and_no_further() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pods_are_refused_until_a_new_proxy_takes_over() {
-    let mut mesh = mesh_with(&[]).await;
+    let mut mesh = enrolled_with(&["node-a"], &[]).await;
     let target = addr(&mesh, "shop/server-v1", 8080);
     let client = mesh.cluster().client("shop/client").unwrap();
     client.get(target, "/", SOON).await.unwrap();
@@ -140,10 +120,13 @@ async fn pods_are_refused_until_a_new_proxy_takes_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drain_without_connections_does_not_wait_for_its_deadline() {
-    let mut mesh = mesh_with(&[
-        ("CONNECTION_TERMINATION_DEADLINE", "10m"),
-        ("LEYLINE_HANDSHAKE_DEADLINE", "5m"),
-    ])
+    let mut mesh = enrolled_with(
+        &["node-a"],
+        &[
+            ("CONNECTION_TERMINATION_DEADLINE", "10m"),
+            ("LEYLINE_HANDSHAKE_DEADLINE", "5m"),
+        ],
+    )
     .await;
     // Idle tunnels in both directions, a handshake that nobody goes on with, and a pod that is just being released.
     let client = mesh.cluster().client("shop/client").unwrap();
@@ -176,7 +159,7 @@ async fn a_drain_without_connections_does_not_wait_for_its_deadline() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_interrupt_ends_the_drain() {
-    let mut mesh = mesh_with(&[("CONNECTION_TERMINATION_DEADLINE", "10m")]).await;
+    let mut mesh = enrolled_with(&["node-a"], &[("CONNECTION_TERMINATION_DEADLINE", "10m")]).await;
     let mut held = hold(&mesh, "shop/client", "shop/server-v1").await;
     let client = mesh.cluster().client("shop/client").unwrap();
     let ztunnel = mesh.ztunnel("node-a").unwrap();
@@ -193,7 +176,7 @@ async fn a_second_interrupt_ends_the_drain() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_second_proxy_by_mistake_harms_nothing() {
-    let mut mesh = mesh_with(&[]).await;
+    let mut mesh = enrolled_with(&["node-a"], &[]).await;
     let target = addr(&mesh, "shop/server-v1", 8080);
     let client = mesh.cluster().client("shop/client").unwrap();
     let mut held = hold(&mesh, "shop/client", "shop/server-v1").await;
@@ -216,7 +199,7 @@ async fn a_second_proxy_by_mistake_harms_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quitquitquit_drains() {
-    let mut mesh = mesh_with(&[("CONNECTION_TERMINATION_DEADLINE", "10m")]).await;
+    let mut mesh = enrolled_with(&["node-a"], &[("CONNECTION_TERMINATION_DEADLINE", "10m")]).await;
     let mut held = hold(&mesh, "shop/client", "shop/server-v1").await;
     let client = mesh.cluster().client("shop/client").unwrap();
     let ztunnel = mesh.ztunnel("node-a").unwrap();

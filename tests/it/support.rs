@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Result;
 use leyline_tests::{
-    client::Client,
-    cluster::{Binaries, Cluster},
-    mesh::{Limits, Mesh, Options},
+    client::{Client, Connection},
+    cluster::{Binaries, Cluster, Family},
+    mesh::{Enrolment, Limits, Mesh, Options},
     preflight,
     run::{self, Run},
 };
@@ -48,8 +49,8 @@ pub(crate) async fn mesh() -> Mesh {
     Mesh::start(options, |_step| {}).await.unwrap()
 }
 
-/// For one small call, however busy the machine is.
-const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// For what happens at once, however busy the machine is.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// Calls without a pause until told to stop; any failure is the test's.
 pub(crate) async fn load(
@@ -59,7 +60,7 @@ pub(crate) async fn load(
 ) -> usize {
     let mut calls = 0;
     while !*stop.borrow_and_update() {
-        let reply = client.get(target, "/bytes/2000", CALL_DEADLINE).await;
+        let reply = client.get(target, "/bytes/2000", SOON).await;
         assert!(
             reply.is_ok(),
             "call {calls} to {target}: {:#}",
@@ -68,4 +69,37 @@ pub(crate) async fn load(
         calls += 1;
     }
     calls
+}
+
+/// The demo's mesh with its pods enrolled, after the proxies of these nodes were given settings.
+pub(crate) async fn enrolled_with(nodes: &[&str], env: &[(&str, &str)]) -> Mesh {
+    let mut mesh = mesh().await;
+    for node in nodes {
+        mesh.restart_ztunnel(node, env).await.unwrap();
+    }
+    mesh.set_enrolment("shop", Enrolment::Ambient)
+        .await
+        .unwrap();
+    mesh
+}
+
+/// The IPv4 address of a pod with a port.
+pub(crate) fn addr(mesh: &Mesh, pod: &str, port: u16) -> SocketAddr {
+    mesh.cluster().pod_addr(pod, Family::V4, port).unwrap()
+}
+
+/// A connection to the echo port of a pod, in use.
+pub(crate) async fn hold(mesh: &Mesh, from: &str, to: &str) -> Connection {
+    let client = mesh.cluster().client(from).unwrap();
+    let mut held = client.connect(addr(mesh, to, 9000), SOON).await.unwrap();
+    held.echo(b"hello").await.unwrap();
+    held
+}
+
+/// How many connections into a pod its proxy carries.
+pub(crate) async fn inbound_of(mesh: &Mesh, pod: &str) -> Result<usize> {
+    let dump = mesh.ztunnel_of(pod)?.config_dump().await?;
+    let state = &dump["workloadState"][format!("Kubernetes//Pod/{pod}")];
+    let inbound = state["connections"]["inbound"].as_array();
+    Ok(inbound.map_or(0, Vec::len))
 }

@@ -1,0 +1,217 @@
+//! What an operator sees and does: admin pages, metrics, levels, and a log that nobody reads.
+
+use std::{ffi::OsString, time::Duration};
+
+use anyhow::ensure;
+use leyline_tests::{access_log, eventually::eventually};
+use serde_json::Value;
+
+use crate::support::{SOON, addr, enrolled_with, hold};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_dump_has_what_istioctl_reads() {
+    let mesh = enrolled_with(&[], &[]).await;
+    let _held = hold(&mesh, "shop/client", "shop/server-v2").await;
+    let dump = mesh.ztunnel("node-a").unwrap().config_dump().await.unwrap();
+    for key in ["workloads", "services", "policies", "certificates"] {
+        assert!(dump[key].is_array(), "{key}: {}", dump[key]);
+    }
+    for key in [
+        "stagedServices",
+        "staticConfig",
+        "version",
+        "config",
+        "workloadState",
+    ] {
+        assert!(dump[key].is_object(), "{key}: {}", dump[key]);
+    }
+    let has = |value: &Value, keys: &[&str]| {
+        for key in keys {
+            assert!(value.get(key).is_some(), "no {key} in {value:#}");
+        }
+    };
+    let of = |list: &str, key: &str, wanted: &str| -> Value {
+        let items = dump[list].as_array().unwrap();
+        let found = items.iter().find(|item| item[key] == wanted);
+        found
+            .unwrap_or_else(|| panic!("no {wanted} in {list}"))
+            .clone()
+    };
+    let workload = of("workloads", "name", "server-v1");
+    has(
+        &workload,
+        &[
+            "uid",
+            "workloadIps",
+            "protocol",
+            "namespace",
+            "serviceAccount",
+            "workloadName",
+            "workloadType",
+            "canonicalName",
+            "canonicalRevision",
+            "clusterId",
+            "trustDomain",
+            "node",
+            "network",
+            "status",
+            "capacity",
+            "authorizationPolicies",
+        ],
+    );
+    assert_eq!(workload["status"], "Healthy");
+    let service = of("services", "name", "server");
+    has(
+        &service,
+        &["namespace", "hostname", "vips", "ports", "endpoints"],
+    );
+    let identity = "spiffe://cluster.local/ns/shop/sa/server";
+    let certificate = of("certificates", "identity", identity);
+    assert_eq!(certificate["state"], "Available");
+    let leaf = &certificate["certChain"][0];
+    has(
+        leaf,
+        &["pem", "serialNumber", "validFrom", "expirationTime"],
+    );
+    let pod = &dump["workloadState"]["Kubernetes//Pod/shop/server-v2"];
+    assert_eq!(pod["state"], "Up");
+    has(&pod["info"], &["name", "namespace", "serviceAccount"]);
+    let inbound = &pod["connections"]["inbound"][0];
+    has(inbound, &["src", "originalDst", "actualDst", "protocol"]);
+    assert_eq!(inbound["protocol"], "HBONE");
+    has(
+        &dump["version"],
+        &[
+            "version",
+            "gitRevision",
+            "rustVersion",
+            "buildProfile",
+            "buildStatus",
+        ],
+    );
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_answer_what_they_are_asked_and_nothing_else() {
+    let mesh = enrolled_with(&[], &[]).await;
+    let ztunnel = mesh.ztunnel("node-a").unwrap();
+    for (method, port, path, status) in [
+        ("GET", 15000, "/", 200),
+        ("GET", 15000, "/config_dump", 200),
+        ("GET", 15000, "/logging", 405),
+        ("POST", 15000, "/logging", 200),
+        ("POST", 15000, "/logging?level=loud", 400),
+        ("POST", 15000, "/logging?colour=red", 400),
+        ("GET", 15000, "/quitquitquit", 405),
+        ("GET", 15000, "/nothing", 404),
+        ("GET", 15020, "/metrics", 200),
+        ("GET", 15020, "/stats/prometheus", 200),
+        ("GET", 15020, "/config_dump", 404),
+        ("GET", 15021, "/healthz/ready", 200),
+        ("POST", 15021, "/healthz/ready", 405),
+        ("GET", 15021, "/", 404),
+    ] {
+        let reply = ztunnel.ask(method, port, path).await.unwrap();
+        assert_eq!(reply.status, status, "{method} :{port}{path}");
+    }
+    // The admin page is for the node alone.
+    let node = mesh.cluster().fabric().node_addresses("node-a").unwrap();
+    let client = mesh.cluster().client("legacy/legacy").unwrap();
+    for ip in node.all() {
+        let target = (ip, 15000).into();
+        assert!(client.get(target, "/", SOON).await.is_err(), "{target}");
+    }
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn levels_change_at_run_time() {
+    let mesh = enrolled_with(&[], &[]).await;
+    let ztunnel = mesh.ztunnel("node-a").unwrap();
+    let client = mesh.cluster().client("shop/client").unwrap();
+    let target = addr(&mesh, "shop/server-v1", 8080);
+    let wanted = [("direction", "outbound"), ("dst.workload", "server-v1")];
+    let set = async |query: &str| {
+        let path = format!("/logging?{query}");
+        let reply = ztunnel.ask("POST", 15000, &path).await.unwrap();
+        assert_eq!(reply.status, 200);
+        String::from_utf8(reply.body.to_vec()).unwrap()
+    };
+
+    let levels = set("level=access=off").await;
+    assert!(levels.contains("access=off"), "{levels}");
+    let log = ztunnel.log().unwrap().from_now().unwrap();
+    client.get(target, "/", SOON).await.unwrap();
+    let ended = eventually("the connection has ended", SOON, || async {
+        let dump = ztunnel.config_dump().await?;
+        let state = &dump["workloadState"]["Kubernetes//Pod/shop/client"];
+        ensure!(
+            state["connections"]["outbound"] == serde_json::json!([]),
+            "{state}"
+        );
+        Ok(())
+    });
+    ended.await.unwrap();
+    set("reset").await;
+    client.get(target, "/bytes/5", SOON).await.unwrap();
+    access_log::find(&log, &wanted, SOON).await.unwrap();
+    let entries = access_log::entries(&log).unwrap();
+    let ours = entries
+        .iter()
+        .filter(|entry| wanted.iter().all(|(k, v)| entry.field(k) == Some(v)));
+    assert_eq!(ours.count(), 1, "the first call is logged");
+
+    set("level=debug").await;
+    client.get(target, "/", SOON).await.unwrap();
+    let opened = eventually("debug lines", SOON, || async {
+        let lines = log.lines()?;
+        let opened = lines.iter().any(|line| line.contains("connection opened"));
+        ensure!(opened, "none");
+        Ok(())
+    });
+    opened.await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_nobody_reads_stalls_nothing() {
+    let mut mesh = enrolled_with(&[], &[]).await;
+    // A pipe that is full after 64 KiB, because nobody takes anything out of it.
+    let pipe = mesh.cluster().run().dir().join("nobody-reads");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let program = mesh.ztunnel_mut("node-a").unwrap().program_mut();
+    let ztunnel = program.path.clone();
+    program.path = "/bin/sh".into();
+    let script = "exec 3<>\"$0\"; exec \"$1\" proxy >\"$0\" 2>&1";
+    program.args = vec!["-c".into(), script.into(), pipe.into(), ztunnel.into()];
+    program
+        .env
+        .insert("RUST_LOG".to_owned(), OsString::from("trace"));
+    mesh.restart_ztunnel("node-a", &[]).await.unwrap();
+
+    let client = mesh.cluster().client("shop/client").unwrap();
+    let target = addr(&mesh, "shop/server-v1", 8080);
+    let back = eventually("calls work", SOON, || async {
+        client.get(target, "/", SOON).await
+    });
+    back.await.unwrap();
+    let dropped = eventually("lines are dropped", SOON * 3, || async {
+        for _ in 0..20 {
+            client
+                .get(target, "/bytes/100000", Duration::from_secs(2))
+                .await?;
+        }
+        let metrics = mesh.ztunnel("node-a")?.metrics().await?;
+        let dropped = metrics.sum("leyline_log_lines_dropped_total", &[]);
+        ensure!(dropped > 1000.0, "{dropped} dropped");
+        Ok(())
+    });
+    dropped.await.unwrap();
+    client
+        .get(target, "/", Duration::from_secs(2))
+        .await
+        .unwrap();
+    // And it ends in order all the same.
+    mesh.stop().await.unwrap();
+}

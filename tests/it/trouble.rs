@@ -1,0 +1,253 @@
+//! One pod's trouble is that pod's: it is told, it is tried again, and everybody else is served meanwhile.
+
+use std::{fs, net::Ipv6Addr, path::PathBuf, time::Duration};
+
+use anyhow::{Result, ensure};
+use leyline_net::{ListenOptions, listen::listen_on};
+use leyline_tests::{
+    cluster::Family,
+    eventually::eventually,
+    mesh::{Enrolment, Mesh, uid},
+};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use crate::support::{SOON, addr, enrolled_with, hold, mesh};
+
+/// Retries of a pod get as rare as one in five seconds.
+const RETRIED: Duration = Duration::from_secs(15);
+
+const LATE: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: late, namespace: shop, labels: {app: late}}
+spec:
+  nodeName: node-b
+  serviceAccountName: server
+  containers: [{name: app, image: leyline-echo, args: [--http=8080, --tcp=9000]}]
+";
+
+/// Labels the namespace, and waits until all of its pods are served but the one that has trouble.
+async fn enrol_all_but(mesh: &Mesh, troubled: &str, error: &str) {
+    mesh.write_label("shop", Enrolment::Ambient).unwrap();
+    let node = mesh.cluster().pod(troubled).unwrap().spec().node.clone();
+    let settled = eventually(format!("all but {troubled} are served"), SOON, || async {
+        let dumps = mesh.dumps().await?;
+        for pod in ["shop/client", "shop/server-v1", "shop/server-v2"] {
+            let up = dumps.values().any(|dump| dump.up.contains(&uid(pod)));
+            ensure!(up == (pod != troubled), "{pod} up: {up}");
+        }
+        let dump = mesh.ztunnel(&node)?.config_dump().await?;
+        let state = &dump["workloadState"][uid(troubled)];
+        ensure!(state["state"] == "Pending", "{state}");
+        let told = state["error"].as_str().unwrap_or_default();
+        ensure!(told.contains(error), "{told}");
+        Ok(())
+    });
+    settled.await.unwrap();
+    let ztunnel = mesh.ztunnel(&node).unwrap();
+    let ready = ztunnel.ask("GET", 15021, "/healthz/ready").await.unwrap();
+    assert_eq!(ready.status, 200, "the node is not ready");
+    let lines = ztunnel.log().unwrap().lines().unwrap();
+    let told = |line: &&String| line.contains("cannot be enrolled yet") && line.contains(error);
+    assert!(lines.iter().any(|line| told(&line)), "not in the log");
+    let metrics = ztunnel.metrics().await.unwrap();
+    assert_eq!(
+        metrics.sum("workload_manager_pending_proxy_count", &[]),
+        1.0
+    );
+
+    // The troubled pod is reached as what it is: not in the mesh.
+    let client = mesh.cluster().client("shop/client").unwrap();
+    for pod in ["shop/server-v1", "shop/server-v2"] {
+        for family in Family::ALL {
+            let target = mesh.cluster().pod_addr(pod, family, 8080).unwrap();
+            client.get(target, "/", SOON).await.unwrap();
+        }
+    }
+}
+
+async fn recovers(mesh: &Mesh, pod: &str) {
+    let enrolled = eventually(format!("{pod} is enrolled"), RETRIED, || async {
+        for dump in mesh.dumps().await?.values() {
+            dump.check_enrolled(&uid(pod))?;
+        }
+        Ok(())
+    });
+    enrolled.await.unwrap();
+    let client = mesh.cluster().client("shop/client").unwrap();
+    client.get(addr(mesh, pod, 8080), "/", SOON).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_port_that_is_taken() {
+    let mesh = mesh().await;
+    let pod = "shop/server-v1";
+    let namespace = mesh.cluster().pod(pod).unwrap().namespace();
+    let any = (Ipv6Addr::UNSPECIFIED, 15008).into();
+    let squatter = listen_on(namespace, any, &ListenOptions::default()).unwrap();
+    enrol_all_but(&mesh, pod, "cannot listen on port 15008 in the pod").await;
+    drop(squatter);
+    recovers(&mesh, pod).await;
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_that_is_missing() {
+    let mesh = mesh().await;
+    let pod = "shop/server-v1";
+    let path: PathBuf = mesh.cluster().run().pods_dir().join("shop_server-v1");
+    umount2(&path, MntFlags::MNT_DETACH).unwrap();
+    fs::remove_file(&path).unwrap();
+    enrol_all_but(&mesh, pod, "cannot open its network namespace").await;
+    // The pod's own processes keep it alive.
+    fs::write(&path, "").unwrap();
+    let namespace = mesh.cluster().pod(pod).unwrap().namespace();
+    let back = namespace.run(|| {
+        let flags = MsFlags::MS_BIND;
+        mount(
+            Some("/proc/thread-self/ns/net"),
+            &path,
+            None::<&str>,
+            flags,
+            None::<&str>,
+        )
+    });
+    back.unwrap().unwrap();
+    recovers(&mesh, pod).await;
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_without_ipv6() {
+    let mesh = mesh().await;
+    let namespace = mesh.cluster().pod("shop/server-v1").unwrap().namespace();
+    let off = || fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+    namespace.run(off).unwrap().unwrap();
+    mesh.set_enrolment("shop", Enrolment::Ambient)
+        .await
+        .unwrap();
+    let client = mesh.cluster().client("shop/client").unwrap();
+    for pod in ["shop/server-v1", "shop/server-v2", "office/worker"] {
+        client.get(addr(&mesh, pod, 8080), "/", SOON).await.unwrap();
+    }
+    let v4_only = mesh.cluster().client("shop/server-v1").unwrap();
+    let target = addr(&mesh, "shop/server-v2", 8080);
+    v4_only.get(target, "/", SOON).await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+/// Waits until the late pod is served by its node.
+async fn served(mesh: &Mesh, expected: bool) -> Result<()> {
+    let what = format!("the late pod is served: {expected}");
+    let settled = eventually(what, RETRIED, || async {
+        let dump = mesh.ztunnel("node-b")?.config_dump().await?;
+        let state = &dump["workloadState"][uid("shop/late")];
+        ensure!((state["state"] == "Up") == expected, "{state}");
+        Ok(())
+    });
+    settled.await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_made_anew_under_the_same_name_is_captured() {
+    let mut mesh = enrolled_with(&[], &[]).await;
+    mesh.cluster().config().write("late.yaml", LATE).unwrap();
+    mesh.cluster_mut().follow_pods().await.unwrap();
+    served(&mesh, true).await.unwrap();
+    let old = addr(&mesh, "shop/late", 8080);
+    let client = mesh.cluster().client("shop/client").unwrap();
+    client.get(old, "/", SOON).await.unwrap();
+    // The control plane sees the pod go and come at once, as far as it can tell.
+    mesh.stop_controlplane().await.unwrap();
+    mesh.cluster().config().remove("late.yaml").unwrap();
+    mesh.cluster_mut().follow_pods().await.unwrap();
+    mesh.cluster().config().write("late.yaml", LATE).unwrap();
+    mesh.cluster_mut().follow_pods().await.unwrap();
+    mesh.start_controlplane().await.unwrap();
+
+    let target = addr(&mesh, "shop/late", 8080);
+    assert_ne!(target, old);
+    let back = eventually(
+        "it is reached through its own proxy",
+        RETRIED * 2,
+        || async {
+            client.get(target, "/", SOON).await?;
+            let out = mesh.cluster().client("shop/late")?;
+            out.get(addr(&mesh, "shop/server-v2", 8080), "/", SOON)
+                .await?;
+            let dump = mesh.ztunnel("node-a")?.config_dump().await?;
+            let text = dump["workloads"].to_string();
+            ensure!(
+                text.contains(&target.ip().to_string()),
+                "the old address is published"
+            );
+            mesh.dumps().await?["node-a"].check_enrolled(&uid("shop/late"))
+        },
+    );
+    back.await.unwrap();
+    // Captured: its identity is known where it calls.
+    let log = mesh
+        .ztunnel("node-a")
+        .unwrap()
+        .log()
+        .unwrap()
+        .from_now()
+        .unwrap();
+    let late = mesh.cluster().client("shop/late").unwrap();
+    let server = addr(&mesh, "shop/server-v2", 8080);
+    late.get(server, "/", SOON).await.unwrap();
+    let source = target.ip().to_string();
+    let seen = eventually("its call came through a tunnel", SOON, || async {
+        let lines = log.lines()?;
+        let ours = lines
+            .iter()
+            .find(|line| line.contains(&format!("src.addr={source}")));
+        let ours = ours.ok_or_else(|| anyhow::anyhow!("no line"))?;
+        ensure!(ours.contains("src.identity="), "{ours}");
+        Ok(())
+    });
+    seen.await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_label_taken_while_the_control_plane_was_away_counts_when_it_is_back() {
+    let mut mesh = enrolled_with(&[], &[]).await;
+    mesh.cluster().config().write("late.yaml", LATE).unwrap();
+    mesh.cluster_mut().follow_pods().await.unwrap();
+    served(&mesh, true).await.unwrap();
+    mesh.stop_controlplane().await.unwrap();
+    mesh.write_label("shop", Enrolment::None).unwrap();
+    mesh.start_controlplane().await.unwrap();
+    served(&mesh, false).await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_gone_is_let_go() {
+    let mut mesh = enrolled_with(&[], &[]).await;
+    mesh.cluster().config().write("late.yaml", LATE).unwrap();
+    mesh.cluster_mut().follow_pods().await.unwrap();
+    served(&mesh, true).await.unwrap();
+    // Connections that its death leaves behind: out of it and into it, in tunnels and not.
+    let mut held = hold(&mesh, "shop/client", "shop/late").await;
+    let out = hold(&mesh, "shop/late", "legacy/legacy").await;
+    let into = hold(&mesh, "legacy/legacy", "shop/late").await;
+    mesh.cluster().config().remove("late.yaml").unwrap();
+    mesh.cluster_mut().follow_pods().await.unwrap();
+
+    let forgotten = eventually("nothing of it is left in the proxy", RETRIED, || async {
+        let dump = mesh.ztunnel("node-b")?.config_dump().await?;
+        let state = dump["workloadState"].get(uid("shop/late"));
+        ensure!(state.is_none(), "{state:?}");
+        let lines = mesh.ztunnel("node-b")?.log()?.lines()?;
+        let removed = |line: &String| line.contains("capture removed") && line.contains("late");
+        ensure!(lines.iter().any(removed), "its capture is not removed");
+        Ok(())
+    });
+    forgotten.await.unwrap();
+    held.ended(Duration::from_secs(40)).await.unwrap();
+    drop((out, into));
+    mesh.stop().await.unwrap();
+}
