@@ -25,6 +25,8 @@ use crate::run::Run;
 const SETTLE: Duration = Duration::from_millis(500);
 /// For the proxies to put away what they only needed while connections were opened or closed.
 const MEMORY_SETTLE: Duration = Duration::from_secs(2);
+/// How long the machine is watched before anything is measured.
+const LOOK: Duration = Duration::from_secs(1);
 const MICROS: f64 = 1e6;
 const MILLIS: f64 = 1e3;
 /// What CPU time is told per: 10^6 bytes.
@@ -116,6 +118,7 @@ pub async fn run(options: Options, progress: impl Fn(&str)) -> Result<Report> {
         duration,
         report: Report::default(),
     };
+    bench.report.other_work = other_work().await?;
     if phases.contains(&Phase::Memory) {
         progress("memory");
         bench.memory().await?;
@@ -144,6 +147,19 @@ pub async fn run(options: Options, progress: impl Fn(&str)) -> Result<Report> {
     }
     bench.scene.stop().await?;
     Ok(bench.report)
+}
+
+/// The share of the cores that something else is using: figures of a busy machine are lower than it could give.
+async fn other_work() -> Result<f64> {
+    let (busy_before, idle_before) = usage::machine_seconds()?;
+    sleep(LOOK).await;
+    let (busy, idle) = usage::machine_seconds()?;
+    let (busy, idle) = (busy - busy_before, idle - idle_before);
+    Ok(if busy + idle > 0.0 {
+        busy / (busy + idle)
+    } else {
+        0.0
+    })
 }
 
 struct Bench {

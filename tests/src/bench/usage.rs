@@ -24,6 +24,28 @@ pub(super) fn resident_mb(pid: u32) -> Result<f64> {
     Ok(kib.trim().parse::<f64>()? / 1024.0)
 }
 
+/// Seconds that all cores have been at work, and been idle, since boot.
+pub(super) fn machine_seconds() -> Result<(f64, f64)> {
+    let text = fs::read_to_string("/proc/stat").context("reading /proc/stat")?;
+    let (busy, idle) = machine_ticks(&text).context("no times in /proc/stat")?;
+    let per_second = sysconf(SysconfVar::CLK_TCK)?.context("no CLK_TCK")? as f64;
+    Ok((busy as f64 / per_second, idle as f64 / per_second))
+}
+
+/// The first line: user, nice, system, idle, waiting, .. (proc_stat(5)). Guests are part of user.
+fn machine_ticks(stat: &str) -> Option<(u64, u64)> {
+    let ticks: Vec<u64> = stat
+        .lines()
+        .next()?
+        .split_whitespace()
+        .skip(1)
+        .take(8)
+        .map_while(|field| field.parse().ok())
+        .collect();
+    let idle = ticks.get(3)? + ticks.get(4)?;
+    Some((ticks.iter().sum::<u64>() - idle, idle))
+}
+
 fn read(pid: u32, file: &str) -> Result<String> {
     let path = format!("/proc/{pid}/{file}");
     fs::read_to_string(&path).with_context(|| format!("reading {path}"))
@@ -39,6 +61,14 @@ fn ticks(stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_machine_is_busy_or_idle() {
+        let stat = "cpu  10 1 5 70 4 1 2 7 3 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
+        assert_eq!(machine_ticks(stat), Some((26, 74)));
+        assert_eq!(machine_ticks("cpu"), None);
+        assert!(machine_seconds().unwrap().1 > 0.0);
+    }
 
     #[test]
     fn times_are_found_behind_any_name() {
