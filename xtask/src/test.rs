@@ -38,6 +38,8 @@ const E2E_THREADS: &str = "2";
 
 /// Inputs per property and round of `cargo xtask fuzz`: rounds of some seconds. An ordinary test run takes 256.
 const FUZZ_CASES: &str = "2000";
+/// Inputs per property in the smoke run of `cargo xtask test`: new ones each time, and about a minute in all.
+const SMOKE_CASES: &str = "512";
 
 /// A program that is there, or comes with a Debian package.
 struct Tool {
@@ -115,7 +117,7 @@ const STEPS: [Step; 10] = [
     Step {
         name: "fuzz smoke",
         on_failure: OnFailure::Continue,
-        run: fuzz_round,
+        run: |root| fuzz_round(root, SMOKE_CASES),
     },
 ];
 
@@ -171,7 +173,7 @@ pub(crate) fn fuzz(root: &Path, seconds: u64) -> Result<ExitCode> {
     let started = SystemTime::now();
     let mut rounds = 0_usize;
     while started.elapsed().unwrap_or_default() < Duration::from_secs(seconds) {
-        let tests = fuzz_round(root)?;
+        let tests = fuzz_round(root, FUZZ_CASES)?;
         rounds += 1;
         if tests.failed > 0 {
             say(&format!("round {rounds} found a failure; see above"))?;
@@ -183,9 +185,9 @@ pub(crate) fn fuzz(root: &Path, seconds: u64) -> Result<ExitCode> {
 }
 
 /// Every property once, with new input.
-fn fuzz_round(root: &Path) -> Result<Tally> {
+fn fuzz_round(root: &Path, cases: &str) -> Result<Tally> {
     let mut command = Command::new(env!("CARGO"));
-    command.current_dir(root).env("PROPTEST_CASES", FUZZ_CASES);
+    command.current_dir(root).env("PROPTEST_CASES", cases);
     command.args(["test", "--quiet", "--locked"]);
     for name in crates_with_properties(root)? {
         command.args(["--package", &name]);

@@ -137,26 +137,9 @@ impl Config {
         Self {
             xds: control_plane(env, "XDS"),
             ca: control_plane(env, "CA"),
-            node: NodeConfig {
-                node: env.string("NODE_NAME", ""),
-                network: Network::new(env.string("NETWORK", "")),
-                cluster_id: cluster_id.clone(),
-                pod_name: env.string("POD_NAME", ""),
-                pod_namespace: env.string("POD_NAMESPACE", ""),
-                instance_ip: env
-                    .parse::<IpAddr>("INSTANCE_IP", [1, 1, 1, 1].into())
-                    .to_string(),
-            },
+            node: NodeConfig::read(env, &cluster_id),
             proxy: ProxyConfig::read(env),
-            capture: CaptureConfig {
-                instance: env.string("LEYLINE_INSTANCE", "ztunnel"),
-                bpffs: env.string("LEYLINE_BPFFS", "/sys/fs/bpf").into(),
-                cgroup: non_empty(env.string("LEYLINE_CGROUP", "")).map(PathBuf::from),
-                pod_netns_dir: env
-                    .string("LEYLINE_POD_NETNS_DIR", "/run/leyline/pods")
-                    .into(),
-                steer: steer(env),
-            },
+            capture: CaptureConfig::read(env),
             log: LogConfig {
                 filter: env.string("RUST_LOG", "info"),
                 format: log_format(env),
@@ -195,6 +178,35 @@ impl Config {
             "connectionWindowSize": self.proxy.hbone.connection_window,
             "frameSize": self.proxy.hbone.max_frame_size,
         })
+    }
+}
+
+impl NodeConfig {
+    fn read(env: &mut Reader<'_>, cluster_id: &str) -> Self {
+        Self {
+            node: env.string("NODE_NAME", ""),
+            network: Network::new(env.string("NETWORK", "")),
+            cluster_id: cluster_id.to_owned(),
+            pod_name: env.string("POD_NAME", ""),
+            pod_namespace: env.string("POD_NAMESPACE", ""),
+            instance_ip: env
+                .parse::<IpAddr>("INSTANCE_IP", [1, 1, 1, 1].into())
+                .to_string(),
+        }
+    }
+}
+
+impl CaptureConfig {
+    fn read(env: &mut Reader<'_>) -> Self {
+        Self {
+            instance: env.string("LEYLINE_INSTANCE", "ztunnel"),
+            bpffs: env.string("LEYLINE_BPFFS", "/sys/fs/bpf").into(),
+            cgroup: non_empty(env.string("LEYLINE_CGROUP", "")).map(PathBuf::from),
+            pod_netns_dir: env
+                .string("LEYLINE_POD_NETNS_DIR", "/run/leyline/pods")
+                .into(),
+            steer: steer(env),
+        }
     }
 }
 

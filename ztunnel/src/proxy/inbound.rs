@@ -1,9 +1,6 @@
 //! Inbound HBONE (port 15008): a tunnel from another proxy, and each connection in it.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use http::StatusCode;
 use leyline_authz::ConnectionFacts;
@@ -273,20 +270,11 @@ async fn carry(
             return Err((ResponseFlag::Deny, error));
         }
     };
-    let client: IpAddr = tunnel.peer.ip();
-    let options = pod.application_options(client, target.addr.ip());
-    let connected = tokio::select! {
-        connected = connect(&pod.netns, target.addr, &options) => connected,
-        () = request.cancelled() => {
-            let error = "the peer gave up before the application answered".to_owned();
-            return Err((ResponseFlag::None, error));
-        }
-    };
-    let application = match connected {
+    let application = match reach_application(tunnel, target, &mut request).await {
         Ok(application) => application,
-        Err(error) => {
+        Err((flag, error)) => {
             request.refuse(StatusCode::SERVICE_UNAVAILABLE);
-            return Err((ResponseFlag::Connect, error.to_string()));
+            return Err((flag, error));
         }
     };
     // Policies may have changed while the application was connected.
@@ -310,6 +298,24 @@ async fn carry(
     )
     .await
     .map_err(|error| (error.flag(), error.to_string()))
+}
+
+/// Connects to the application as the client, unless the peer gives up first.
+async fn reach_application(
+    tunnel: &Tunnel,
+    target: &InboundTarget,
+    request: &mut Request,
+) -> Result<TcpStream, (ResponseFlag, String)> {
+    let pod = &tunnel.pod;
+    let options = pod.application_options(tunnel.peer.ip(), target.addr.ip());
+    tokio::select! {
+        connected = connect(&pod.netns, target.addr, &options) => {
+            connected.map_err(|error| (ResponseFlag::Connect, error.to_string()))
+        }
+        () = request.cancelled() => {
+            Err((ResponseFlag::None, "the peer gave up before the application answered".to_owned()))
+        }
+    }
 }
 
 /// The service that the client called, as its proxy says (HB-13). Believed only where this workload serves it.
