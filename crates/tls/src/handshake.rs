@@ -33,6 +33,10 @@ const ALERT_LINGER: Duration = Duration::from_millis(200);
 /// How much a refused peer may still send meanwhile: its first HTTP/2 frames, not more.
 const ALERT_LINGER_BYTES: usize = 16 * 1024;
 
+/// Encrypted bytes of a tunnel that may wait for the socket: a whole read of a TCP connection with the heads of its TLS
+/// records, so that it leaves in one system call. rustls' own 64 KiB cut it in four, at a fifth of the throughput.
+const SEND_BUFFER: usize = 272 << 10;
+
 /// The server side of a tunnel.
 pub type ServerTls = server::TlsStream<ReadAhead>;
 
@@ -77,12 +81,13 @@ pub async fn accept(
 }
 
 /// Takes the peer's identity out of a finished handshake.
-fn authenticated(tls: ServerTls) -> Result<(ServerTls, Identity), TlsError> {
+fn authenticated(mut tls: ServerTls) -> Result<(ServerTls, Identity), TlsError> {
     let session = tls.get_ref().1;
     require_h2(session.alpn_protocol())?;
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = identity_in(leaf.ok_or(TlsError::NoCertificate)?)
         .map_err(|error| TlsError::NotSpiffe(error.to_string()))?;
+    tls.get_mut().1.set_buffer_limit(Some(SEND_BUFFER));
     Ok((tls, identity))
 }
 
@@ -101,12 +106,13 @@ pub async fn connect(
     let connector = TlsConnector::from(cert.client_config(Arc::clone(&verifier)));
     // rustls wants a name; it is neither sent (no SNI) nor looked at by our verifier.
     let unused = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let io = match timeout(deadline, connector.connect(unused, ReadAhead::new(stream))).await {
+    let mut io = match timeout(deadline, connector.connect(unused, ReadAhead::new(stream))).await {
         Err(_elapsed) => return Err(TlsError::Deadline(deadline)),
         Ok(result) => result.map_err(TlsError::from_handshake)?,
     };
     require_h2(io.get_ref().1.alpn_protocol())?;
     let identity = verifier.verified().ok_or(TlsError::NoCertificate)?;
+    io.get_mut().1.set_buffer_limit(Some(SEND_BUFFER));
     let verdict = Verdict::default();
     Ok((ClientTls { io, verdict }, identity))
 }
