@@ -211,6 +211,31 @@ impl Proxy {
     }
 }
 
+/// The slowest of some edits of labels and of policies.
+async fn edit(config: &mut Config<'_>, proxy: &mut Proxy) -> [Duration; 2] {
+    let mut slowest = [Duration::ZERO; 2];
+    for n in 0..EDITS {
+        let app = n + 1;
+        for (kind, (name, text)) in [
+            (
+                format!("pod-{n}"),
+                pod(n, "1").replace(&format!("app: app-{n}"), &format!("app: app-{app}")),
+            ),
+            (format!("policy-{n}"), policy(n, 81)),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let start = Instant::now();
+            config.put(&name, text);
+            let resources = proxy.next().await;
+            slowest[kind] = slowest[kind].max(start.elapsed());
+            assert_eq!(resources, 1, "only what changed is sent");
+        }
+    }
+    slowest
+}
+
 async fn measure(pods: usize, layout: Layout) {
     let directory = tempfile::TempDir::new().unwrap();
     let config_dir = directory.path().join("config");
@@ -243,26 +268,7 @@ async fn measure(pods: usize, layout: Layout) {
     let mut proxy = Proxy::connect(server.address(), &state).await;
     let first = start.elapsed();
 
-    let mut slowest = [Duration::ZERO; 2];
-    for n in 0..EDITS {
-        let app = n + 1;
-        for (kind, (name, text)) in [
-            (
-                format!("pod-{n}"),
-                pod(n, "1").replace(&format!("app: app-{n}"), &format!("app: app-{app}")),
-            ),
-            (format!("policy-{n}"), policy(n, 81)),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let start = Instant::now();
-            config.put(&name, text);
-            let resources = proxy.next().await;
-            slowest[kind] = slowest[kind].max(start.elapsed());
-            assert_eq!(resources, 1, "only what changed is sent");
-        }
-    }
+    let slowest = edit(&mut config, &mut proxy).await;
     drain.run(Duration::from_secs(5)).await;
     let mut line = format!(
         "{pods} pods, {}: ",

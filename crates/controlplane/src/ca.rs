@@ -16,6 +16,11 @@ use time::OffsetDateTime;
 use x509_parser::{
     certificate::X509Certificate,
     certification_request::X509CertificationRequest,
+    der_parser::Oid,
+    oid_registry::{
+        OID_PKCS1_SHA256WITHRSA, OID_PKCS1_SHA384WITHRSA, OID_PKCS1_SHA512WITHRSA,
+        OID_SIG_ECDSA_WITH_SHA256, OID_SIG_ECDSA_WITH_SHA384, OID_SIG_ECDSA_WITH_SHA512,
+    },
     pem::{Pem, parse_x509_pem},
     prelude::FromDer,
     public_key::PublicKey,
@@ -42,6 +47,15 @@ const MAX_CSR_BYTES: usize = 16 * 1024;
 const MIN_RSA_BITS: usize = 2048;
 /// Larger ones only cost time, which a stranger's request must not; no profile asks for more.
 const MAX_RSA_BITS: usize = 4096;
+/// SHA-1 proves nothing any more (NIST SP 800-131A).
+const SIGNATURES: [Oid<'static>; 6] = [
+    OID_SIG_ECDSA_WITH_SHA256,
+    OID_SIG_ECDSA_WITH_SHA384,
+    OID_SIG_ECDSA_WITH_SHA512,
+    OID_PKCS1_SHA256WITHRSA,
+    OID_PKCS1_SHA384WITHRSA,
+    OID_PKCS1_SHA512WITHRSA,
+];
 
 /// Why the authority cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -305,6 +319,10 @@ fn key_of_request(csr_pem: &str) -> Result<SubjectPublicKeyInfo, CsrError> {
             return Err(CsrError::Key(format!("RSA of {} bits", key.key_size())));
         }
         Ok(_) | Err(_) => return Err(CsrError::Key("neither EC nor RSA".to_owned())),
+    }
+    let algorithm = &request.signature_algorithm.algorithm;
+    if !SIGNATURES.contains(algorithm) {
+        return Err(CsrError::Key(format!("signed with {algorithm}")));
     }
     request
         .verify_signature()

@@ -117,7 +117,7 @@ fn threads(text: &str) -> Result<usize, String> {
 }
 
 fn lifetime(text: &str) -> Result<Duration, String> {
-    let lifetime = parse_duration(text).map_err(|error| error.to_string())?;
+    let lifetime = parse_duration(text)?;
     if lifetime < Duration::from_secs(1) {
         return Err("a token must be valid for a second at least".to_owned());
     }

@@ -175,32 +175,12 @@ impl EnrolmentService for Enrolment {
         let drain = self.drain.clone();
         let span = info_span!("enrolment", node);
         let follow = async move {
-            let hello = timeout(HELLO_DEADLINE, reports.message()).await;
-            let refused = match hello {
-                Ok(Ok(Some(Report {
-                    kind: Some(report::Kind::Hello(hello)),
-                }))) if hello.node == node => None,
-                Ok(Ok(Some(Report {
-                    kind: Some(report::Kind::Hello(hello)),
-                }))) => {
-                    tracing::warn!(
-                        claimed = hello.node,
-                        "node claims another name than its token"
-                    );
-                    Some(Status::permission_denied("token is bound to another node"))
-                }
-                Ok(Ok(_)) => Some(Status::invalid_argument("the first message must be hello")),
-                Ok(Err(_)) => return,
-                // No hello in time.
-                Err(_) => Some(Status::deadline_exceeded("no hello")),
-            };
-            let stream = match refused {
-                None => streams.enter(&node).ok_or_else(|| {
+            let entered = hello(&node, &mut reports).await.and_then(|()| {
+                streams.enter(&node).ok_or_else(|| {
                     Status::resource_exhausted("this node has too many enrolment streams")
-                }),
-                Some(status) => Err(status),
-            };
-            match stream {
+                })
+            });
+            match entered {
                 Ok(stream) => {
                     let node = NodeStream::new(node, stream, mesh, clients, commands);
                     node.run(reports, drain, expiry).await;
@@ -214,5 +194,26 @@ impl EnrolmentService for Enrolment {
         };
         drop(spawn("enrolment stream", span, &self.drain, follow));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// The first message must name the node of the token.
+async fn hello(node: &str, reports: &mut tonic::Streaming<Report>) -> Result<(), Status> {
+    let first = timeout(HELLO_DEADLINE, reports.message()).await;
+    let Ok(first) = first else {
+        return Err(Status::deadline_exceeded("no hello"));
+    };
+    match first?.and_then(|report| report.kind) {
+        Some(report::Kind::Hello(hello)) if hello.node == node => Ok(()),
+        Some(report::Kind::Hello(hello)) => {
+            tracing::warn!(
+                claimed = hello.node,
+                "node claims another name than its token"
+            );
+            Err(Status::permission_denied("token is bound to another node"))
+        }
+        Some(report::Kind::Outcome(_)) | None => {
+            Err(Status::invalid_argument("the first message must be hello"))
+        }
     }
 }

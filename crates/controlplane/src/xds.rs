@@ -22,7 +22,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{debug, info, info_span, warn};
 
 use crate::{
@@ -156,7 +156,8 @@ impl XdsStream {
                     return end;
                 }
             }
-            Ok(Ok(None) | Err(_)) => return End::Quiet("left"),
+            Ok(Ok(None)) => return End::Quiet("left"),
+            Ok(Err(status)) => return broken(&status),
             Err(_) => return End::Told(Status::deadline_exceeded("no request")),
         }
         loop {
@@ -180,10 +181,7 @@ impl XdsStream {
                         }
                     }
                     Ok(None) => return End::Quiet("left"),
-                    Err(status) => {
-                        debug!(error = %status, "stream broke");
-                        return End::Quiet("connection broke");
-                    }
+                    Err(status) => return broken(&status),
                 },
                 // Seen by `send_pending`. The sender lives as long as the mesh, which outlives its streams.
                 changed = self.published.changed() => if changed.is_err() {
@@ -240,6 +238,19 @@ impl XdsStream {
             client.addresses_generation = session.addresses_generation();
         });
         Ok(())
+    }
+}
+
+/// A message that cannot be read is answered, so that its sender need not guess; a broken connection cannot be.
+fn broken(status: &Status) -> End {
+    match status.code() {
+        Code::Internal | Code::OutOfRange | Code::InvalidArgument | Code::Unimplemented => {
+            End::Told(Status::invalid_argument(status.message()))
+        }
+        _ => {
+            debug!(error = %status, "stream broke");
+            End::Quiet("connection broke")
+        }
     }
 }
 

@@ -276,3 +276,59 @@ fn a_state_directory_with_secrets_that_others_can_enter_is_refused() {
         0o700
     );
 }
+
+#[test]
+fn weak_and_strange_keys_get_no_certificate() {
+    let (directory, state) = directory();
+    let authority = open(&state).unwrap();
+    let request = |algorithm: &[&str]| {
+        let output = Command::new("openssl")
+            .args(["req", "-new", "-nodes", "-subj", "/CN=x", "-keyout"])
+            .arg(directory.path().join("key"))
+            .args(algorithm)
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let sign = |algorithm: &[&str]| authority.sign(&request(algorithm), &identity(), None, now());
+    let curve = |name: &'static str| sign(&["-newkey", "ec", "-pkeyopt", name]);
+    assert!(sign(&["-newkey", "rsa:2048"]).is_ok());
+    assert!(curve("ec_paramgen_curve:P-256").is_ok());
+    assert!(curve("ec_paramgen_curve:P-384").is_ok());
+    for (what, refused) in [
+        ("RSA 1024", sign(&["-newkey", "rsa:1024"])),
+        ("RSA 4608", sign(&["-newkey", "rsa:4608"])),
+        ("secp256k1", curve("ec_paramgen_curve:secp256k1")),
+        ("Ed25519", sign(&["-newkey", "ed25519"])),
+        ("SHA-1", sign(&["-newkey", "rsa:2048", "-sha1"])),
+    ] {
+        let error = refused.expect_err(what);
+        assert!(
+            matches!(error, CsrError::Key(_) | CsrError::Signature),
+            "{what}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_state_directory_of_somebody_else_is_refused() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("state");
+    fs::create_dir(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    // Only root can give a directory away; others meet only directories that they cannot enter.
+    if std::os::unix::fs::chown(&path, Some(65534), None).is_err() {
+        return;
+    }
+    let error = StateDir::open(&path).err().unwrap().to_string();
+    assert!(error.contains("belongs to user 65534"), "{error}");
+    // Nor does a link to it help.
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(StateDir::open(&link).is_err());
+}

@@ -35,7 +35,7 @@ metadata: {name: web, namespace: shop}
 spec: {clusterIP: 10.9.0.1, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 ";
 
-fn policy(port: &str) -> String {
+pub(crate) fn policy(port: &str) -> String {
     format!(
         "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: p, namespace: shop}}\nspec: \
          {{selector: {{matchLabels: {{app: web}}}}, rules: [{{to: [{{operation: {{ports: ['{port}']}}}}]}}]}}\n"

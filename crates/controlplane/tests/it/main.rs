@@ -6,4 +6,5 @@ mod certificates;
 mod discovery;
 mod enrolment;
 mod harness;
+mod interop;
 mod strangers;

@@ -52,7 +52,7 @@ async fn tls(fixture: &Fixture) -> TlsStream<TcpStream> {
 
 /// Whether the peer ends the connection within some time.
 async fn ends(mut stream: TlsStream<TcpStream>, within: Duration) -> bool {
-    let mut buffer = [0; 4096];
+    let mut buffer = vec![0; 4096];
     timeout(within, async move {
         while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
     })

@@ -201,7 +201,8 @@ impl Files {
                 return Err(ScanError::Replaced { directory });
             }
         }
-        present.sort();
+        // By bytes: comparing paths part by part takes several times as long.
+        present.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
         present.dedup();
         Ok(present)
     }
@@ -242,7 +243,8 @@ impl Files {
     fn take(&mut self, present: &[PathBuf], changes: Vec<(PathBuf, Entry)>) -> bool {
         let before = self.entries.len();
         self.entries.retain(|path, _| {
-            let found = present.binary_search_by(|present| present.as_path().cmp(path));
+            let found =
+                present.binary_search_by(|present| present.as_os_str().cmp(path.as_os_str()));
             found.is_ok()
         });
         let mut changed = self.entries.len() != before;
