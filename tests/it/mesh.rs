@@ -2,7 +2,7 @@
 
 use leyline_tests::checks::Check;
 
-use crate::support::mesh;
+use crate::support::{enrolled_with, mesh};
 
 macro_rules! checks {
     ($($name:ident: $check:expr;)*) => {$(
@@ -26,4 +26,16 @@ checks! {
     dead_programs_leak_nothing: Check::Failure;
     wrong_input_is_reported: Check::Input;
     foreign_peers_are_served_or_refused: Check::Foreign;
+}
+
+/// Forced: this kernel would take the other variant by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_socket_lookup_of_kernels_before_5_17_carries_all_traffic() {
+    let variant = [("LEYLINE_STEER", "before-5.17")];
+    let mut mesh = enrolled_with(&["node-a", "node-b"], &variant).await;
+    for check in [Check::Modes, Check::Traffic] {
+        let seen = check.run(&mut mesh).await;
+        assert!(seen.is_ok(), "{:#}", seen.unwrap_err());
+    }
+    mesh.stop().await.unwrap();
 }
