@@ -19,6 +19,7 @@ pub mod headers;
 mod housekeeping;
 mod link;
 mod pool;
+mod queued;
 pub mod server;
 mod stream;
 mod usage;

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use leyline_net::copy::{Reader, Writer};
 
-use crate::{error::stream_error, usage::StreamGuard};
+use crate::{error::stream_error, queued::Queued, usage::StreamGuard};
 
 /// An open stream. Dropping it, or both halves, before both directions have ended resets it.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct HboneReader {
 pub struct HboneWriter {
     stream: SendStream<Bytes>,
     state: WriterState,
+    /// Only if less than the send buffer of the tunnel may wait.
+    queued: Option<Queued>,
     /// Keeps the stream counted.
     _guard: Arc<StreamGuard>,
 }
@@ -78,9 +80,16 @@ impl HboneStream {
             writer: HboneWriter {
                 stream: send,
                 state: WriterState::Open,
+                queued: None,
                 _guard: guard,
             },
         }
+    }
+
+    /// Lets at most `most` bytes wait for the socket, where a process has so many streams that the send buffers of all of
+    /// them would be too much. It costs an allocation per write.
+    pub fn limit_send(&mut self, most: usize) {
+        self.writer.queued = Some(Queued::new(most.max(1)));
     }
 
     /// The two halves, for `leyline_net::copy`.
@@ -175,9 +184,16 @@ impl Writer for HboneWriter {
     async fn write(&mut self, mut data: Bytes) -> io::Result<()> {
         self.open()?;
         while !data.is_empty() {
-            self.stream.reserve_capacity(data.len());
-            let room = poll_fn(|cx| self.poll_room(cx, data.len())).await?;
-            let part = data.split_to(room);
+            let mut wanted = data.len();
+            if let Some(queued) = &self.queued {
+                wanted = wanted.min(poll_fn(|cx| queued.poll_room(cx)).await);
+            }
+            self.stream.reserve_capacity(wanted);
+            let room = poll_fn(|cx| self.poll_room(cx, wanted)).await?;
+            let mut part = data.split_to(room);
+            if let Some(queued) = &self.queued {
+                part = queued.count(part);
+            }
             self.send(part, EndStream::No)
                 .await
                 .map_err(|(_, error)| error)?;

@@ -20,7 +20,10 @@ use leyline_runtime::{Drain, spawn};
 use tokio::sync::mpsc;
 use tracing::Span;
 
-use crate::support::{Far, echo, expect, key, pool, read_all, request, works};
+use crate::{
+    raw::{HEADERS, Raw, WINDOW_UPDATE},
+    support::{Far, PIPE, echo, expect, key, pool, read_all, request, works},
+};
 
 /// Opens a stream to a handler that hands its end over.
 async fn joined(cfg: &HboneConfig) -> (HboneStream, HboneStream, Pool) {
@@ -174,8 +177,7 @@ fn pattern(at: usize) -> u8 {
 async fn a_hundred_megabytes_pass_a_slow_reader_in_bounded_memory() {
     const TOTAL: usize = 100 << 20;
     let cfg = small_windows();
-    let held_at_most =
-        cfg.stream_window as usize + cfg.send_buffer + crate::support::PIPE + (128 << 10);
+    let held_at_most = cfg.stream_window as usize + cfg.send_buffer + PIPE + (128 << 10);
     let (near, far, _pool) = joined(&cfg).await;
     let (mut reader, _far_out) = far.into_split();
     let (_near_in, mut writer) = near.into_split();
@@ -304,4 +306,95 @@ async fn futures_of_a_stream_are_small() {
     let drain = Drain::new();
     let size = size_of_val(&server::serve(io, &cfg, &drain, echo, |_| {}));
     assert!(size <= 4096, "serve: {size}");
+}
+
+/// Writes 8 KiB pieces to a peer that allows everything and reads nothing, and says how many were taken.
+async fn taken_by_a_peer_that_does_not_read(limit: Option<usize>) -> usize {
+    const EVERYTHING: u32 = (1 << 31) - 1;
+    const PIECE: usize = 8 << 10;
+    let cfg = HboneConfig::default();
+    let pool = pool(&cfg);
+    let (near, far) = tokio::io::duplex(PIPE);
+    let mut peer = tokio::task::JoinSet::new();
+    peer.spawn(async move {
+        let mut raw = Raw::server(far, &[(4, EVERYTHING)]).await;
+        let all = (EVERYTHING - 65_535).to_be_bytes();
+        raw.send(WINDOW_UPDATE, 0, 0, &all).await;
+        let request = raw.next(HEADERS).await.unwrap();
+        raw.respond_200(request.stream).await;
+        // Kept open.
+        std::future::pending::<()>().await;
+        drop(raw);
+    });
+    let key = key(1);
+    let opened = pool.open(
+        &key,
+        request(),
+        move || async move { Ok::<_, DialError>(near) },
+    );
+    let mut stream = opened.await.unwrap().stream;
+    if let Some(limit) = limit {
+        stream.limit_send(limit);
+    }
+    let (_reader, mut writer) = stream.into_split();
+    let mut taken = 0;
+    // Without a timer nothing else is left to happen once a write waits.
+    let soon = Duration::from_millis(200);
+    while tokio::time::timeout(soon, writer.write(Bytes::from(vec![0; PIECE])))
+        .await
+        .is_ok()
+    {
+        taken += PIECE;
+    }
+    taken
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_peer_that_does_not_read_can_be_made_small() {
+    let by_default = taken_by_a_peer_that_does_not_read(None).await;
+    assert!(
+        by_default >= HboneConfig::default().send_buffer,
+        "{by_default}"
+    );
+    let limited = taken_by_a_peer_that_does_not_read(Some(32 << 10)).await;
+    // The pipe and the gathered frames hold some more.
+    assert!(limited <= (32 << 10) + 2 * PIPE, "{limited}");
+}
+
+#[tokio::test]
+async fn a_small_limit_loses_nothing() {
+    let cfg = HboneConfig::default();
+    let (mut near, far, _pool) = joined(&cfg).await;
+    near.limit_send(1000);
+    let (_near_reader, mut writer) = near.into_split();
+    let (mut reader, _far_writer) = far.into_split();
+    let sent: Vec<u8> = (0..300_000_u32).map(|i| (i % 251) as u8).collect();
+    let send = async {
+        writer.write(Bytes::from(sent.clone())).await.unwrap();
+        writer.finish().await.unwrap();
+    };
+    let ((), got) = tokio::join!(send, read_all(&mut reader));
+    assert!(got.unwrap() == sent);
+}
+
+#[tokio::test]
+async fn a_writer_at_its_limit_learns_of_a_reset() {
+    let cfg = HboneConfig {
+        stream_window: 65_535,
+        ..HboneConfig::default()
+    };
+    let (mut near, far, _pool) = joined(&cfg).await;
+    near.limit_send(1000);
+    let (_near_reader, mut writer) = near.into_split();
+    let reset = async {
+        let (mut reader, mut far_writer) = far.into_split();
+        reader.read().await.unwrap();
+        far_writer.abort();
+    };
+    let write = writer.write(Bytes::from(vec![0; 1 << 20]));
+    let waited = tokio::time::timeout(Duration::from_secs(20), async {
+        tokio::join!(write, reset).0
+    });
+    let error = waited.await.expect("waits for ever").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
