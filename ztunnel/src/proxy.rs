@@ -25,7 +25,7 @@ use std::{
 use anyhow::Context;
 use leyline_authz::PolicySet;
 use leyline_capture::PodCapture;
-use leyline_hbone::Pool;
+use leyline_hbone::{HboneStream, Pool};
 use leyline_net::{Accepted, ConnectOptions, ListenOptions, NetNs, Source, accept, listen};
 use leyline_runtime::{Drain, spawn};
 use leyline_state::{Snapshot, Store, Workload};
@@ -256,6 +256,12 @@ impl Pod {
     /// What a connection that begins now may read at once.
     fn read_share(&self) -> usize {
         forward::read_share(self.connections.count())
+    }
+
+    /// To be told of a tunnelled connection that begins now.
+    fn limit_send(&self, stream: &mut HboneStream) {
+        let send_buffer = self.shared.config.hbone.send_buffer;
+        forward::limit_send(stream, self.connections.count(), send_buffer);
     }
 
     /// Towards other nodes and pods, by the pod's own routes.

@@ -1,6 +1,7 @@
 //! The last step of every path: bytes, until both ends are done, one breaks, or somebody says stop.
 
 use leyline_authz::Permit;
+use leyline_hbone::HboneStream;
 use leyline_net::{
     copy::{self, CopyError, Reader, Side, Writer},
     into_split_reading, sockopt,
@@ -13,13 +14,27 @@ use super::connections::Admission;
 
 /// Bytes that the connections of one pod may have read and not passed on, all together, as long as there are few enough of
 /// them: then each may read in large pieces.
-const READ_AT_ONCE: usize = 32 << 20;
+const READ_AT_ONCE: usize = 8 << 20;
 /// The least that a connection may read at once, however many there are: a TLS record.
 const LEAST_READ: usize = 16 << 10;
+
+/// Bytes that the tunnelled connections of one pod may have waiting for the socket, all together, likewise.
+const WAITING: usize = 16 << 20;
+/// The least that may wait of one connection: what one turn of its tunnel sends.
+const LEAST_WAITING: usize = 32 << 10;
 
 /// What each of so many connections may read at once.
 pub(super) fn read_share(connections: usize) -> usize {
     (READ_AT_ONCE / connections.max(1)).max(LEAST_READ)
+}
+
+/// Keeps what waits for the peer of a tunnel small where there are so many connections that their send buffers of this
+/// size would be too much.
+pub(super) fn limit_send(stream: &mut HboneStream, connections: usize, send_buffer: usize) {
+    let share = (WAITING / connections.max(1)).max(LEAST_WAITING);
+    if share < send_buffer {
+        stream.limit_send(share);
+    }
 }
 
 /// Why an inbound connection did not end by itself.

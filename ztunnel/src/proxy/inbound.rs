@@ -284,9 +284,10 @@ async fn carry(
         return Err((ResponseFlag::Deny, error));
     }
     let baggage = labels::baggage(workload).encode();
-    let stream: HboneStream = request
+    let mut stream: HboneStream = request
         .accept(Some(&baggage))
         .map_err(|error| (ResponseFlag::None, error.to_string()))?;
+    pod.limit_send(&mut stream);
     let most = pod.read_share();
     forward::inbound(
         permit,

@@ -113,13 +113,14 @@ async fn through_tunnel(
         protocol: Protocol::Hbone,
     });
 
-    let upstream = match open_stream(pod, source, peer, &route).await {
+    let mut upstream = match open_stream(pod, source, peer, &route).await {
         Ok(upstream) => upstream,
         Err(failure) => {
             forward::reset(stream);
             return record.end(Err(failure));
         }
     };
+    pod.limit_send(&mut upstream);
     let carried = forward::outbound(
         stream,
         upstream.into_split(),
