@@ -9,6 +9,7 @@ mod stored;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use leyline_runtime::Drain;
@@ -16,7 +17,7 @@ use leyline_types::Identity;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
-    time::Instant,
+    time::{Instant, sleep},
 };
 use tracing::{info, warn};
 
@@ -30,6 +31,9 @@ use stored::Stored;
 /// Which pods were captured: without it, a restarted control plane would publish captured pods as reachable in plaintext
 /// until their nodes have reported again.
 const ENROLLED_FILE: &str = "enrolled.json";
+
+/// Between a change and its writing, so that a row of edits is written once and does not wait for writing.
+const STORE_PAUSE: Duration = Duration::from_millis(300);
 
 /// What an earlier process knew to be good; nothing if that cannot be read.
 pub(crate) fn last_good_documents(state_dir: &StateDir) -> Vec<GoodDocument> {
@@ -205,10 +209,17 @@ impl Mesh {
     /// Writes what was published until the drain starts, and then what is left.
     pub(crate) async fn keep(self: Arc<Self>, drain: Drain) {
         loop {
-            let draining = tokio::select! {
+            let mut draining = tokio::select! {
                 () = drain.started() => true,
                 () = self.unstored.notified() => false,
             };
+            if !draining {
+                // Megabytes for a large mesh, and mostly the same after the next edit.
+                draining = tokio::select! {
+                    () = drain.started() => true,
+                    () = sleep(STORE_PAUSE) => false,
+                };
+            }
             let mesh = Arc::clone(&self);
             if let Err(error) = tokio::task::spawn_blocking(move || mesh.store()).await {
                 warn!(%error, "storing was cut");

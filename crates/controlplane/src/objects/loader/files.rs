@@ -161,9 +161,11 @@ impl Files {
 
     /// Whether a file is gone now that was there at the last scan.
     pub(crate) fn misses_some(&self) -> bool {
-        let gone = |path: &Arc<Path>| {
-            fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        // Listing costs far less than asking for each. A directory that cannot be listed is found by the scan.
+        let Ok(present) = self.list() else {
+            return false;
         };
+        let gone = |path: &Arc<Path>| !contains(&present, path);
         self.entries.keys().any(gone)
     }
 
@@ -242,11 +244,7 @@ impl Files {
 
     fn take(&mut self, present: &[PathBuf], changes: Vec<(PathBuf, Entry)>) -> bool {
         let before = self.entries.len();
-        self.entries.retain(|path, _| {
-            let found =
-                present.binary_search_by(|present| present.as_os_str().cmp(path.as_os_str()));
-            found.is_ok()
-        });
+        self.entries.retain(|path, _| contains(present, path));
         let mut changed = self.entries.len() != before;
         for (path, entry) in changes {
             let known = self.entries.get(path.as_path());
@@ -295,6 +293,12 @@ impl Files {
             }),
         }
     }
+}
+
+/// Whether a sorted list has the path.
+fn contains(sorted: &[PathBuf], path: &Path) -> bool {
+    let found = sorted.binary_search_by(|other| other.as_os_str().cmp(path.as_os_str()));
+    found.is_ok()
 }
 
 /// What a look at a file found.
