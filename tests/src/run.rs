@@ -146,7 +146,10 @@ impl Run {
     fn furnish(&self) -> Result<()> {
         let own = std::process::id();
         let start = start_time(own).context("reading /proc of this process")?;
-        fs::write(self.dir.join("owner"), format!("{own} {start}\n"))?;
+        // Appears as a whole: a run beside this one takes an owner that it cannot read for a dead one.
+        let unfinished = self.dir.join("owner.new");
+        fs::write(&unfinished, format!("{own} {start}\n"))?;
+        fs::rename(&unfinished, self.dir.join("owner"))?;
         for dir in [
             self.config_dir(),
             self.state_dir(),
