@@ -1,34 +1,17 @@
 //! Outbound (port 15001): a connection that an application of the pod made, captured on its way out.
 
-use std::{
-    error::Error,
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-};
+mod plain;
+mod tunnel;
 
-use leyline_hbone::{ConnectRequest, HboneError, HboneStream, PoolKey};
-use leyline_net::{Accepted, ConnectError, connect, into_split_reading, orig_dst};
-use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Service, Workload};
-use leyline_telemetry::traffic::{
-    Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security, early_failure,
-};
-use leyline_tls::{ClientTls, IdentityError, TlsError, Verdict};
-use leyline_types::{OrigDst, PeerAddr};
+use std::sync::Arc;
+
+use leyline_net::{Accepted, orig_dst};
+use leyline_state::{OutboundRefusal, OutboundRoute};
+use leyline_telemetry::traffic::{Direction, OpenSocket, Refusal, Reporter, early_failure};
 use tokio::net::TcpStream;
 
-use super::{
-    Pod,
-    connections::{Protocol, Shown},
-    forward, labels, no_original_destination,
-    record::Record,
-};
-
-/// A route without a tunnel.
-struct PlainRoute {
-    target: SocketAddr,
-    workload: Option<Arc<Workload>>,
-    service: Option<Arc<Service>>,
-}
+use self::plain::PlainRoute;
+use super::{Pod, forward, no_original_destination};
 
 /// One connection, from accept to end.
 pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
@@ -55,7 +38,7 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
     let route = snapshot.route_outbound(&source, orig_dst, &mut rand::rng());
     match route {
         OutboundRoute::Hbone(route) => {
-            Box::pin(through_tunnel(&pod, &source, stream, peer, orig_dst, route)).await;
+            Box::pin(tunnel::carry(&pod, &source, stream, peer, orig_dst, route)).await;
         }
         OutboundRoute::Tcp {
             target,
@@ -67,7 +50,7 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
                 workload: Some(workload),
                 service,
             };
-            Box::pin(in_plaintext(&pod, &source, stream, peer, orig_dst, route)).await;
+            Box::pin(plain::carry(&pod, &source, stream, peer, orig_dst, route)).await;
         }
         OutboundRoute::Passthrough { target, service } => {
             let route = PlainRoute {
@@ -75,155 +58,10 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
                 workload: None,
                 service,
             };
-            Box::pin(in_plaintext(&pod, &source, stream, peer, orig_dst, route)).await;
+            Box::pin(plain::carry(&pod, &source, stream, peer, orig_dst, route)).await;
         }
         OutboundRoute::Refused(error) => refused(stream, refusal_of(&error), &error),
     }
-}
-
-async fn through_tunnel(
-    pod: &Arc<Pod>,
-    source: &Arc<Workload>,
-    stream: TcpStream,
-    peer: PeerAddr,
-    orig_dst: OrigDst,
-    route: HboneRoute,
-) {
-    let labels = &pod.shared.labels;
-    let record = Record::open(Connection {
-        reporter: Reporter::Source,
-        direction: Direction::Outbound,
-        security: Security::MutualTls,
-        source: Some(labels.workload(source)),
-        destination: Some(labels.workload(&route.workload)),
-        service: route
-            .service
-            .as_ref()
-            .map(|service| labels.service(service)),
-        source_identity: Some(source.identity.clone()),
-        destination_identity: Some(route.workload.identity.clone()),
-        src_addr: peer.addr(),
-        dst_addr: route.tunnel,
-        hbone_addr: Some(route.authority.to_string()),
-    });
-    let _registered = pod.connections.track(Shown {
-        src: peer.addr(),
-        original_dst: orig_dst.to_string(),
-        actual_dst: route.tunnel,
-        protocol: Protocol::Hbone,
-    });
-
-    let mut upstream = match open_stream(pod, source, peer, &route).await {
-        Ok(upstream) => upstream,
-        Err(failure) => {
-            forward::reset(stream);
-            return record.end(Err(failure));
-        }
-    };
-    pod.limit_send(&mut upstream);
-    let carried = forward::outbound(
-        stream,
-        upstream.into_split(),
-        pod.read_share(),
-        record.log(),
-    )
-    .await;
-    record.end(carried.map_err(|error| (error.flag(), error)));
-}
-
-/// A stream in a tunnel that there is, or in a new one.
-async fn open_stream(
-    pod: &Arc<Pod>,
-    source: &Workload,
-    peer: PeerAddr,
-    route: &HboneRoute,
-) -> Result<HboneStream, (ResponseFlag, String)> {
-    let key = PoolKey {
-        source: source.identity.clone(),
-        destinations: route.expected.to_vec(),
-        target: route.tunnel,
-        source_ip: peer.ip(),
-    };
-    let service = route.service.as_ref();
-    let request = ConnectRequest {
-        authority: route.authority.clone(),
-        forwarded_for: peer.addr(),
-        forwarded_host: service.map(|service| service.hostname.clone()),
-        baggage: Some(labels::baggage(source).encode()),
-    };
-    let verdict = Arc::new(OnceLock::new());
-    let dial = {
-        let (pod, key, verdict) = (pod.clone(), key.clone(), verdict.clone());
-        async move || dial(&pod, &key, &verdict).await
-    };
-    let opened = pod.pool.open(&key, request, dial).await;
-    opened.map(|opened| opened.stream).map_err(|error| {
-        // In TLS 1.3 the server judges our certificate when the handshake has ended on our side.
-        match verdict.get().and_then(Verdict::refusal) {
-            Some(refusal) => (
-                ResponseFlag::TlsFailure,
-                format!("peer refused us: {refusal}"),
-            ),
-            None => (flag_of(&error), explain(&error)),
-        }
-    })
-}
-
-/// Why there is no tunnel.
-#[derive(Debug, thiserror::Error)]
-enum DialFailure {
-    #[error("identity error: {0}")]
-    Identity(#[from] IdentityError),
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    #[error("tls handshake failed: {0}")]
-    Tls(#[from] TlsError),
-}
-
-/// Certificate, connection, handshake: what a tunnel needs before HTTP/2.
-/// `verdict` is what the peer will say about our certificate.
-async fn dial(
-    pod: &Pod,
-    key: &PoolKey,
-    verdict: &OnceLock<Verdict>,
-) -> Result<ClientTls, leyline_hbone::DialError> {
-    let dialled = async {
-        let certificate = pod.shared.certificates.get(&key.source).await?;
-        let stream = connect(&pod.netns, key.target, &pod.upstream_options()).await?;
-        let deadline = pod.shared.config.handshake_deadline;
-        let (stream, _identity) =
-            leyline_tls::connect(&certificate, stream, &key.destinations, deadline).await?;
-        verdict.get_or_init(|| stream.verdict());
-        Ok(stream)
-    };
-    let dialled: Result<ClientTls, DialFailure> = dialled.await;
-    dialled.map_err(leyline_hbone::DialError::new)
-}
-
-fn flag_of(error: &HboneError) -> ResponseFlag {
-    match dial_failure(error) {
-        Some(DialFailure::Identity(_)) => ResponseFlag::IdentityError,
-        Some(DialFailure::Tls(_)) => ResponseFlag::TlsFailure,
-        Some(DialFailure::Connect(ConnectError::Deadline(_))) => ResponseFlag::NetworkPolicy,
-        Some(DialFailure::Connect(_)) => ResponseFlag::Connect,
-        None => match error {
-            HboneError::Status(http::StatusCode::UNAUTHORIZED) => ResponseFlag::Deny,
-            HboneError::Handshake(_) | HboneError::HandshakeDeadline => {
-                ResponseFlag::H2HandshakeFailure
-            }
-            _ => ResponseFlag::Connect,
-        },
-    }
-}
-
-/// The text of the access log, in words that Istio's users look for (LOG-5).
-fn explain(error: &HboneError) -> String {
-    if let Some(DialFailure::Connect(ConnectError::Deadline(_))) = dial_failure(error) {
-        return format!(
-            "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: {error}"
-        );
-    }
-    error.to_string()
 }
 
 fn refusal_of(error: &OutboundRefusal) -> Refusal {
@@ -235,138 +73,5 @@ fn refusal_of(error: &OutboundRefusal) -> Refusal {
         | OutboundRefusal::NoHealthyUpstream { .. }
         | OutboundRefusal::OtherNetwork { .. }
         | OutboundRefusal::HostnameOnly { .. } => Refusal::NoHealthyUpstream,
-    }
-}
-
-fn dial_failure(error: &HboneError) -> Option<&DialFailure> {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(current) = cause {
-        if let Some(failure) = current.downcast_ref() {
-            return Some(failure);
-        }
-        cause = current.source();
-    }
-    None
-}
-
-/// To a destination that is not enrolled, or that is none of the mesh's.
-async fn in_plaintext(
-    pod: &Arc<Pod>,
-    source: &Arc<Workload>,
-    stream: TcpStream,
-    peer: PeerAddr,
-    orig_dst: OrigDst,
-    route: PlainRoute,
-) {
-    let labels = &pod.shared.labels;
-    let target: SocketAddr = route.target;
-    let record = Record::open(Connection {
-        reporter: Reporter::Source,
-        direction: Direction::Outbound,
-        security: Security::Unknown,
-        source: Some(labels.workload(source)),
-        destination: route
-            .workload
-            .as_ref()
-            .map(|workload| labels.workload(workload)),
-        service: route
-            .service
-            .as_ref()
-            .map(|service| labels.service(service)),
-        source_identity: None,
-        destination_identity: None,
-        src_addr: peer.addr(),
-        dst_addr: target,
-        hbone_addr: None,
-    });
-    let _registered = pod.connections.track(Shown {
-        src: peer.addr(),
-        original_dst: orig_dst.to_string(),
-        actual_dst: target,
-        protocol: Protocol::Tcp,
-    });
-    let upstream = match connect(&pod.netns, target, &pod.upstream_options()).await {
-        Ok(upstream) => upstream,
-        Err(error) => {
-            forward::reset(stream);
-            return record.end(Err((ResponseFlag::Connect, error)));
-        }
-    };
-    let most = pod.read_share();
-    let upstream = into_split_reading(upstream, most);
-    let carried = forward::outbound(stream, upstream, most, record.log()).await;
-    record.end(carried.map_err(|error| (error.flag(), error)));
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{io, time::Duration};
-
-    use leyline_hbone::DialError;
-
-    use super::*;
-
-    fn dial(failure: DialFailure) -> HboneError {
-        HboneError::Dial(DialError::new(failure))
-    }
-
-    #[test]
-    fn every_failure_has_its_flag_and_its_words() {
-        let deadline = || ConnectError::Deadline(Duration::from_secs(10));
-        let refused = || ConnectError::Io(io::Error::from_raw_os_error(111));
-        let identity = IdentityError::Deadline {
-            identity: "spiffe://cluster.local/ns/a/sa/b".parse().unwrap(),
-            deadline: Duration::from_secs(10),
-        };
-        let unauthorized = HboneError::Status(http::StatusCode::UNAUTHORIZED);
-        let unavailable = HboneError::Status(http::StatusCode::SERVICE_UNAVAILABLE);
-        for (error, flag, words) in [
-            (
-                dial(identity.into()),
-                ResponseFlag::IdentityError,
-                "identity error: no certificate for spiffe://cluster.local/ns/a/sa/b",
-            ),
-            (
-                dial(TlsError::UnknownRoot.into()),
-                ResponseFlag::TlsFailure,
-                "tls handshake failed",
-            ),
-            (
-                dial(deadline().into()),
-                ResponseFlag::NetworkPolicy,
-                "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008",
-            ),
-            (
-                dial(refused().into()),
-                ResponseFlag::Connect,
-                "io error: Connection refused (os error 111)",
-            ),
-            (
-                unauthorized,
-                ResponseFlag::Deny,
-                "http status: 401 Unauthorized",
-            ),
-            (
-                unavailable,
-                ResponseFlag::Connect,
-                "http status: 503 Service Unavailable",
-            ),
-            (
-                HboneError::HandshakeDeadline,
-                ResponseFlag::H2HandshakeFailure,
-                "no http/2 preface",
-            ),
-            (
-                HboneError::ResponseDeadline,
-                ResponseFlag::Connect,
-                "no response",
-            ),
-            (HboneError::Full, ResponseFlag::Connect, "no room"),
-            (HboneError::DialDeadline, ResponseFlag::Connect, "the dial"),
-        ] {
-            assert_eq!(flag_of(&error), flag, "{error:?}");
-            let told = explain(&error);
-            assert!(told.starts_with(words), "{told}");
-        }
     }
 }
