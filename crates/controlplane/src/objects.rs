@@ -6,6 +6,7 @@
 mod decode;
 mod document;
 mod field;
+mod gateway;
 mod key;
 mod loader;
 mod security;
@@ -13,6 +14,10 @@ mod set;
 mod validate;
 mod watch;
 
+pub use gateway::{
+    AllowedRoutes, EAST_WEST_CLASS, Gateway, GatewayAddress, GatewayListener, GatewaySpec,
+    GatewayStatus, HBONE, REMOTE_CLASS, RouteNamespaces, WAYPOINT_CLASS,
+};
 pub use key::{Kind, ObjectKey};
 pub(crate) use loader::DOCUMENTS_FILE;
 pub use loader::{GoodDocument, Loaded, Loader, Origin, ScanError};

@@ -6,14 +6,17 @@ mod conditions;
 mod endpoints;
 mod enrolment;
 mod locality;
+mod networks;
 mod peer_authentication;
+mod require_waypoint;
 mod resource;
 mod selectors;
 mod services;
+mod waypoints;
 mod workloads;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -115,7 +118,9 @@ impl Translation {
 /// Computes everything.
 pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) -> Translation {
     let mut advice = Vec::new();
-    let services = services::services(objects, mesh, &mut advice);
+    let networks = networks::Networks::new(objects, mesh, &mut advice);
+    let waypoints = waypoints::Waypoints::new(objects, mesh, &networks);
+    let services = services::services(objects, mesh, &networks, &waypoints, &mut advice);
     let policies = authorization::Policies::new(objects, mesh, &mut advice);
     let peers = peer_authentication::PeerAuthentications::new(objects, mesh, &mut advice);
     let wanted = enrolment::wanted(objects, mesh);
@@ -130,25 +135,20 @@ pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) ->
         peers: &peers,
         captured,
         wanted: &wanted,
-        network: locality::network(objects, mesh),
+        networks: &networks,
+        waypoints: &waypoints,
     };
+    let mut required = require_waypoint::RequireWaypoint::default();
     let mut addresses = Resources::new();
-    let mut pod_nodes = BTreeMap::new();
-    let mut identities: BTreeMap<String, BTreeSet<(String, String)>> = BTreeMap::new();
-    for pod in objects.pods.values() {
-        if workloads::is_live(pod) {
-            let accounts = identities.entry(workloads::node_of(pod).to_owned());
-            accounts.or_default().insert((
-                workloads::namespace_of(pod).to_owned(),
-                workloads::service_account_of(pod).to_owned(),
-            ));
-        }
-        if let Some(workload) = workloads::of_pod(&context, pod) {
-            addresses.insert(workload.uid.clone(), resource::workload(&workload));
-            pod_nodes.insert(workload.uid, workload.node);
-        }
-    }
-    for workload in endpoints::workloads(&context) {
+    let (pod_nodes, identities) = of_pods(
+        &context,
+        &services,
+        &mut required,
+        &mut addresses,
+        &mut advice,
+    );
+    let gateways = networks.workloads(objects);
+    for workload in endpoints::workloads(&context).into_iter().chain(gateways) {
         addresses.insert(workload.uid.clone(), resource::workload(&workload));
     }
     for service in services.values() {
@@ -156,7 +156,9 @@ pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) ->
         addresses.insert(name, resource::service(&service.wire));
     }
     let mut authorizations = Resources::new();
-    for policy in policies.into_wire().into_iter().chain(peers.into_wire()) {
+    let policies = policies.into_wire().into_iter();
+    let policies = policies.chain(peers.into_wire());
+    for policy in policies.chain(required.into_wire()) {
         let name = format!("{}/{}", policy.namespace, policy.name);
         authorizations.insert(name, resource::authorization(&policy));
     }
@@ -170,6 +172,47 @@ pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) ->
         identities,
         advice,
     }
+}
+
+/// The node of each pod by uid, and the accounts in use on each node.
+type Placement = (
+    BTreeMap<String, String>,
+    BTreeMap<String, BTreeSet<(String, String)>>,
+);
+
+/// The workloads of pods, and where they are.
+fn of_pods(
+    context: &workloads::Context<'_>,
+    services: &BTreeMap<NamespacedName, services::MeshService>,
+    required: &mut require_waypoint::RequireWaypoint,
+    addresses: &mut Resources,
+    advice: &mut Vec<Advice>,
+) -> Placement {
+    let by_key: HashMap<&str, &services::MeshService> = services
+        .values()
+        .map(|service| (service.key.as_str(), service))
+        .collect();
+    let mut pod_nodes = BTreeMap::new();
+    let mut identities: BTreeMap<String, BTreeSet<(String, String)>> = BTreeMap::new();
+    for pod in context.objects.pods.values() {
+        if workloads::is_live(pod) {
+            let accounts = identities.entry(workloads::node_of(pod).to_owned());
+            accounts.or_default().insert((
+                workloads::namespace_of(pod).to_owned(),
+                workloads::service_account_of(pod).to_owned(),
+            ));
+        }
+        if let Some(mut workload) = workloads::of_pod(context, pod, advice) {
+            let of_pod = workload.services.keys();
+            let of_pod = of_pod.filter_map(|key| by_key.get(key.as_str()).copied());
+            let policy =
+                required.attach(&workload.namespace, of_pod, context.waypoints, context.mesh);
+            workload.authorization_policies.extend(policy);
+            addresses.insert(workload.uid.clone(), resource::workload(&workload));
+            pod_nodes.insert(workload.uid, workload.node);
+        }
+    }
+    (pod_nodes, identities)
 }
 
 /// Uid of the workload of a pod.

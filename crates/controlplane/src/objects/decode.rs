@@ -205,7 +205,8 @@ fn has_status_patch(kind: Kind) -> bool {
         Kind::ServiceAccount
         | Kind::EndpointSlice
         | Kind::AuthorizationPolicy
-        | Kind::PeerAuthentication => false,
+        | Kind::PeerAuthentication
+        | Kind::Gateway => false,
     }
 }
 
@@ -234,6 +235,7 @@ fn decode_kind(kind: Kind, part: Part, tree: &Node) -> KindResult {
         Kind::PeerAuthentication => {
             Object::PeerAuthentication(strict(value, validate::peer_authentication)?)
         }
+        Kind::Gateway => Object::Gateway(strict(value, validate::gateway)?),
     };
     Ok((object, status))
 }

@@ -21,10 +21,12 @@ pub enum Kind {
     AuthorizationPolicy,
     /// `security.istio.io/v1` and `v1beta1`.
     PeerAuthentication,
+    /// `gateway.networking.k8s.io/v1` and `v1beta1`.
+    Gateway,
 }
 
 impl Kind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -33,6 +35,7 @@ impl Kind {
         Self::EndpointSlice,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::Gateway,
     ];
 
     /// The name as YAML has it.
@@ -46,6 +49,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::Gateway => "Gateway",
         }
     }
 
@@ -82,6 +86,10 @@ impl Kind {
             Self::AuthorizationPolicy | Self::PeerAuthentication => {
                 &["security.istio.io/v1", "security.istio.io/v1beta1"]
             }
+            Self::Gateway => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1beta1",
+            ],
         }
     }
 
@@ -94,7 +102,8 @@ impl Kind {
             | Self::Service
             | Self::EndpointSlice
             | Self::AuthorizationPolicy
-            | Self::PeerAuthentication => true,
+            | Self::PeerAuthentication
+            | Self::Gateway => true,
         }
     }
 }

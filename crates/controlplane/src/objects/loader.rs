@@ -246,7 +246,8 @@ impl Loader {
                     | Kind::Service
                     | Kind::EndpointSlice
                     | Kind::AuthorizationPolicy
-                    | Kind::PeerAuthentication => {
+                    | Kind::PeerAuthentication
+                    | Kind::Gateway => {
                         let reason = "a status, but no document has the object itself".to_owned();
                         issues.push(origin.warning("status", reason));
                     }

@@ -10,6 +10,7 @@ use leyline_types::NamespacedName;
 use serde::Serialize;
 
 use crate::objects::{
+    gateway::Gateway,
     key::{Kind, ObjectKey},
     security::{AuthorizationPolicy, PeerAuthentication},
 };
@@ -33,6 +34,8 @@ pub struct Objects {
     pub authorization_policies: BTreeMap<NamespacedName, Arc<AuthorizationPolicy>>,
     /// Peer authentications.
     pub peer_authentications: BTreeMap<NamespacedName, Arc<PeerAuthentication>>,
+    /// Gateways of all classes.
+    pub gateways: BTreeMap<NamespacedName, Arc<Gateway>>,
 }
 
 impl Objects {
@@ -53,6 +56,7 @@ impl Objects {
                 Kind::PeerAuthentication.as_str(),
                 self.peer_authentications.len(),
             ),
+            (Kind::Gateway.as_str(), self.gateways.len()),
         ])
     }
 
@@ -74,6 +78,7 @@ pub(crate) enum Object {
     EndpointSlice(Arc<EndpointSlice>),
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
+    Gateway(Arc<Gateway>),
 }
 
 impl Objects {
@@ -96,6 +101,7 @@ impl Objects {
             Object::PeerAuthentication(object) => {
                 drop(self.peer_authentications.insert(name, object));
             }
+            Object::Gateway(object) => drop(self.gateways.insert(name, object)),
         }
     }
 }

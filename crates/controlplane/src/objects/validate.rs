@@ -1,5 +1,6 @@
 //! What an API server would refuse beyond the schema, as far as it matters to a mesh.
 
+mod gateway;
 mod net;
 mod policy;
 mod text;
@@ -19,6 +20,7 @@ use k8s_openapi::{
 
 use crate::objects::{field::Field, key::Kind};
 
+pub(crate) use gateway::gateway;
 pub(crate) use net::parse_block;
 pub(crate) use policy::{authorization_policy, peer_authentication};
 
@@ -48,7 +50,8 @@ pub(crate) fn metadata_of(kind: Kind, metadata: &ObjectMeta, found: &mut Vec<Inv
         | Kind::Pod
         | Kind::EndpointSlice
         | Kind::AuthorizationPolicy
-        | Kind::PeerAuthentication => text::dns_subdomain(name),
+        | Kind::PeerAuthentication
+        | Kind::Gateway => text::dns_subdomain(name),
     };
     if let Err(reason) = name_error {
         push(found, field.key("name"), reason);

@@ -15,11 +15,17 @@ use leyline_proto::istio::workload::{
 };
 use leyline_types::NamespacedName;
 
-use super::{Advice, MeshSettings, locality, selectors::Selectors};
+use super::{
+    Advice, MeshSettings,
+    networks::Networks,
+    selectors::Selectors,
+    waypoints::{Attached, ServiceWaypoints, Waypoints},
+};
 use crate::objects::{Kind, ObjectKey, Objects};
 
 const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
+const REQUIRE_WAYPOINT: &str = "leyline.io/require-waypoint";
 
 /// Where a service port leads on a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,15 +52,20 @@ pub(super) struct MeshService {
     /// Empty: endpoints come from EndpointSlices.
     pub(super) selector: BTreeMap<String, String>,
     pub(super) ports: Vec<TargetPort>,
+    /// The Gateways that its traffic goes through.
+    pub(super) waypoints: BTreeSet<NamespacedName>,
+    /// Whether its pods refuse what does not come through them.
+    pub(super) requires_waypoint: bool,
 }
 
 /// All services that the mesh knows; not ExternalName, which is only DNS.
 pub(super) fn services(
     objects: &Objects,
     mesh: &MeshSettings,
+    networks: &Networks,
+    waypoints: &Waypoints<'_>,
     advice: &mut Vec<Advice>,
 ) -> BTreeMap<NamespacedName, MeshService> {
-    let network = locality::network(objects, mesh);
     let mut owners = BTreeMap::new();
     let mut services = BTreeMap::new();
     for (name, service) in &objects.services {
@@ -64,7 +75,12 @@ pub(super) fn services(
         }
         let addresses = addresses(spec);
         advise_on_addresses(name, spec, &addresses, &mut owners, advice);
-        let translated = translate_one(objects, mesh, &network, name, service, spec, &addresses);
+        let mut translated = translate_one(objects, mesh, name, service, spec);
+        translated.wire.addresses = network_addresses(networks, &addresses);
+        translated.wire.ip_families = ip_families(spec, &addresses).into();
+        if !waypoints.is_gateway_service(name, service) {
+            attach_waypoints(&mut translated, name, service, waypoints, advice);
+        }
         services.insert(name.clone(), translated);
     }
     services
@@ -118,11 +134,9 @@ fn advise_on_addresses(
 fn translate_one(
     objects: &Objects,
     mesh: &MeshSettings,
-    network: &str,
     name: &NamespacedName,
     service: &Service,
     spec: &ServiceSpec,
-    addresses: &[IpAddr],
 ) -> MeshService {
     let hostname = format!(
         "{}.{}.svc.{}",
@@ -142,13 +156,8 @@ fn translate_one(
     let wire = WireService {
         name: name.name.to_string(),
         namespace: name.namespace.to_string(),
-        addresses: addresses
-            .iter()
-            .map(|address| network_address(network, *address))
-            .collect(),
         ports: ports.iter().map(TargetPort::to_wire).collect(),
         load_balancing: load_balancing(objects, service, spec),
-        ip_families: ip_families(spec, addresses).into(),
         canonical: true,
         ingress_use_waypoint: ingress.is_some_and(|value| value == "true"),
         hostname: hostname.clone(),
@@ -159,6 +168,46 @@ fn translate_one(
         key: format!("{}/{hostname}", name.namespace),
         selector: spec.selector.clone().unwrap_or_default(),
         ports,
+        waypoints: BTreeSet::new(),
+        requires_waypoint: false,
+    }
+}
+
+fn attach_waypoints(
+    translated: &mut MeshService,
+    name: &NamespacedName,
+    service: &Service,
+    waypoints: &Waypoints<'_>,
+    advice: &mut Vec<Advice>,
+) {
+    let object = ObjectKey::new(
+        Kind::Service,
+        Some(name.namespace.as_str()),
+        name.name.as_str(),
+    );
+    let labels = service.metadata.labels.as_ref();
+    let attached = Attached {
+        object: &object,
+        labels,
+        annotations: service.metadata.annotations.as_ref(),
+    };
+    let ServiceWaypoints {
+        waypoint,
+        weighted,
+        names,
+    } = waypoints.of_service(attached, advice);
+    translated.wire.waypoint = waypoint;
+    translated.wire.weighted_waypoints = weighted;
+    translated.waypoints = names;
+    let required = labels.and_then(|labels| labels.get(REQUIRE_WAYPOINT));
+    translated.requires_waypoint = required.is_some_and(|value| value == "true");
+    if translated.requires_waypoint && translated.waypoints.is_empty() {
+        let reason = "the service has no waypoint: nobody reaches its pods";
+        advice.push(Advice {
+            object,
+            field: format!("metadata.labels.{REQUIRE_WAYPOINT}"),
+            reason: reason.to_owned(),
+        });
     }
 }
 
@@ -173,6 +222,16 @@ fn addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
         }
     }
     addresses
+}
+
+/// The address of a service is the same in every network of the cluster.
+fn network_addresses(networks: &Networks, addresses: &[IpAddr]) -> Vec<NetworkAddress> {
+    let pairs = networks
+        .all()
+        .flat_map(|network| addresses.iter().map(move |address| (network, *address)));
+    pairs
+        .map(|(network, address)| network_address(network, address))
+        .collect()
 }
 
 fn network_address(network: &str, address: IpAddr) -> NetworkAddress {

@@ -1,11 +1,13 @@
+mod routing;
+
 use std::{fmt::Write, fs};
 
 use expect_test::{Expect, expect};
 use leyline_proto::istio::{
     security::{Action, Authorization, Match, Scope, string_match::MatchType},
     workload::{
-        Address, AppProtocol, IpFamilies, Service, TunnelProtocol, Workload, WorkloadStatus,
-        address,
+        Address, AppProtocol, GatewayAddress, IpFamilies, Service, TunnelProtocol, Workload,
+        WorkloadStatus, address, gateway_address::Destination,
     },
 };
 use prost::Message;
@@ -110,6 +112,18 @@ fn describe_workload(text: &mut String, name: &str, w: &Workload) {
         )
         .unwrap();
     }
+    if !w.network.is_empty() {
+        writeln!(text, "  network {}", w.network).unwrap();
+    }
+    if let Some(gateway) = &w.network_gateway {
+        writeln!(text, "  entered by {}", describe_gateway(gateway)).unwrap();
+    }
+    if let Some(waypoint) = &w.waypoint {
+        writeln!(text, "  waypoint {}", describe_gateway(waypoint)).unwrap();
+    }
+    if let Some(tunnel) = &w.application_tunnel {
+        writeln!(text, "  tunnel {} port {}", tunnel.protocol, tunnel.port).unwrap();
+    }
     if w.network_mode != 0 {
         writeln!(text, "  host network").unwrap();
     }
@@ -148,6 +162,13 @@ fn describe_service(text: &mut String, name: &str, s: &Service) {
         ports.join(", ")
     )
     .unwrap();
+    if let Some(waypoint) = &s.waypoint {
+        writeln!(text, "  waypoint {}", describe_gateway(waypoint)).unwrap();
+    }
+    for one in &s.weighted_waypoints {
+        let waypoint = describe_gateway(one.destination.as_ref().unwrap());
+        writeln!(text, "  {}% {waypoint}", one.weight).unwrap();
+    }
     if let Some(balancing) = &s.load_balancing {
         writeln!(
             text,
@@ -156,6 +177,14 @@ fn describe_service(text: &mut String, name: &str, s: &Service) {
         )
         .unwrap();
     }
+}
+
+fn describe_gateway(gateway: &GatewayAddress) -> String {
+    let place = match gateway.destination.as_ref().unwrap() {
+        Destination::Hostname(name) => format!("{}/{}", name.namespace, name.hostname),
+        Destination::Address(address) => format!("{}/{}", address.network, ip(&address.address)),
+    };
+    format!("{place} port {}", gateway.hbone_mtls_port)
 }
 
 fn describe_policy(text: &mut String, name: &str, p: &Authorization) {
@@ -303,11 +332,13 @@ spec: {type: ExternalName, externalName: example.com}
             workload Kubernetes//Pod/shop/plain 10.0.0.2 shop/plain on "a" sa "plain-sa" None Healthy
               named plain canonical web latest
               locality r/z/
+              network net1
               serves shop/headless.shop.svc.cluster.local 80->80
               serves shop/web.shop.svc.cluster.local 80->8080,90->90
             workload Kubernetes//Pod/shop/web 10.0.0.1,fd00::1 shop/web on "a" sa "web-sa" Hbone Healthy
               named web canonical web latest
               locality r/z/
+              network net1
               serves shop/headless.shop.svc.cluster.local 80->80
               serves shop/web.shop.svc.cluster.local 80->8080,90->90
             service shop/headless.shop.svc.cluster.local [] Automatic 80->80 Http11

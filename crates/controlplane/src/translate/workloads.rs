@@ -7,21 +7,23 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use leyline_proto::istio::workload::{
-    NetworkMode, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
+    GatewayAddress, NetworkMode, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
 };
 use leyline_types::TrustDomain;
 
 use super::{
-    Captured, MeshSettings, WantedPods,
+    Advice, Captured, MeshSettings, WantedPods,
     authorization::Policies,
     endpoints::Slices,
     locality,
+    networks::Networks,
     peer_authentication::PeerAuthentications,
     pod_uid,
     selectors::Selectors,
     services::{MeshService, Target, address_bytes},
+    waypoints::{Attached, Waypoints},
 };
-use crate::objects::Objects;
+use crate::objects::{Kind, ObjectKey, Objects};
 
 const TUNNEL: &str = "networking.istio.io/tunnel";
 const POD_TEMPLATE_HASH: &str = "pod-template-hash";
@@ -46,11 +48,16 @@ pub(super) struct Context<'a> {
     pub(super) peers: &'a PeerAuthentications,
     pub(super) captured: &'a Captured,
     pub(super) wanted: &'a BTreeMap<String, WantedPods>,
-    pub(super) network: String,
+    pub(super) networks: &'a Networks,
+    pub(super) waypoints: &'a Waypoints<'a>,
 }
 
 /// The workload of a pod; `None` while it has no address and once it has ended.
-pub(super) fn of_pod(context: &Context<'_>, pod: &Pod) -> Option<Workload> {
+pub(super) fn of_pod(
+    context: &Context<'_>,
+    pod: &Pod,
+    advice: &mut Vec<Advice>,
+) -> Option<Workload> {
     let addresses = addresses_of(pod);
     if addresses.is_empty() || !is_live(pod) {
         return None;
@@ -59,6 +66,7 @@ pub(super) fn of_pod(context: &Context<'_>, pod: &Pod) -> Option<Workload> {
     let (namespace, name, node) = (namespace_of(pod), name_of(pod), node_of(pod));
     let uid = pod_uid(mesh, namespace, name);
     let native = has_native_tunnel(pod);
+    let network = context.networks.of_pod(pod);
     let workload_name = workload_name(pod);
     let canonical = |labels: &[&str], fallback: &str| {
         labels
@@ -73,7 +81,10 @@ pub(super) fn of_pod(context: &Context<'_>, pod: &Pod) -> Option<Workload> {
         name: name.to_owned(),
         namespace: namespace.to_owned(),
         addresses: addresses.into_iter().map(address_bytes).collect(),
-        network: context.network.clone(),
+        network: network.to_owned(),
+        network_gateway: context.networks.gateway_to(network),
+        waypoint: waypoint_of(context, pod, advice),
+        application_tunnel: context.waypoints.application_tunnel(pod),
         tunnel_protocol: tunnel(captured || native).into(),
         trust_domain: trust_domain(mesh),
         service_account: service_account_of(pod).to_owned(),
@@ -85,12 +96,7 @@ pub(super) fn of_pod(context: &Context<'_>, pod: &Pod) -> Option<Workload> {
         native_tunnel: native,
         services: services_of(context, pod),
         authorization_policies: policies_of(context, pod),
-        status: if is_ready(pod) {
-            WorkloadStatus::Healthy
-        } else {
-            WorkloadStatus::Unhealthy
-        }
-        .into(),
+        status: status(pod).into(),
         cluster_id: mesh.cluster_id.clone(),
         locality: locality::of_node(context.objects, node),
         network_mode: if is_host_network(pod) {
@@ -102,6 +108,23 @@ pub(super) fn of_pod(context: &Context<'_>, pod: &Pod) -> Option<Workload> {
         uid,
         ..Workload::default()
     })
+}
+
+/// Of traffic by the pod's address; none for the pods of gateways.
+fn waypoint_of(
+    context: &Context<'_>,
+    pod: &Pod,
+    advice: &mut Vec<Advice>,
+) -> Option<GatewayAddress> {
+    if context.waypoints.gateway_of(pod).is_some() {
+        return None;
+    }
+    let attached = Attached {
+        object: &ObjectKey::new(Kind::Pod, Some(namespace_of(pod)), name_of(pod)),
+        labels: pod.metadata.labels.as_ref(),
+        annotations: pod.metadata.annotations.as_ref(),
+    };
+    context.waypoints.of_workload(attached, advice)
 }
 
 fn tunnel(hbone: bool) -> TunnelProtocol {
@@ -220,6 +243,14 @@ pub(super) fn is_live(pod: &Pod) -> bool {
         .as_ref()
         .and_then(|status| status.phase.as_deref());
     !matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn status(pod: &Pod) -> WorkloadStatus {
+    if is_ready(pod) {
+        WorkloadStatus::Healthy
+    } else {
+        WorkloadStatus::Unhealthy
+    }
 }
 
 fn is_ready(pod: &Pod) -> bool {
