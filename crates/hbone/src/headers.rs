@@ -11,6 +11,8 @@ pub use baggage::{Baggage, WorkloadKind};
 pub use forwarded::Forwarded;
 pub use traceparent::Traceparent;
 
+use leyline_types::Network;
+
 use http::header::{FORWARDED as FORWARDED_HEADER, HeaderName};
 
 /// The header that carries [`Baggage`].
@@ -19,6 +21,23 @@ pub const BAGGAGE: HeaderName = HeaderName::from_static("baggage");
 pub const FORWARDED: HeaderName = FORWARDED_HEADER;
 /// The header that carries [`Traceparent`].
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The header that names the network of a source in another one.
+pub const FORWARDED_NETWORK: HeaderName = HeaderName::from_static("x-forwarded-network");
+
+/// Names of networks are label values; 63 characters are the most.
+const MAX_NETWORK: usize = 63;
+
+/// Reads the value of [`FORWARDED_NETWORK`].
+pub(crate) fn network(value: &[u8]) -> Result<Network, HeaderError> {
+    let text = text(value, MAX_NETWORK)?;
+    let known = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if text.bytes().all(known) {
+        Ok(Network::new(text))
+    } else {
+        Err(HeaderError::Character)
+    }
+}
 
 /// Why a header was not understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -9,7 +9,7 @@ use rand::{Rng, RngExt};
 use crate::{
     endpoints::{Endpoint, Endpoints},
     service::{Mode, RoutingScope, Service, ServicePort},
-    workload::Workload,
+    workload::{Protocol, Workload},
 };
 
 /// Draws before looking at every endpoint. A draw fails only on an endpoint that cannot be used for this port, so with
@@ -25,6 +25,25 @@ pub(crate) struct Request<'a> {
     pub(crate) network: &'a Network,
     /// The address that the client asked for.
     pub(crate) asked: IpAddr,
+    pub(crate) wanted: Wanted,
+}
+
+/// What an endpoint is wanted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// The destination: enrolled or not.
+    Destination,
+    /// A gateway, which speaks HBONE whether it is enrolled or not.
+    Gateway,
+}
+
+/// Where an endpoint is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At an address.
+    Here(SocketAddr),
+    /// In another network that has a gateway.
+    Behind,
 }
 
 /// Why no endpoint was found; the last one that applies is the most telling.
@@ -34,16 +53,16 @@ pub(crate) enum Unusable {
     NoneHealthy,
     /// There are some that only a host name is known of.
     HostnameOnly,
-    /// There are some, behind the gateway of another network.
+    /// There are some, in another network that has no gateway.
     OtherNetwork,
 }
 
-/// Picks an endpoint and the address to reach it at.
+/// Picks an endpoint and the place to reach it at.
 pub(crate) fn pick<'a>(
     request: &Request<'_>,
     endpoints: &'a Endpoints,
     rng: &mut impl Rng,
-) -> Result<(&'a Endpoint, SocketAddr), Unusable> {
+) -> Result<(&'a Endpoint, Place), Unusable> {
     if request.has_no_preference() {
         let total = endpoints.total_capacity();
         for _ in 0..DRAWS {
@@ -78,7 +97,7 @@ impl Request<'_> {
         &self,
         endpoints: &'a Endpoints,
         rng: &mut impl Rng,
-    ) -> Result<(&'a Endpoint, SocketAddr), Unusable> {
+    ) -> Result<(&'a Endpoint, Place), Unusable> {
         let (mut best, mut total, mut why) = (0, 0, Unusable::NoneHealthy);
         for endpoint in endpoints.iter() {
             let capacity = u64::from(endpoint.workload.capacity);
@@ -130,12 +149,19 @@ impl Request<'_> {
         }
     }
 
-    /// Where an endpoint is reached, if it can be: without a gateway, by an address of a family that is served, and
-    /// with a known port (its own, else the service's).
-    fn target(&self, endpoint: &Endpoint) -> Result<SocketAddr, Unusable> {
+    /// Where an endpoint is reached, if it can be: by an address of a family that is served and with a known port (its
+    /// own, else the service's), or in a tunnel through the gateway of its network.
+    fn target(&self, endpoint: &Endpoint) -> Result<Place, Unusable> {
         let workload = &endpoint.workload;
         if workload.network != *self.network {
-            return Err(Unusable::OtherNetwork);
+            let speaks_hbone =
+                workload.protocol == Protocol::Hbone || self.wanted == Wanted::Gateway;
+            let behind = workload.network_gateway.is_some() && speaks_hbone;
+            return if behind {
+                Ok(Place::Behind)
+            } else {
+                Err(Unusable::OtherNetwork)
+            };
         }
         if workload.addresses.is_empty() && !workload.hostname.is_empty() {
             return Err(Unusable::HostnameOnly);
@@ -143,7 +169,7 @@ impl Request<'_> {
         let port = endpoint.ports.target(self.port.port).or(self.port.target);
         self.address(workload)
             .zip(port)
-            .map(SocketAddr::from)
+            .map(|target| Place::Here(target.into()))
             .ok_or(Unusable::NoneHealthy)
     }
 

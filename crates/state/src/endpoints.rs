@@ -1,11 +1,12 @@
 //! The endpoints of one service, ready to be picked from. Built once for each batch that touches the service.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 use imbl::OrdMap;
-use leyline_types::{Identity, WorkloadUid};
+use leyline_types::{Identity, Network, WorkloadUid};
 
 use crate::{
+    gateway::union,
     service::{HealthPolicy, Service},
     workload::{Health, PortMap, Workload},
 };
@@ -63,6 +64,15 @@ impl Endpoints {
         self.list.iter()
     }
 
+    /// Who may answer for the service in another network, whose gateway chooses the endpoint: any of those there, and the
+    /// service's further names.
+    pub(crate) fn expected_in(&self, service: &Service, network: &Network) -> Arc<[Identity]> {
+        let there = self.list.iter().map(|endpoint| &endpoint.workload);
+        let there = there.filter(|workload| workload.network == *network && !workload.is_sum());
+        let own = there.map(|workload| &workload.identity);
+        union(service.identities.iter().chain(own))
+    }
+
     /// Sum of all capacities.
     pub(crate) fn total_capacity(&self) -> u64 {
         self.cumulative.last().copied().unwrap_or(0)
@@ -80,10 +90,5 @@ fn expected(service: &Service, workload: &Workload) -> Arc<[Identity]> {
     if service.identities.is_empty() {
         return Arc::clone(workload.expected_identities());
     }
-    let all: BTreeSet<&Identity> = service
-        .identities
-        .iter()
-        .chain([&workload.identity])
-        .collect();
-    all.into_iter().cloned().collect()
+    union(service.identities.iter().chain([&workload.identity]))
 }

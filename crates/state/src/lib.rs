@@ -18,6 +18,8 @@ mod store;
 
 mod outbound;
 
+mod gateway;
+
 mod inbound;
 
 mod balance;
@@ -33,7 +35,7 @@ mod testing;
 
 pub use dump::Dump;
 pub use inbound::{InboundRefusal, InboundTarget, is_proxy_port};
-pub use outbound::{HboneRoute, OutboundRefusal, OutboundRoute};
+pub use outbound::{DoubleHboneRoute, HboneEnd, HboneRoute, OutboundRefusal, OutboundRoute};
 pub use service::{
     HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkBlock, RoutingScope, Service,
     ServicePort, ServicePorts, Visibility, WeightedGateway,

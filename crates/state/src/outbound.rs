@@ -1,7 +1,7 @@
 //! Where a captured outbound connection goes. Called by the node proxy once for each connection, on one snapshot.
 //!
 //! An enrolled destination is reached over HBONE or not at all, and a waypoint or network gateway is never left out:
-//! what this version cannot do is refused with its own reason.
+//! where there is none to be reached, the connection is refused.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -9,7 +9,8 @@ use leyline_types::{HboneAuthority, Identity, Network, OrigDst, ServiceKey, port
 use rand::Rng;
 
 use crate::{
-    balance::{self, Unusable},
+    balance::{self, Place, Unusable, Wanted},
+    gateway::{Found, NotFound, waypoint_of},
     inbound::is_proxy_port,
     service::{Mode, Service},
     snapshot::{ServiceState, Snapshot},
@@ -19,8 +20,10 @@ use crate::{
 /// The decision on an outbound connection.
 #[derive(Clone, Debug)]
 pub enum OutboundRoute {
-    /// Through a tunnel to an enrolled workload.
+    /// Through a tunnel to an enrolled workload, or to a waypoint.
     Hbone(HboneRoute),
+    /// Through a tunnel within a tunnel to the gateway of another network.
+    DoubleHbone(DoubleHboneRoute),
     /// In plaintext to a workload that is not enrolled.
     Tcp {
         /// Where to connect.
@@ -56,6 +59,33 @@ pub struct HboneRoute {
     pub service: Option<Arc<Service>>,
 }
 
+/// The end of a tunnel.
+#[derive(Clone, Debug)]
+pub struct HboneEnd {
+    /// Where it is.
+    pub tunnel: SocketAddr,
+    /// Who may be there, sorted: one of these identities exactly.
+    pub expected: Arc<[Identity]>,
+    /// The workload there.
+    pub workload: Arc<Workload>,
+}
+
+/// A route into another network. Its gateway sees the authority and chooses the endpoint; what is said in the inner
+/// tunnel only the endpoint sees.
+#[derive(Clone, Debug)]
+pub struct DoubleHboneRoute {
+    /// The gateway, where the outer tunnel ends.
+    pub gateway: HboneEnd,
+    /// What to ask for, in both tunnels.
+    pub authority: HboneAuthority,
+    /// Who may be at the end of the inner tunnel, sorted.
+    pub expected: Arc<[Identity]>,
+    /// The workload that was chosen, or that stands for all in that network.
+    pub workload: Arc<Workload>,
+    /// The service that was asked for.
+    pub service: Arc<Service>,
+}
+
 /// Why an outbound connection goes nowhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OutboundRefusal {
@@ -81,15 +111,23 @@ pub enum OutboundRefusal {
         /// The service.
         service: ServiceKey,
     },
-    /// Traffic must go through a waypoint, which is not built yet.
-    #[error("{target} has the waypoint {waypoint}, and waypoints are not supported")]
-    Waypoint {
+    /// Traffic must go through a waypoint that nobody has told of.
+    #[error("unknown waypoint: {waypoint} (for {target})")]
+    UnknownWaypoint {
         /// The original destination.
         target: SocketAddr,
         /// The waypoint.
         waypoint: Box<Gateway>,
     },
-    /// All usable endpoints are behind the gateway of another network, which is not built yet.
+    /// The waypoint has no instance that can be used.
+    #[error("no healthy upstream: waypoint {waypoint} (for {target})")]
+    NoHealthyWaypoint {
+        /// The original destination.
+        target: SocketAddr,
+        /// The waypoint.
+        waypoint: Box<Gateway>,
+    },
+    /// All usable endpoints are in another network, and there is no known way into it.
     #[error("no valid routing destination for workload: {target} is in another network")]
     OtherNetwork {
         /// The original destination.
@@ -111,7 +149,8 @@ impl OutboundRefusal {
             Self::NotSynced(_) => "not_synced",
             Self::UnknownPort { .. } => "unknown_port",
             Self::NoHealthyUpstream { .. } => "no_healthy_upstream",
-            Self::Waypoint { .. } => "waypoint",
+            Self::UnknownWaypoint { .. } => "unknown_waypoint",
+            Self::NoHealthyWaypoint { .. } => "no_healthy_waypoint",
             Self::OtherNetwork { .. } => "other_network",
             Self::HostnameOnly { .. } => "hostname_only",
         }
@@ -134,7 +173,7 @@ impl Snapshot {
             return self.route_to_service(source, target, known, rng);
         }
         if let Some(workload) = self.workload_by_ip(target.ip()) {
-            return route_to_workload(target, workload, None);
+            return self.route_to_workload(source, target, workload, None, rng);
         }
         if !self.synced {
             return OutboundRoute::Refused(OutboundRefusal::NotSynced(target));
@@ -153,11 +192,14 @@ impl Snapshot {
         rng: &mut impl Rng,
     ) -> OutboundRoute {
         let service = &known.service;
-        if let Some(waypoint) = service_waypoint(service) {
-            return refused_by_waypoint(target, waypoint);
+        if let Some(waypoint) = waypoint_of(service, rng) {
+            // What comes from the waypoint has been through it, though it is captured like anything else.
+            if !self.is_instance(source, waypoint) {
+                return self.through_waypoint(source, target, waypoint, Some(service), rng);
+            }
         }
         if service.mode() == Mode::Passthrough {
-            return self.pass_through(target, service);
+            return self.pass_through(source, target, service, rng);
         }
         let Some(port) = service.ports.find(target.port()) else {
             return OutboundRoute::Refused(OutboundRefusal::UnknownPort {
@@ -172,27 +214,126 @@ impl Snapshot {
             source,
             network,
             asked: target.ip(),
+            wanted: Wanted::Destination,
         };
         match balance::pick(&request, &known.endpoints, rng) {
             // The workload's own waypoint is for traffic by its address only.
-            Ok((endpoint, addr)) => connect(
+            Ok((endpoint, Place::Here(addr))) => connect(
                 addr,
                 &endpoint.workload,
                 &endpoint.expected,
                 Some(Arc::clone(service)),
             ),
+            Ok((endpoint, Place::Behind)) => {
+                let workload = &endpoint.workload;
+                let expected = known.endpoints.expected_in(service, &workload.network);
+                self.across_networks(source, target, workload, expected, service, rng)
+            }
             Err(why) => OutboundRoute::Refused(refusal(why, target, service)),
         }
     }
 
     /// To the original destination; if that is a workload, by the rules for it (encrypted when it is enrolled).
-    fn pass_through(&self, target: SocketAddr, service: &Arc<Service>) -> OutboundRoute {
+    fn pass_through(
+        &self,
+        source: &Workload,
+        target: SocketAddr,
+        service: &Arc<Service>,
+        rng: &mut impl Rng,
+    ) -> OutboundRoute {
         let service = Some(Arc::clone(service));
         match self.workload_by_ip(target.ip()) {
-            Some(workload) => route_to_workload(target, workload, service),
+            Some(workload) => self.route_to_workload(source, target, workload, service, rng),
             None if !self.synced => OutboundRoute::Refused(OutboundRefusal::NotSynced(target)),
             None => OutboundRoute::Passthrough { target, service },
         }
+    }
+
+    fn route_to_workload(
+        &self,
+        source: &Workload,
+        target: SocketAddr,
+        workload: &Arc<Workload>,
+        service: Option<Arc<Service>>,
+        rng: &mut impl Rng,
+    ) -> OutboundRoute {
+        match &workload.waypoint {
+            Some(waypoint) if !self.is_instance(source, waypoint) => {
+                self.through_waypoint(source, target, waypoint, service.as_ref(), rng)
+            }
+            Some(_) | None => connect(target, workload, workload.expected_identities(), service),
+        }
+    }
+
+    /// The waypoint is told what the client asked for.
+    fn through_waypoint(
+        &self,
+        source: &Workload,
+        target: SocketAddr,
+        waypoint: &Gateway,
+        service: Option<&Arc<Service>>,
+        rng: &mut impl Rng,
+    ) -> OutboundRoute {
+        let named = || Box::new(waypoint.clone());
+        let refused = match self.find_waypoint(waypoint, source, target, rng) {
+            Ok(Found::Here(end)) => {
+                return OutboundRoute::Hbone(HboneRoute {
+                    tunnel: end.tunnel,
+                    authority: HboneAuthority::Address(target),
+                    expected: end.expected,
+                    workload: end.workload,
+                    service: service.cloned(),
+                });
+            }
+            Ok(Found::Behind { workload, expected }) => match service {
+                Some(service) => {
+                    return self.across_networks(source, target, &workload, expected, service, rng);
+                }
+                // Its address means nothing in another network.
+                None => OutboundRefusal::OtherNetwork { target },
+            },
+            Err(NotFound::Unknown) => OutboundRefusal::UnknownWaypoint {
+                target,
+                waypoint: named(),
+            },
+            Err(NotFound::Unusable(Unusable::OtherNetwork)) => {
+                OutboundRefusal::OtherNetwork { target }
+            }
+            Err(NotFound::Unusable(Unusable::NoneHealthy | Unusable::HostnameOnly)) => {
+                OutboundRefusal::NoHealthyWaypoint {
+                    target,
+                    waypoint: named(),
+                }
+            }
+        };
+        OutboundRoute::Refused(refused)
+    }
+
+    /// Through the gateway of the network that a workload is in. Addresses mean nothing there, the service's name does.
+    fn across_networks(
+        &self,
+        source: &Workload,
+        target: SocketAddr,
+        workload: &Arc<Workload>,
+        expected: Arc<[Identity]>,
+        service: &Arc<Service>,
+        rng: &mut impl Rng,
+    ) -> OutboundRoute {
+        let gateway = self.find_network_gateway(workload, source, target, rng);
+        // Somebody must be expected at the end.
+        let Some(gateway) = gateway.filter(|_| !expected.is_empty()) else {
+            return OutboundRoute::Refused(OutboundRefusal::OtherNetwork { target });
+        };
+        OutboundRoute::DoubleHbone(DoubleHboneRoute {
+            gateway,
+            authority: HboneAuthority::Host {
+                host: service.hostname.clone(),
+                port: target.port(),
+            },
+            expected,
+            workload: Arc::clone(workload),
+            service: Arc::clone(service),
+        })
     }
 }
 
@@ -203,21 +344,6 @@ fn is_own_listener(source: &Workload, target: SocketAddr) -> bool {
         && (ip.is_loopback() || ip.is_unspecified() || source.addresses.contains(&ip))
 }
 
-fn service_waypoint(service: &Service) -> Option<&Gateway> {
-    let weighted = service.weighted_waypoints.first();
-    service
-        .waypoint
-        .as_ref()
-        .or_else(|| weighted.map(|one| &one.destination))
-}
-
-fn refused_by_waypoint(target: SocketAddr, waypoint: &Gateway) -> OutboundRoute {
-    OutboundRoute::Refused(OutboundRefusal::Waypoint {
-        target,
-        waypoint: Box::new(waypoint.clone()),
-    })
-}
-
 fn refusal(why: Unusable, target: SocketAddr, service: &Service) -> OutboundRefusal {
     match why {
         Unusable::NoneHealthy => OutboundRefusal::NoHealthyUpstream {
@@ -226,17 +352,6 @@ fn refusal(why: Unusable, target: SocketAddr, service: &Service) -> OutboundRefu
         },
         Unusable::HostnameOnly => OutboundRefusal::HostnameOnly { target },
         Unusable::OtherNetwork => OutboundRefusal::OtherNetwork { target },
-    }
-}
-
-fn route_to_workload(
-    target: SocketAddr,
-    workload: &Arc<Workload>,
-    service: Option<Arc<Service>>,
-) -> OutboundRoute {
-    match &workload.waypoint {
-        Some(waypoint) => refused_by_waypoint(target, waypoint),
-        None => connect(target, workload, workload.expected_identities(), service),
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Workload {
     pub application_tunnel: Option<ApplicationTunnel>,
     /// The waypoint of traffic addressed to this workload.
     pub waypoint: Option<Gateway>,
-    /// The gateway of its network, when that is not ours.
+    /// The gateway of its network, for whoever is in another one.
     pub network_gateway: Option<Gateway>,
     /// Policies that select this workload by label.
     pub authorization_policies: Box<[NamespacedName]>,
@@ -71,6 +71,11 @@ impl Workload {
     /// Whether it is a Kubernetes pod; a pod wins over another workload of the same address.
     pub(crate) fn is_pod(&self) -> bool {
         self.uid.as_str().contains("//Pod/")
+    }
+
+    /// Whether it stands for all endpoints of a service in another network; then it has no identity of its own.
+    pub(crate) fn is_sum(&self) -> bool {
+        self.uid.as_str().contains("/SplitHorizonWorkload/")
     }
 
     /// The identities that a connection to this workload accepts, by address.

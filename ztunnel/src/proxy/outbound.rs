@@ -40,6 +40,13 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         OutboundRoute::Hbone(route) => {
             Box::pin(tunnel::carry(&pod, &source, stream, peer, orig_dst, route)).await;
         }
+        OutboundRoute::DoubleHbone(route) => {
+            let error = format_args!(
+                "no valid routing destination for workload: {} is in another network",
+                route.authority
+            );
+            refused(stream, Refusal::NoHealthyUpstream, &error);
+        }
         OutboundRoute::Tcp {
             target,
             workload,
@@ -68,9 +75,10 @@ fn refusal_of(error: &OutboundRefusal) -> Refusal {
     match error {
         OutboundRefusal::SelfCall(_) => Refusal::SelfCall,
         OutboundRefusal::NotSynced(_) => Refusal::UnknownDestination,
-        OutboundRefusal::Waypoint { .. } => Refusal::UnknownWaypoint,
+        OutboundRefusal::UnknownWaypoint { .. } => Refusal::UnknownWaypoint,
         OutboundRefusal::UnknownPort { .. }
         | OutboundRefusal::NoHealthyUpstream { .. }
+        | OutboundRefusal::NoHealthyWaypoint { .. }
         | OutboundRefusal::OtherNetwork { .. }
         | OutboundRefusal::HostnameOnly { .. } => Refusal::NoHealthyUpstream,
     }

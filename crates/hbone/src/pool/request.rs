@@ -3,11 +3,11 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::{HeaderValue, Method, Request, Uri};
-use leyline_types::{HboneAuthority, Str};
+use leyline_types::{HboneAuthority, Network, Str};
 
 use crate::{
     error::HboneError,
-    headers::{BAGGAGE, FORWARDED, Forwarded, TRACEPARENT, Traceparent},
+    headers::{BAGGAGE, FORWARDED, FORWARDED_NETWORK, Forwarded, TRACEPARENT, Traceparent},
 };
 
 /// What a stream is opened with. A random `traceparent` is added.
@@ -21,6 +21,8 @@ pub struct ConnectRequest {
     pub forwarded_host: Option<Str>,
     /// What the source says of itself, from [`crate::Baggage::encode`].
     pub baggage: Option<String>,
+    /// The network of the source, for a peer in another one.
+    pub forwarded_network: Option<Network>,
 }
 
 impl ConnectRequest {
@@ -40,6 +42,9 @@ impl ConnectRequest {
         let mut request = Request::builder().method(Method::CONNECT).uri(uri);
         if let Some(baggage) = self.baggage {
             request = request.header(BAGGAGE, HeaderValue::try_from(baggage)?);
+        }
+        if let Some(network) = self.forwarded_network {
+            request = request.header(FORWARDED_NETWORK, HeaderValue::try_from(network.as_str())?);
         }
         request
             .header(FORWARDED, HeaderValue::try_from(forwarded.to_string())?)

@@ -9,13 +9,16 @@ use http::{
     header::{HeaderName, HeaderValue},
     request::Parts,
 };
-use leyline_types::HboneAuthority;
+use leyline_types::{HboneAuthority, Network};
 
 use super::answer;
 use crate::{
     config::HboneConfig,
     error::HboneError,
-    headers::{BAGGAGE, Baggage, FORWARDED, Forwarded, HeaderError, TRACEPARENT, Traceparent},
+    headers::{
+        self, BAGGAGE, Baggage, FORWARDED, FORWARDED_NETWORK, Forwarded, HeaderError, TRACEPARENT,
+        Traceparent,
+    },
     stream::HboneStream,
     usage::StreamGuard,
 };
@@ -106,6 +109,14 @@ impl Request {
     /// When the header is malformed.
     pub fn forwarded(&self) -> Result<Option<Forwarded>, HeaderError> {
         self.header(&FORWARDED, Forwarded::parse)
+    }
+
+    /// The network of the source, as a peer in another one says; telemetry only, as far as the peer is trusted with it.
+    ///
+    /// # Errors
+    /// When the header is malformed.
+    pub fn forwarded_network(&self) -> Result<Option<Network>, HeaderError> {
+        self.header(&FORWARDED_NETWORK, headers::network)
     }
 
     /// The connection's trace id.

@@ -92,6 +92,7 @@ pub(crate) fn request() -> ConnectRequest {
         forwarded_for: "10.0.1.1:4000".parse().unwrap(),
         forwarded_host: None,
         baggage: None,
+        forwarded_network: None,
     }
 }
 

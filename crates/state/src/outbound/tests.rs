@@ -1,3 +1,5 @@
+mod gateways;
+
 use leyline_proto::istio::workload as wire;
 
 use super::*;
@@ -25,6 +27,20 @@ fn line(route: &OutboundRoute) -> String {
                 route.authority,
                 accounts.join("+"),
                 of(&route.service)
+            )
+        }
+        OutboundRoute::DoubleHbone(route) => {
+            let names = |all: &[Identity]| -> String {
+                let names = all.iter().map(|id| id.service_account().as_str());
+                names.collect::<Vec<_>>().join("+")
+            };
+            format!(
+                "double {} as {} for {} as {} of {}",
+                route.gateway.tunnel,
+                names(&route.gateway.expected),
+                route.authority,
+                names(&route.expected),
+                route.service.name
             )
         }
         OutboundRoute::Tcp {
@@ -130,8 +146,8 @@ fn decides_by_destination() {
     check("10.1.0.4:80", "refused hostname_only");
     check("10.1.0.7:80", "refused no_healthy_upstream");
     check("10.1.0.8:80", "refused no_healthy_upstream");
-    check("10.1.0.9:80", "refused waypoint");
-    check("10.1.0.10:80", "refused waypoint");
+    check("10.1.0.9:80", "refused unknown_waypoint");
+    check("10.1.0.10:80", "refused unknown_waypoint");
     // A service without waypoint leads past the waypoint of its workloads.
     check(
         "10.1.0.6:80",
@@ -147,7 +163,7 @@ fn decides_by_destination() {
         "10.0.0.8:80",
         "hbone 10.0.0.8:15008 for 10.0.0.8:80 as starting of external",
     );
-    check("10.0.0.7:80", "refused waypoint");
+    check("10.0.0.7:80", "refused unknown_waypoint");
     check(
         "[fd00::2]:1",
         "hbone [fd00::2]:15008 for [fd00::2]:1 as server",

@@ -137,6 +137,7 @@ impl Caller {
             forwarded_for: self.key.target,
             forwarded_host: None,
             baggage: None,
+            forwarded_network: None,
         };
         let caller = Arc::clone(self);
         let opened = pool

@@ -90,6 +90,7 @@ async fn open_stream(
         forwarded_for: peer.addr(),
         forwarded_host: service.map(|service| service.hostname.clone()),
         baggage: Some(labels::baggage(source).encode()),
+        forwarded_network: None,
     };
     let verdict = Arc::new(OnceLock::new());
     let dial = {
