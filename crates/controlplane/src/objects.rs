@@ -5,9 +5,11 @@
 
 mod decode;
 mod document;
+pub(crate) mod duration;
 mod field;
 mod gateway;
 mod key;
+pub mod l7;
 mod loader;
 mod security;
 mod set;

@@ -200,14 +200,10 @@ fn classify(node: &Node) -> Result<Slot, Box<Problem>> {
 }
 
 fn has_status_patch(kind: Kind) -> bool {
-    match kind {
-        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service => true,
-        Kind::ServiceAccount
-        | Kind::EndpointSlice
-        | Kind::AuthorizationPolicy
-        | Kind::PeerAuthentication
-        | Kind::Gateway => false,
-    }
+    matches!(
+        kind,
+        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service
+    )
 }
 
 type KindResult = Result<(Object, Option<Value>), Vec<Invalid>>;
@@ -236,6 +232,20 @@ fn decode_kind(kind: Kind, part: Part, tree: &Node) -> KindResult {
             Object::PeerAuthentication(strict(value, validate::peer_authentication)?)
         }
         Kind::Gateway => Object::Gateway(strict(value, validate::gateway)?),
+        Kind::RequestAuthentication => {
+            Object::RequestAuthentication(strict(value, validate::request_authentication)?)
+        }
+        Kind::VirtualService => Object::VirtualService(strict(value, validate::virtual_service)?),
+        Kind::DestinationRule => {
+            Object::DestinationRule(strict(value, validate::destination_rule)?)
+        }
+        Kind::Telemetry => Object::Telemetry(strict(value, validate::telemetry)?),
+        Kind::HttpRoute => Object::HttpRoute(strict(value, validate::http_route)?),
+        Kind::GrpcRoute => Object::GrpcRoute(strict(value, validate::grpc_route)?),
+        Kind::TcpRoute => Object::TcpRoute(strict(value, validate::tcp_route)?),
+        Kind::TlsRoute => Object::TlsRoute(strict(value, validate::tls_route)?),
+        Kind::ReferenceGrant => Object::ReferenceGrant(strict(value, validate::reference_grant)?),
+        Kind::RateLimit => Object::RateLimit(strict(value, validate::rate_limit)?),
     };
     Ok((object, status))
 }

@@ -2,31 +2,66 @@
 
 use std::fmt;
 
-/// The kinds that the control plane reads.
+/// The kinds that the control plane reads; `Kind::facts` has their names and versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// `v1`, cluster scoped.
+    /// Of Kubernetes.
     Namespace,
-    /// `v1`, cluster scoped.
+    /// Of Kubernetes.
     Node,
-    /// `v1`.
+    /// Of Kubernetes.
     ServiceAccount,
-    /// `v1`.
+    /// Of Kubernetes.
     Pod,
-    /// `v1`.
+    /// Of Kubernetes.
     Service,
-    /// `discovery.k8s.io/v1`.
+    /// Of Kubernetes.
     EndpointSlice,
-    /// `security.istio.io/v1` and `v1beta1`.
+    /// Of Istio.
     AuthorizationPolicy,
-    /// `security.istio.io/v1` and `v1beta1`.
+    /// Of Istio.
     PeerAuthentication,
-    /// `gateway.networking.k8s.io/v1` and `v1beta1`.
+    /// Of the Gateway API.
     Gateway,
+    /// Of Istio, for waypoints.
+    RequestAuthentication,
+    /// Of Istio, for waypoints.
+    VirtualService,
+    /// Of Istio, for waypoints.
+    DestinationRule,
+    /// Of Istio, for waypoints.
+    Telemetry,
+    /// Of the Gateway API, for waypoints.
+    HttpRoute,
+    /// Of the Gateway API, for waypoints.
+    GrpcRoute,
+    /// Of the Gateway API, for waypoints.
+    TcpRoute,
+    /// Of the Gateway API, for waypoints.
+    TlsRoute,
+    /// Of the Gateway API.
+    ReferenceGrant,
+    /// Our own, for waypoints.
+    RateLimit,
+}
+
+/// Whether objects of a kind live in a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    Cluster,
+    Namespace,
+}
+
+struct Facts {
+    /// As YAML has it.
+    name: &'static str,
+    /// The versions that are read.
+    versions: &'static [&'static str],
+    scope: Scope,
 }
 
 impl Kind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 19] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -36,21 +71,72 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
         Self::Gateway,
+        Self::RequestAuthentication,
+        Self::VirtualService,
+        Self::DestinationRule,
+        Self::Telemetry,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TcpRoute,
+        Self::TlsRoute,
+        Self::ReferenceGrant,
+        Self::RateLimit,
     ];
+
+    fn facts(self) -> Facts {
+        const CORE: &[&str] = &["v1"];
+        const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
+        const NETWORKING: &[&str] = &[
+            "networking.istio.io/v1",
+            "networking.istio.io/v1beta1",
+            "networking.istio.io/v1alpha3",
+        ];
+        const TELEMETRY: &[&str] = &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"];
+        const GATEWAY: &[&str] = &[
+            "gateway.networking.k8s.io/v1",
+            "gateway.networking.k8s.io/v1beta1",
+        ];
+        const GATEWAY_ALPHA: &[&str] = &[
+            "gateway.networking.k8s.io/v1",
+            "gateway.networking.k8s.io/v1alpha3",
+            "gateway.networking.k8s.io/v1alpha2",
+        ];
+        let of = |name, versions| Facts {
+            name,
+            versions,
+            scope: Scope::Namespace,
+        };
+        let of_cluster = |name| Facts {
+            name,
+            versions: CORE,
+            scope: Scope::Cluster,
+        };
+        match self {
+            Self::Namespace => of_cluster("Namespace"),
+            Self::Node => of_cluster("Node"),
+            Self::ServiceAccount => of("ServiceAccount", CORE),
+            Self::Pod => of("Pod", CORE),
+            Self::Service => of("Service", CORE),
+            Self::EndpointSlice => of("EndpointSlice", &["discovery.k8s.io/v1"]),
+            Self::AuthorizationPolicy => of("AuthorizationPolicy", SECURITY),
+            Self::PeerAuthentication => of("PeerAuthentication", SECURITY),
+            Self::Gateway => of("Gateway", GATEWAY),
+            Self::RequestAuthentication => of("RequestAuthentication", SECURITY),
+            Self::VirtualService => of("VirtualService", NETWORKING),
+            Self::DestinationRule => of("DestinationRule", NETWORKING),
+            Self::Telemetry => of("Telemetry", TELEMETRY),
+            Self::HttpRoute => of("HTTPRoute", GATEWAY),
+            Self::GrpcRoute => of("GRPCRoute", GATEWAY),
+            Self::TcpRoute => of("TCPRoute", GATEWAY_ALPHA),
+            Self::TlsRoute => of("TLSRoute", GATEWAY_ALPHA),
+            Self::ReferenceGrant => of("ReferenceGrant", GATEWAY),
+            Self::RateLimit => of("RateLimit", &["leyline.io/v1alpha1"]),
+        }
+    }
 
     /// The name as YAML has it.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Namespace => "Namespace",
-            Self::Node => "Node",
-            Self::ServiceAccount => "ServiceAccount",
-            Self::Pod => "Pod",
-            Self::Service => "Service",
-            Self::EndpointSlice => "EndpointSlice",
-            Self::AuthorizationPolicy => "AuthorizationPolicy",
-            Self::PeerAuthentication => "PeerAuthentication",
-            Self::Gateway => "Gateway",
-        }
+        self.facts().name
     }
 
     /// The kind of that name, whatever its version.
@@ -65,46 +151,33 @@ impl Kind {
             let text = kind.as_str();
             // Short names are near to others that exist (Pod, Job).
             let allowed = if text.len() < 6 { 1 } else { 2 };
-            text.eq_ignore_ascii_case(name) || differences(text, name) <= allowed
+            text.eq_ignore_ascii_case(name)
+                || (!kind.has_near_namesakes() && differences(text, name) <= allowed)
         };
         if let Some(kind) = Self::ALL.iter().find(|kind| near(kind)) {
             return Some(kind.as_str());
         }
-        // The group has one more kind, which only waypoints enforce.
-        let other =
-            api_version.starts_with("security.istio.io/") && name != "RequestAuthentication";
-        other.then_some("AuthorizationPolicy or PeerAuthentication")
+        api_version
+            .starts_with("security.istio.io/")
+            .then_some("AuthorizationPolicy, PeerAuthentication or RequestAuthentication")
+    }
+
+    /// UDPRoute, which is not read, is no typo of TCPRoute.
+    fn has_near_namesakes(self) -> bool {
+        matches!(
+            self,
+            Self::HttpRoute | Self::GrpcRoute | Self::TcpRoute | Self::TlsRoute
+        )
     }
 
     /// The versions that are read.
     pub(crate) fn api_versions(self) -> &'static [&'static str] {
-        match self {
-            Self::Namespace | Self::Node | Self::ServiceAccount | Self::Pod | Self::Service => {
-                &["v1"]
-            }
-            Self::EndpointSlice => &["discovery.k8s.io/v1"],
-            Self::AuthorizationPolicy | Self::PeerAuthentication => {
-                &["security.istio.io/v1", "security.istio.io/v1beta1"]
-            }
-            Self::Gateway => &[
-                "gateway.networking.k8s.io/v1",
-                "gateway.networking.k8s.io/v1beta1",
-            ],
-        }
+        self.facts().versions
     }
 
     /// Whether objects of the kind live in a namespace.
     pub fn is_namespaced(self) -> bool {
-        match self {
-            Self::Namespace | Self::Node => false,
-            Self::ServiceAccount
-            | Self::Pod
-            | Self::Service
-            | Self::EndpointSlice
-            | Self::AuthorizationPolicy
-            | Self::PeerAuthentication
-            | Self::Gateway => true,
-        }
+        self.facts().scope == Scope::Namespace
     }
 }
 

@@ -236,21 +236,12 @@ impl Loader {
                 };
                 objects.insert(&slot.key, object);
             } else if !self.good.contains_key(&slot.whole()) {
-                match slot.key.kind {
-                    // These make sense without a spec.
-                    Kind::Namespace | Kind::Node => {
-                        objects.insert(&slot.key, origin.decoded.object.clone());
-                    }
-                    Kind::ServiceAccount
-                    | Kind::Pod
-                    | Kind::Service
-                    | Kind::EndpointSlice
-                    | Kind::AuthorizationPolicy
-                    | Kind::PeerAuthentication
-                    | Kind::Gateway => {
-                        let reason = "a status, but no document has the object itself".to_owned();
-                        issues.push(origin.warning("status", reason));
-                    }
+                // These make sense without a spec.
+                if matches!(slot.key.kind, Kind::Namespace | Kind::Node) {
+                    objects.insert(&slot.key, origin.decoded.object.clone());
+                } else {
+                    let reason = "a status, but no document has the object itself".to_owned();
+                    issues.push(origin.warning("status", reason));
                 }
             }
         }

@@ -12,6 +12,14 @@ use serde::Serialize;
 use crate::objects::{
     gateway::Gateway,
     key::{Kind, ObjectKey},
+    l7::{
+        destination_rule::DestinationRule,
+        gateway_route::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
+        rate_limit::RateLimit,
+        request_authentication::RequestAuthentication,
+        telemetry::Telemetry,
+        virtual_service::VirtualService,
+    },
     security::{AuthorizationPolicy, PeerAuthentication},
 };
 
@@ -36,28 +44,59 @@ pub struct Objects {
     pub peer_authentications: BTreeMap<NamespacedName, Arc<PeerAuthentication>>,
     /// Gateways of all classes.
     pub gateways: BTreeMap<NamespacedName, Arc<Gateway>>,
+    /// Request authentications.
+    pub request_authentications: BTreeMap<NamespacedName, Arc<RequestAuthentication>>,
+    /// Virtual services.
+    pub virtual_services: BTreeMap<NamespacedName, Arc<VirtualService>>,
+    /// Destination rules.
+    pub destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
+    /// Telemetry settings.
+    pub telemetries: BTreeMap<NamespacedName, Arc<Telemetry>>,
+    /// HTTP routes of the Gateway API.
+    pub http_routes: BTreeMap<NamespacedName, Arc<HttpRoute>>,
+    /// gRPC routes of the Gateway API.
+    pub grpc_routes: BTreeMap<NamespacedName, Arc<GrpcRoute>>,
+    /// TCP routes of the Gateway API.
+    pub tcp_routes: BTreeMap<NamespacedName, Arc<TcpRoute>>,
+    /// TLS routes of the Gateway API.
+    pub tls_routes: BTreeMap<NamespacedName, Arc<TlsRoute>>,
+    /// Leaves to name objects of other namespaces.
+    pub reference_grants: BTreeMap<NamespacedName, Arc<ReferenceGrant>>,
+    /// Rate limits.
+    pub rate_limits: BTreeMap<NamespacedName, Arc<RateLimit>>,
 }
 
 impl Objects {
     /// How many there are, by kind.
     pub fn counts(&self) -> BTreeMap<&'static str, usize> {
-        BTreeMap::from([
-            (Kind::Namespace.as_str(), self.namespaces.len()),
-            (Kind::Node.as_str(), self.nodes.len()),
-            (Kind::ServiceAccount.as_str(), self.service_accounts.len()),
-            (Kind::Pod.as_str(), self.pods.len()),
-            (Kind::Service.as_str(), self.services.len()),
-            (Kind::EndpointSlice.as_str(), self.endpoint_slices.len()),
+        let counts = [
+            (Kind::Namespace, self.namespaces.len()),
+            (Kind::Node, self.nodes.len()),
+            (Kind::ServiceAccount, self.service_accounts.len()),
+            (Kind::Pod, self.pods.len()),
+            (Kind::Service, self.services.len()),
+            (Kind::EndpointSlice, self.endpoint_slices.len()),
+            (Kind::AuthorizationPolicy, self.authorization_policies.len()),
+            (Kind::PeerAuthentication, self.peer_authentications.len()),
             (
-                Kind::AuthorizationPolicy.as_str(),
-                self.authorization_policies.len(),
+                Kind::RequestAuthentication,
+                self.request_authentications.len(),
             ),
-            (
-                Kind::PeerAuthentication.as_str(),
-                self.peer_authentications.len(),
-            ),
-            (Kind::Gateway.as_str(), self.gateways.len()),
-        ])
+            (Kind::Gateway, self.gateways.len()),
+            (Kind::VirtualService, self.virtual_services.len()),
+            (Kind::DestinationRule, self.destination_rules.len()),
+            (Kind::Telemetry, self.telemetries.len()),
+            (Kind::HttpRoute, self.http_routes.len()),
+            (Kind::GrpcRoute, self.grpc_routes.len()),
+            (Kind::TcpRoute, self.tcp_routes.len()),
+            (Kind::TlsRoute, self.tls_routes.len()),
+            (Kind::ReferenceGrant, self.reference_grants.len()),
+            (Kind::RateLimit, self.rate_limits.len()),
+        ];
+        counts
+            .into_iter()
+            .map(|(kind, count)| (kind.as_str(), count))
+            .collect()
     }
 
     /// The label of a namespace, if the namespace and the label exist.
@@ -79,6 +118,16 @@ pub(crate) enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
     Gateway(Arc<Gateway>),
+    RequestAuthentication(Arc<RequestAuthentication>),
+    VirtualService(Arc<VirtualService>),
+    DestinationRule(Arc<DestinationRule>),
+    Telemetry(Arc<Telemetry>),
+    HttpRoute(Arc<HttpRoute>),
+    GrpcRoute(Arc<GrpcRoute>),
+    TcpRoute(Arc<TcpRoute>),
+    TlsRoute(Arc<TlsRoute>),
+    ReferenceGrant(Arc<ReferenceGrant>),
+    RateLimit(Arc<RateLimit>),
 }
 
 impl Objects {
@@ -102,6 +151,18 @@ impl Objects {
                 drop(self.peer_authentications.insert(name, object));
             }
             Object::Gateway(object) => drop(self.gateways.insert(name, object)),
+            Object::RequestAuthentication(object) => {
+                drop(self.request_authentications.insert(name, object))
+            }
+            Object::VirtualService(object) => drop(self.virtual_services.insert(name, object)),
+            Object::DestinationRule(object) => drop(self.destination_rules.insert(name, object)),
+            Object::Telemetry(object) => drop(self.telemetries.insert(name, object)),
+            Object::HttpRoute(object) => drop(self.http_routes.insert(name, object)),
+            Object::GrpcRoute(object) => drop(self.grpc_routes.insert(name, object)),
+            Object::TcpRoute(object) => drop(self.tcp_routes.insert(name, object)),
+            Object::TlsRoute(object) => drop(self.tls_routes.insert(name, object)),
+            Object::ReferenceGrant(object) => drop(self.reference_grants.insert(name, object)),
+            Object::RateLimit(object) => drop(self.rate_limits.insert(name, object)),
         }
     }
 }

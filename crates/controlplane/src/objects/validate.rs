@@ -1,8 +1,15 @@
 //! What an API server would refuse beyond the schema, as far as it matters to a mesh.
 
+mod destination;
 mod gateway;
+mod gateway_route;
+mod http;
+mod limit;
 mod net;
 mod policy;
+mod request_authentication;
+mod route;
+mod telemetry;
 mod text;
 
 use std::{
@@ -20,9 +27,15 @@ use k8s_openapi::{
 
 use crate::objects::{field::Field, key::Kind};
 
+pub(crate) use destination::destination_rule;
 pub(crate) use gateway::gateway;
+pub(crate) use gateway_route::{grpc_route, http_route, reference_grant, tcp_route, tls_route};
+pub(crate) use limit::rate_limit;
 pub(crate) use net::parse_block;
 pub(crate) use policy::{authorization_policy, peer_authentication};
+pub(crate) use request_authentication::request_authentication;
+pub(crate) use route::virtual_service;
+pub(crate) use telemetry::telemetry;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug)]
@@ -42,16 +55,11 @@ fn push(found: &mut Vec<Invalid>, field: Field, reason: impl Into<String>) {
 pub(crate) fn metadata_of(kind: Kind, metadata: &ObjectMeta, found: &mut Vec<Invalid>) {
     let field = Field::of("metadata");
     let name = metadata.name.as_deref().unwrap_or_default();
-    let name_error = match kind {
-        // Both become labels of DNS names.
-        Kind::Namespace | Kind::Service => text::dns_label(name),
-        Kind::Node
-        | Kind::ServiceAccount
-        | Kind::Pod
-        | Kind::EndpointSlice
-        | Kind::AuthorizationPolicy
-        | Kind::PeerAuthentication
-        | Kind::Gateway => text::dns_subdomain(name),
+    // These become labels of DNS names.
+    let name_error = if matches!(kind, Kind::Namespace | Kind::Service) {
+        text::dns_label(name)
+    } else {
+        text::dns_subdomain(name)
     };
     if let Err(reason) = name_error {
         push(found, field.key("name"), reason);
@@ -375,3 +383,6 @@ pub(crate) fn endpoint_slice(object: &EndpointSlice, found: &mut Vec<Invalid>) {
         protocol(&field, port.protocol.as_deref(), found);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -323,7 +323,7 @@ fn kinds_that_exist_and_are_not_read_hold_nothing() {
         ("v1", "Endpoints"),
         ("apps/v1", "Deployment"),
         ("networking.istio.io/v1", "ServiceEntry"),
-        ("security.istio.io/v1", "RequestAuthentication"),
+        ("networking.istio.io/v1", "Sidecar"),
     ] {
         let mut fixture = Fixture::new();
         fixture.write("a.yaml", &[DENY]);
