@@ -89,6 +89,8 @@ pub(crate) struct ProxyConfig {
     pub(crate) max_connections: usize,
     /// Handshakes that one pod may have unfinished; more wait in the listen queue.
     pub(crate) max_handshakes: usize,
+    /// Whether application tunnels end at the pod's loopback address and not at its own.
+    pub(crate) localhost_app_tunnel: bool,
     pub(crate) hbone: HboneConfig,
 }
 
@@ -243,6 +245,7 @@ impl ProxyConfig {
             workload_deadline: Duration::from_secs(5),
             max_connections: within(env, "LEYLINE_MAX_CONNECTIONS_PER_POD", 65_536, COUNT),
             max_handshakes: within(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512, COUNT),
+            localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true),
             hbone: hbone(env, defaults),
         }
     }

@@ -8,6 +8,7 @@ pub mod copy;
 pub mod listen;
 pub mod netns;
 pub mod orig_dst;
+pub mod proxy_protocol;
 pub mod read_ahead;
 pub mod sockopt;
 pub mod tcp;

@@ -185,13 +185,13 @@ impl Snapshot {
         }
     }
 
-    fn workload_of(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
+    pub(crate) fn workload_of(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
         let network = self.networks.get(&address.network)?;
         let candidates = network.workloads.get(&address.address)?;
         candidates.iter().next().map(|candidate| &candidate.0)
     }
 
-    pub(crate) fn service_of(&self, address: &NetworkAddress) -> Option<&ServiceState> {
+    fn service_of(&self, address: &NetworkAddress) -> Option<&ServiceState> {
         let network = self.networks.get(&address.network)?;
         let keys = network.vips.get(&address.address)?;
         keys.iter().find_map(|key| self.services.get(key))

@@ -34,7 +34,7 @@ mod dump;
 mod testing;
 
 pub use dump::Dump;
-pub use inbound::{InboundRefusal, InboundTarget, is_proxy_port};
+pub use inbound::{Delivery, InboundRefusal, InboundTarget, is_proxy_port};
 pub use outbound::{DoubleHboneRoute, HboneEnd, HboneRoute, OutboundRefusal, OutboundRoute};
 pub use service::{
     HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkBlock, RoutingScope, Service,

@@ -60,6 +60,11 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Our network, as peers in others know it.
+    pub fn network(&self) -> &Network {
+        &self.local.network
+    }
+
     /// A workload by its key.
     pub fn workload_by_uid(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
         self.workloads.get(uid)
@@ -92,7 +97,7 @@ impl Snapshot {
             .find(|workload| identity.is_none_or(|identity| workload.identity == *identity))
     }
 
-    fn candidates(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
+    pub(crate) fn candidates(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
         self.own_network()
             .and_then(|network| network.workloads.get(&ip))
             .into_iter()

@@ -1,5 +1,8 @@
 //! Inbound HBONE (port 15008): a tunnel from another proxy, and each connection in it.
 
+mod application;
+mod source;
+
 use std::{net::SocketAddr, sync::Arc};
 
 use http::StatusCode;
@@ -8,11 +11,11 @@ use leyline_hbone::{
     HboneError, HboneStream,
     server::{self, BadRequest, Request},
 };
-use leyline_net::{Accepted, connect};
+use leyline_net::Accepted;
 use leyline_state::{InboundTarget, Service, Snapshot, Workload};
 use leyline_telemetry::traffic::{
     AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
-    early_failure,
+    WorkloadLabels, early_failure,
 };
 use leyline_tls::{ServerTls, TlsError, WorkloadCertificate};
 use leyline_types::{Identity, canonical};
@@ -236,8 +239,8 @@ async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
         .service
         .clone()
         .or_else(|| called_service(&snapshot, &workload, &request));
-    let source = snapshot.source_workload(tunnel.peer.ip(), Some(&tunnel.identity));
-    let record = open_record(&tunnel, &workload, source.cloned(), service, &request);
+    let source = source::labels(&tunnel, &snapshot, &workload, &request);
+    let record = open_record(&tunnel, &workload, source, service, &request);
     let result = carry(&tunnel, &workload, &target, request, record.log()).await;
     record.end(result);
 }
@@ -270,7 +273,7 @@ async fn carry(
             return Err((ResponseFlag::Deny, error));
         }
     };
-    let application = match reach_application(tunnel, target, &mut request).await {
+    let application = match application::reach(tunnel, target, &mut request).await {
         Ok(application) => application,
         Err((flag, error)) => {
             request.refuse(StatusCode::SERVICE_UNAVAILABLE);
@@ -301,24 +304,6 @@ async fn carry(
     .map_err(|error| (error.flag(), error.to_string()))
 }
 
-/// Connects to the application as the client, unless the peer gives up first.
-async fn reach_application(
-    tunnel: &Tunnel,
-    target: &InboundTarget,
-    request: &mut Request,
-) -> Result<TcpStream, (ResponseFlag, String)> {
-    let pod = &tunnel.pod;
-    let options = pod.application_options(tunnel.peer.ip(), target.addr.ip());
-    tokio::select! {
-        connected = connect(&pod.netns, target.addr, &options) => {
-            connected.map_err(|error| (ResponseFlag::Connect, error.to_string()))
-        }
-        () = request.cancelled() => {
-            Err((ResponseFlag::None, "the peer gave up before the application answered".to_owned()))
-        }
-    }
-}
-
 /// The service that the client called, as its proxy says (HB-13). Believed only where this workload serves it.
 fn called_service(
     snapshot: &Snapshot,
@@ -336,7 +321,7 @@ fn called_service(
 fn open_record(
     tunnel: &Tunnel,
     workload: &Arc<Workload>,
-    source: Option<Arc<Workload>>,
+    source: Arc<WorkloadLabels>,
     service: Option<Arc<Service>>,
     request: &Request,
 ) -> Record {
@@ -345,7 +330,7 @@ fn open_record(
         reporter: Reporter::Destination,
         direction: Direction::Inbound,
         security: Security::MutualTls,
-        source: source.map(|source| labels.workload(&source)),
+        source: Some(source),
         destination: Some(labels.workload(workload)),
         service: service.map(|service| labels.service(&service)),
         source_identity: Some(tunnel.identity.clone()),
