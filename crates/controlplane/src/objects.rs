@@ -12,6 +12,7 @@ mod key;
 pub mod l7;
 mod loader;
 mod security;
+mod service_entry;
 mod set;
 mod validate;
 mod watch;
@@ -27,6 +28,10 @@ pub use security::{
     AuthorizationPolicy, AuthorizationPolicySpec, Condition, From as SourceList, MutualTls,
     Operation, PeerAuthentication, PeerAuthenticationSpec, Provider, Rule, Selector, Source,
     TargetRef, To,
+};
+pub use service_entry::{
+    AllocatedAddress, EntryPort, EntrySelector, ServiceEntry, ServiceEntrySpec, ServiceEntryStatus,
+    WorkloadEntry, WorkloadEntrySpec,
 };
 pub use set::{Issue, Objects, Severity};
 pub(crate) use validate::parse_block;

@@ -11,8 +11,10 @@ mod peer_authentication;
 mod require_waypoint;
 mod resource;
 mod selectors;
+mod service_entries;
 mod services;
 mod waypoints;
+mod workload_entries;
 mod workloads;
 
 use std::{
@@ -121,6 +123,7 @@ pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) ->
     let networks = networks::Networks::new(objects, mesh, &mut advice);
     let waypoints = waypoints::Waypoints::new(objects, mesh, &networks);
     let services = services::services(objects, mesh, &networks, &waypoints, &mut advice);
+    let hosts = service_entries::services(objects, &networks, &waypoints, &services, &mut advice);
     let policies = authorization::Policies::new(objects, mesh, &mut advice);
     let peers = peer_authentication::PeerAuthentications::new(objects, mesh, &mut advice);
     let wanted = enrolment::wanted(objects, mesh);
@@ -129,7 +132,7 @@ pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) ->
     let context = workloads::Context {
         objects,
         mesh,
-        services: services::by_selector(&services),
+        services: services::by_selector(all_services(&services, &hosts)),
         slices: &slices,
         policies: &policies,
         peers: &peers,
@@ -142,16 +145,18 @@ pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) ->
     let mut addresses = Resources::new();
     let (pod_nodes, identities) = of_pods(
         &context,
-        &services,
+        all_services(&services, &hosts),
         &mut required,
         &mut addresses,
         &mut advice,
     );
     let gateways = networks.workloads(objects);
-    for workload in endpoints::workloads(&context).into_iter().chain(gateways) {
+    let entries = workload_entries::workloads(&context, &hosts);
+    let endpoints = endpoints::workloads(&context).into_iter();
+    for workload in endpoints.chain(gateways).chain(entries) {
         addresses.insert(workload.uid.clone(), resource::workload(&workload));
     }
-    for service in services.values() {
+    for service in all_services(&services, &hosts) {
         let name = format!("{}/{}", service.wire.namespace, service.wire.hostname);
         addresses.insert(name, resource::service(&service.wire));
     }
@@ -174,6 +179,15 @@ pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) ->
     }
 }
 
+/// Of Kubernetes and of ServiceEntries.
+fn all_services<'a>(
+    kubernetes: &'a BTreeMap<NamespacedName, services::MeshService>,
+    hosts: &'a [service_entries::EntryService],
+) -> impl Iterator<Item = &'a services::MeshService> {
+    let hosts = hosts.iter().map(|host| &host.service);
+    kubernetes.values().chain(hosts)
+}
+
 /// The node of each pod by uid, and the accounts in use on each node.
 type Placement = (
     BTreeMap<String, String>,
@@ -181,15 +195,14 @@ type Placement = (
 );
 
 /// The workloads of pods, and where they are.
-fn of_pods(
+fn of_pods<'a>(
     context: &workloads::Context<'_>,
-    services: &BTreeMap<NamespacedName, services::MeshService>,
+    services: impl Iterator<Item = &'a services::MeshService>,
     required: &mut require_waypoint::RequireWaypoint,
     addresses: &mut Resources,
     advice: &mut Vec<Advice>,
 ) -> Placement {
     let by_key: HashMap<&str, &services::MeshService> = services
-        .values()
         .map(|service| (service.key.as_str(), service))
         .collect();
     let mut pod_nodes = BTreeMap::new();

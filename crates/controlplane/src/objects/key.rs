@@ -43,6 +43,10 @@ pub enum Kind {
     ReferenceGrant,
     /// Our own, for waypoints.
     RateLimit,
+    /// Of Istio.
+    ServiceEntry,
+    /// Of Istio.
+    WorkloadEntry,
 }
 
 /// Whether objects of a kind live in a namespace.
@@ -61,7 +65,7 @@ struct Facts {
 }
 
 impl Kind {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 21] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -81,6 +85,8 @@ impl Kind {
         Self::TlsRoute,
         Self::ReferenceGrant,
         Self::RateLimit,
+        Self::ServiceEntry,
+        Self::WorkloadEntry,
     ];
 
     fn facts(self) -> Facts {
@@ -131,6 +137,8 @@ impl Kind {
             Self::TlsRoute => of("TLSRoute", GATEWAY_ALPHA),
             Self::ReferenceGrant => of("ReferenceGrant", GATEWAY),
             Self::RateLimit => of("RateLimit", &["leyline.io/v1alpha1"]),
+            Self::ServiceEntry => of("ServiceEntry", NETWORKING),
+            Self::WorkloadEntry => of("WorkloadEntry", NETWORKING),
         }
     }
 

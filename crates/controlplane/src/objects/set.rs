@@ -21,6 +21,7 @@ use crate::objects::{
         virtual_service::VirtualService,
     },
     security::{AuthorizationPolicy, PeerAuthentication},
+    service_entry::{ServiceEntry, WorkloadEntry},
 };
 
 /// Every valid object, by name. Cheap to clone.
@@ -44,6 +45,10 @@ pub struct Objects {
     pub peer_authentications: BTreeMap<NamespacedName, Arc<PeerAuthentication>>,
     /// Gateways of all classes.
     pub gateways: BTreeMap<NamespacedName, Arc<Gateway>>,
+    /// Services that Kubernetes does not know.
+    pub service_entries: BTreeMap<NamespacedName, Arc<ServiceEntry>>,
+    /// Instances that are no pods.
+    pub workload_entries: BTreeMap<NamespacedName, Arc<WorkloadEntry>>,
     /// Request authentications.
     pub request_authentications: BTreeMap<NamespacedName, Arc<RequestAuthentication>>,
     /// Virtual services.
@@ -83,6 +88,8 @@ impl Objects {
                 self.request_authentications.len(),
             ),
             (Kind::Gateway, self.gateways.len()),
+            (Kind::ServiceEntry, self.service_entries.len()),
+            (Kind::WorkloadEntry, self.workload_entries.len()),
             (Kind::VirtualService, self.virtual_services.len()),
             (Kind::DestinationRule, self.destination_rules.len()),
             (Kind::Telemetry, self.telemetries.len()),
@@ -118,6 +125,8 @@ pub(crate) enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
     Gateway(Arc<Gateway>),
+    ServiceEntry(Arc<ServiceEntry>),
+    WorkloadEntry(Arc<WorkloadEntry>),
     RequestAuthentication(Arc<RequestAuthentication>),
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
@@ -151,6 +160,8 @@ impl Objects {
                 drop(self.peer_authentications.insert(name, object));
             }
             Object::Gateway(object) => drop(self.gateways.insert(name, object)),
+            Object::ServiceEntry(object) => drop(self.service_entries.insert(name, object)),
+            Object::WorkloadEntry(object) => drop(self.workload_entries.insert(name, object)),
             Object::RequestAuthentication(object) => {
                 drop(self.request_authentications.insert(name, object))
             }

@@ -9,6 +9,7 @@ mod net;
 mod policy;
 mod request_authentication;
 mod route;
+mod service_entry;
 mod telemetry;
 mod text;
 
@@ -35,6 +36,7 @@ pub(crate) use net::parse_block;
 pub(crate) use policy::{authorization_policy, peer_authentication};
 pub(crate) use request_authentication::request_authentication;
 pub(crate) use route::virtual_service;
+pub(crate) use service_entry::{service_entry, workload_entry};
 pub(crate) use telemetry::telemetry;
 
 /// One thing that is wrong.

@@ -87,12 +87,12 @@ pub(super) fn services(
 }
 
 /// Services by namespace, to be found by the labels of a pod.
-pub(super) fn by_selector(
-    services: &BTreeMap<NamespacedName, MeshService>,
-) -> HashMap<&str, Selectors<&MeshService>> {
+pub(super) fn by_selector<'a>(
+    services: impl Iterator<Item = &'a MeshService>,
+) -> HashMap<&'a str, Selectors<&'a MeshService>> {
     let mut found: HashMap<&str, Selectors<&MeshService>> = HashMap::new();
-    for (name, service) in services {
-        let of_namespace = found.entry(name.namespace.as_str()).or_default();
+    for service in services {
+        let of_namespace = found.entry(service.wire.namespace.as_str()).or_default();
         of_namespace.insert(&service.selector, service);
     }
     found
@@ -234,7 +234,7 @@ fn network_addresses(networks: &Networks, addresses: &[IpAddr]) -> Vec<NetworkAd
         .collect()
 }
 
-fn network_address(network: &str, address: IpAddr) -> NetworkAddress {
+pub(super) fn network_address(network: &str, address: IpAddr) -> NetworkAddress {
     NetworkAddress {
         network: network.to_owned(),
         address: address_bytes(address),
@@ -287,7 +287,7 @@ fn app_protocol(port: &ServicePort) -> AppProtocol {
 }
 
 impl TargetPort {
-    fn to_wire(&self) -> Port {
+    pub(super) fn to_wire(&self) -> Port {
         let target_port = match self.target {
             Target::Number(number) => number,
             Target::Name(_) => 0,

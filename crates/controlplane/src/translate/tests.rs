@@ -1,4 +1,5 @@
 mod routing;
+mod service_entries;
 
 use std::{fmt::Write, fs};
 
@@ -124,6 +125,12 @@ fn describe_workload(text: &mut String, name: &str, w: &Workload) {
     if let Some(tunnel) = &w.application_tunnel {
         writeln!(text, "  tunnel {} port {}", tunnel.protocol, tunnel.port).unwrap();
     }
+    if !w.hostname.is_empty() {
+        writeln!(text, "  host {}", w.hostname).unwrap();
+    }
+    if let Some(capacity) = w.capacity {
+        writeln!(text, "  capacity {capacity}").unwrap();
+    }
     if w.network_mode != 0 {
         writeln!(text, "  host network").unwrap();
     }
@@ -162,6 +169,12 @@ fn describe_service(text: &mut String, name: &str, s: &Service) {
         ports.join(", ")
     )
     .unwrap();
+    if s.visibility != 0 {
+        writeln!(text, "  visible in its namespace").unwrap();
+    }
+    if !s.canonical {
+        writeln!(text, "  not canonical").unwrap();
+    }
     if let Some(waypoint) = &s.waypoint {
         writeln!(text, "  waypoint {}", describe_gateway(waypoint)).unwrap();
     }

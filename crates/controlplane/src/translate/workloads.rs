@@ -25,14 +25,14 @@ use super::{
 };
 use crate::objects::{Kind, ObjectKey, Objects};
 
-const TUNNEL: &str = "networking.istio.io/tunnel";
+pub(super) const TUNNEL: &str = "networking.istio.io/tunnel";
 const POD_TEMPLATE_HASH: &str = "pod-template-hash";
-const NAME_LABELS: [&str; 3] = [
+pub(super) const NAME_LABELS: [&str; 3] = [
     "service.istio.io/canonical-name",
     "app.kubernetes.io/name",
     "app",
 ];
-const REVISION_LABELS: [&str; 3] = [
+pub(super) const REVISION_LABELS: [&str; 3] = [
     "service.istio.io/canonical-revision",
     "app.kubernetes.io/version",
     "version",

@@ -1,0 +1,306 @@
+//! ServiceEntries to service resources, one for each host, with addresses for those that have none; and their instances
+//! that are no pods: WorkloadEntries and endpoints written into the ServiceEntry itself.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use leyline_proto::istio::workload::{
+    AppProtocol, LoadBalancing, NetworkAddress, Service as WireService, Visibility,
+    load_balancing::{HealthPolicy, Mode},
+};
+use leyline_types::NamespacedName;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Advice,
+    networks::Networks,
+    services::{MeshService, Target, TargetPort, address_bytes, network_address},
+    waypoints::{Attached, Waypoints},
+};
+use crate::objects::{EntryPort, Kind, ObjectKey, Objects, ServiceEntry, parse_block};
+
+/// One host of a ServiceEntry.
+pub(super) struct EntryService {
+    pub(super) entry: Arc<ServiceEntry>,
+    pub(super) name: NamespacedName,
+    pub(super) host: String,
+    pub(super) service: MeshService,
+}
+
+impl EntryService {
+    /// Instances are resolved by name, and there is none but the host itself.
+    pub(super) fn is_its_own_endpoint(&self) -> bool {
+        let spec = &self.entry.spec;
+        is_by_name(&self.entry)
+            && spec.endpoints.is_empty()
+            && spec.workload_selector.is_none()
+            && !is_wildcard(&self.host)
+    }
+}
+
+/// All hosts of all ServiceEntries that count.
+pub(super) fn services(
+    objects: &Objects,
+    networks: &Networks,
+    waypoints: &Waypoints<'_>,
+    kubernetes: &BTreeMap<NamespacedName, MeshService>,
+    advice: &mut Vec<Advice>,
+) -> Vec<EntryService> {
+    let mut taken: HashSet<String> = kubernetes.values().map(|s| s.key.clone()).collect();
+    let hosts = kubernetes.values().map(|s| s.wire.hostname.clone());
+    let mut canonical: HashSet<String> = hosts.collect();
+    let mut allocator = Allocator::default();
+    let mut services = Vec::new();
+    for (name, entry) in by_age(objects) {
+        let mut advise = Adviser { name, advice };
+        let Some(visibility) = visibility(entry, &mut advise) else {
+            continue;
+        };
+        for host in &entry.spec.hosts {
+            let host = host.to_ascii_lowercase();
+            let key = format!("{}/{host}", name.namespace);
+            if !taken.insert(key.clone()) {
+                advise.say_taken(&host);
+                continue;
+            }
+            let ports: Vec<TargetPort> = entry.spec.ports.iter().filter_map(target_port).collect();
+            let addresses = addresses(entry, name, &host, networks, &mut allocator);
+            if addresses.is_empty() {
+                let reason = format!("{host} has no address, so that only DNS of others finds it");
+                advise.say("spec.addresses", reason);
+            }
+            let mut service = MeshService {
+                wire: WireService {
+                    name: name.name.to_string(),
+                    namespace: name.namespace.to_string(),
+                    hostname: host.clone(),
+                    addresses,
+                    ports: ports.iter().map(TargetPort::to_wire).collect(),
+                    subject_alt_names: entry.spec.subject_alt_names.clone(),
+                    load_balancing: load_balancing(entry),
+                    canonical: canonical.insert(host.clone()),
+                    visibility: visibility.into(),
+                    ..WireService::default()
+                },
+                key,
+                selector: selector(entry),
+                ports,
+                waypoints: BTreeSet::new(),
+                requires_waypoint: false,
+            };
+            attach_waypoints(&mut service, entry, waypoints, &mut advise);
+            services.push(EntryService {
+                entry: Arc::clone(entry),
+                name: name.clone(),
+                host,
+                service,
+            });
+        }
+    }
+    services
+}
+
+fn attach_waypoints(
+    service: &mut MeshService,
+    entry: &ServiceEntry,
+    waypoints: &Waypoints<'_>,
+    advise: &mut Adviser<'_>,
+) {
+    let object = advise.object();
+    let attached = Attached {
+        object: &object,
+        labels: entry.metadata.labels.as_ref(),
+        annotations: entry.metadata.annotations.as_ref(),
+    };
+    let found = waypoints.of_service(attached, advise.advice);
+    service.wire.waypoint = found.waypoint;
+    service.wire.weighted_waypoints = found.weighted;
+    service.waypoints = found.names;
+}
+
+/// The oldest first: it keeps its name and its address whatever comes later.
+fn by_age(objects: &Objects) -> Vec<(&NamespacedName, &Arc<ServiceEntry>)> {
+    let mut entries: Vec<_> = objects.service_entries.iter().collect();
+    entries.sort_by_key(|(_, entry)| entry.metadata.creation_timestamp.as_ref().map(|t| t.0));
+    entries
+}
+
+struct Adviser<'a> {
+    name: &'a NamespacedName,
+    advice: &'a mut Vec<Advice>,
+}
+
+impl Adviser<'_> {
+    fn object(&self) -> ObjectKey {
+        let (namespace, name) = (self.name.namespace.as_str(), self.name.name.as_str());
+        ObjectKey::new(Kind::ServiceEntry, Some(namespace), name)
+    }
+
+    fn say_taken(&mut self, host: &str) {
+        let reason = format!("another service of the namespace is called {host}");
+        self.say("spec.hosts", reason);
+    }
+
+    fn say(&mut self, field: &str, reason: String) {
+        self.advice.push(Advice {
+            object: self.object(),
+            field: field.to_owned(),
+            reason,
+        });
+    }
+}
+
+/// `None` where nobody shall see it.
+fn visibility(entry: &ServiceEntry, advise: &mut Adviser<'_>) -> Option<Visibility> {
+    let exported = &entry.spec.export_to;
+    let namespace = advise.name.namespace.clone();
+    if exported.is_empty() || exported.iter().any(|to| to == "*") {
+        return Some(Visibility::Public);
+    }
+    let own = |to: &String| to == "." || *to == namespace.as_str();
+    if exported.iter().any(|to| !own(to) && to != "~") {
+        let reason = "node proxies know only \"*\" and \".\": the other namespaces do not see it";
+        advise.say("spec.exportTo", reason.to_owned());
+    }
+    exported
+        .iter()
+        .any(own)
+        .then_some(Visibility::NamespaceOnly)
+}
+
+fn selector(entry: &ServiceEntry) -> BTreeMap<String, String> {
+    let selector = entry.spec.workload_selector.as_ref();
+    selector.map(|one| one.labels.clone()).unwrap_or_default()
+}
+
+fn is_wildcard(host: &str) -> bool {
+    host.starts_with("*.")
+}
+
+fn is_by_name(entry: &ServiceEntry) -> bool {
+    matches!(
+        entry.spec.resolution.as_deref(),
+        Some("DNS" | "DNS_ROUND_ROBIN")
+    )
+}
+
+/// Without resolution connections go where the client wants.
+fn is_passthrough(entry: &ServiceEntry) -> bool {
+    matches!(entry.spec.resolution.as_deref(), None | Some("NONE"))
+}
+
+fn load_balancing(entry: &ServiceEntry) -> Option<LoadBalancing> {
+    is_passthrough(entry).then(|| LoadBalancing {
+        mode: Mode::Passthrough.into(),
+        health_policy: HealthPolicy::AllowAll.into(),
+        ..LoadBalancing::default()
+    })
+}
+
+fn target_port(port: &EntryPort) -> Option<TargetPort> {
+    let service_port = u32::try_from(port.number).ok()?;
+    let target = match port.target_port {
+        None => service_port,
+        Some(target) => u32::try_from(target).ok()?,
+    };
+    let app_protocol = match port.protocol.to_ascii_uppercase().as_str() {
+        "HTTP" | "HTTP_PROXY" => AppProtocol::Http11,
+        "HTTP2" => AppProtocol::Http2,
+        "GRPC" | "GRPC-WEB" => AppProtocol::Grpc,
+        "HTTPS" | "TLS" => AppProtocol::Tls,
+        "TCP" | "MONGO" | "REDIS" | "MYSQL" => AppProtocol::Tcp,
+        _ => AppProtocol::Unknown,
+    };
+    Some(TargetPort {
+        name: port.name.clone(),
+        service_port,
+        target: Target::Number(target),
+        app_protocol,
+    })
+}
+
+/// What the entry says, else what a controller has allocated, else what is allocated here.
+fn addresses(
+    entry: &ServiceEntry,
+    name: &NamespacedName,
+    host: &str,
+    networks: &Networks,
+    allocator: &mut Allocator,
+) -> Vec<NetworkAddress> {
+    let spec = entry.spec.addresses.iter();
+    let spec: Vec<NetworkAddress> = spec
+        .filter_map(|text| parse_block(text).ok())
+        .map(|block| NetworkAddress {
+            network: networks.own().to_owned(),
+            address: address_bytes(block.network()),
+            length: (block.prefix_len() < block.max_prefix_len())
+                .then(|| u32::from(block.prefix_len())),
+        })
+        .collect();
+    if !spec.is_empty() {
+        return spec;
+    }
+    let allocated = entry.status.addresses.iter();
+    let allocated = allocated.filter(|one| one.host.is_empty() || one.host == host);
+    let mut addresses: Vec<IpAddr> = allocated.filter_map(|one| one.value.parse().ok()).collect();
+    // A client of a passed-through service must get the host's own address.
+    if addresses.is_empty() && !is_passthrough(entry) && !is_wildcard(host) {
+        addresses = allocator.allocate(&format!("{name}/{host}"));
+    }
+    let of = |address: &IpAddr| network_address(networks.own(), *address);
+    addresses.iter().map(of).collect()
+}
+
+/// Gives addresses of Istio's ranges for such services, 240.240.0.0/16 and 2001:2::/48.
+///
+/// An address follows from the name of the service alone, so that it stays over restarts without being stored. Of two
+/// that would have the same, the one that comes later takes the next free one.
+#[derive(Default)]
+struct Allocator {
+    taken: HashSet<u16>,
+}
+
+impl Allocator {
+    /// Nothing when all 65,534 are taken.
+    fn allocate(&mut self, name: &str) -> Vec<IpAddr> {
+        let digest = Sha256::digest(name.as_bytes());
+        let first = digest.iter().take(2);
+        let first = first.fold(0u16, |number, byte| number << 8 | u16::from(*byte));
+        for step in 0..u16::MAX {
+            let number = first.wrapping_add(step);
+            // Neither the address of the network nor its broadcast address.
+            if number == 0 || number == u16::MAX || !self.taken.insert(number) {
+                continue;
+            }
+            let [high, low] = number.to_be_bytes();
+            return vec![
+                Ipv4Addr::new(240, 240, high, low).into(),
+                Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, number).into(),
+            ];
+        }
+        Vec::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_stable_and_never_given_twice() {
+        let mut all = Allocator::default();
+        let mut seen = HashSet::new();
+        let first = Allocator::default().allocate("ns/a/host");
+        assert_eq!(all.allocate("ns/a/host"), first);
+        seen.extend(first);
+        for number in 0..u16::MAX - 2 {
+            let addresses = all.allocate(&number.to_string());
+            assert_eq!(addresses.len(), 2, "{number}");
+            assert!(addresses.into_iter().all(|address| seen.insert(address)));
+        }
+        assert_eq!(all.allocate("one too many"), Vec::<IpAddr>::new());
+    }
+}
