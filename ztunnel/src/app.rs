@@ -11,7 +11,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use leyline_capture::NodeCapture;
-use leyline_net::{ListenOptions, NetNs, listen, listen::listen_on};
+use leyline_net::{
+    ListenOptions, NetNs, listen,
+    listen::{Families, listen_on},
+};
 use leyline_proto::leyline::enrolment::v1::enrolment_service_client::EnrolmentServiceClient;
 use leyline_runtime::{
     Drain, DrainOutcome, Readiness, ReadinessTask,
@@ -31,7 +34,7 @@ use tracing::{Span, info, warn};
 use crate::{
     admin::{self, Admin},
     agent::{enrolment, pods},
-    config::{CaptureConfig, Config},
+    config::{CaptureConfig, Config, PagesConfig},
     discovery::{self, Discovery},
     proxy::Shared,
     version,
@@ -46,10 +49,10 @@ const FLUSH_DEADLINE: Duration = Duration::from_millis(300);
 /// When the environment is invalid, a privilege is missing, or a port is taken: a sentence for the operator.
 pub fn run(env: &dyn EnvSource) -> Result<()> {
     let config = Arc::new(read_config(env)?);
-    leyline_tls::install_crypto_provider();
+    leyline_tls::install_crypto_policy(config.crypto);
     let log = log::init(config.log.clone())?;
     threads::raise_open_files_limit().context("cannot raise the limit of open files")?;
-    mesh::build("ztunnel", "unknown");
+    mesh::build("ztunnel", &config.node.istio_version);
     info!(version = version::line(), config = %config.shown(), "starting");
 
     let workers = threads::worker_runtime(config.worker_threads, "ztunnel")
@@ -121,7 +124,7 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     let servers = Drain::new();
 
     // First, because a second ztunnel by mistake fails here, before it takes pods from the first.
-    let listeners = ServerListeners::open(&workers)?;
+    let listeners = ServerListeners::open(&config.pages, &workers)?;
     let shared = start_state(&config, &background)?;
     let (manager, commands) =
         start_agent(&config, &shared, &drain, &background, &workers, pods_ready)?;
@@ -227,6 +230,9 @@ fn start_agent(
             manager.run(commanded),
         );
     }
+    if config.xds.address.is_empty() {
+        return Ok((set, commands));
+    }
     let channel = control_plane::channel(&config.xds).context("xDS address or root")?;
     let client = EnrolmentServiceClient::with_interceptor(
         channel,
@@ -243,6 +249,12 @@ fn follow_xds(
     ready: ReadinessTask,
     background: &Drain,
 ) -> Result<()> {
+    if config.xds.address.is_empty() {
+        // What is known from elsewhere is all there is.
+        discovery.mark_synced();
+        ready.ready();
+        return Ok(());
+    }
     let channel = control_plane::channel(&config.xds).context("xDS address or root")?;
     let interceptor = control_plane::AuthInterceptor::new(&config.xds)?;
     let settings = leyline_xds::client::Config::new(
@@ -282,21 +294,27 @@ struct ServerListeners {
 }
 
 impl ServerListeners {
-    fn open(workers: &Handle) -> Result<Self> {
+    fn open(pages: &PagesConfig, workers: &Handle) -> Result<Self> {
         let netns = NetNs::current().context("cannot open the process's network namespace")?;
-        let options = ListenOptions::default();
+        let options = ListenOptions {
+            families: pages.families,
+            ..ListenOptions::default()
+        };
         let taken = |port: u16, what: &str| format!("cannot listen on port {port} for {what}");
         let loopback = |addr: IpAddr| {
-            listen_on(&netns, SocketAddr::new(addr, ports::ADMIN), &options)
-                .with_context(|| taken(ports::ADMIN, "the admin page"))
+            listen_on(&netns, SocketAddr::new(addr, pages.admin_port), &options)
+                .with_context(|| taken(pages.admin_port, "the admin page"))
         };
         let mut admin = vec![loopback(Ipv4Addr::LOCALHOST.into())?];
-        match loopback(Ipv6Addr::LOCALHOST.into()) {
-            Ok(v6) => admin.push(v6),
-            Err(error) => warn!(error = format!("{error:#}"), "admin page by IPv4 only"),
+        match pages.families {
+            Families::V4 => {}
+            Families::Both => match loopback(Ipv6Addr::LOCALHOST.into()) {
+                Ok(v6) => admin.push(v6),
+                Err(error) => warn!(error = format!("{error:#}"), "admin page by IPv4 only"),
+            },
         }
-        let metrics = listen(&netns, ports::METRICS, &options)
-            .with_context(|| taken(ports::METRICS, "metrics"))?;
+        let metrics = listen(&netns, pages.metrics_port, &options)
+            .with_context(|| taken(pages.metrics_port, "metrics"))?;
         let _on_workers = workers.enter();
         let readiness = listen(&netns, ports::READINESS, &options)
             .with_context(|| taken(ports::READINESS, "readiness"))?;
@@ -338,6 +356,8 @@ fn node_of(config: &Config) -> NodeInfo {
         ("CLUSTER_ID", &node.cluster_id),
     ];
     let metadata = metadata.map(|(name, value)| (name.to_owned(), value.as_str().into()));
+    let mut all = node.metadata.clone();
+    all.extend(metadata);
     NodeInfo {
         id: node_id(
             "ztunnel",
@@ -347,6 +367,6 @@ fn node_of(config: &Config) -> NodeInfo {
         ),
         cluster: String::new(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        metadata: metadata.into_iter().collect(),
+        metadata: all,
     }
 }

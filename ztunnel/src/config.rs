@@ -1,5 +1,9 @@
 //! What ztunnel can be told by its environment (facts A2), read once at start.
 
+mod mesh;
+mod shown;
+mod variables;
+
 use std::{
     fmt::Display,
     net::IpAddr,
@@ -11,12 +15,20 @@ use std::{
 
 use leyline_capture::{CAPTURE_MARK, SteerProgram};
 use leyline_hbone::HboneConfig;
-use leyline_net::sockopt::Keepalive;
+use leyline_net::{listen::Families, sockopt::Keepalive};
 use leyline_runtime::{env::Reader, threads};
 use leyline_telemetry::log::{Format, LogConfig};
-use leyline_tls::control_plane::{ControlPlaneConfig, RootSource, TokenSource};
-use leyline_types::Network;
+use leyline_tls::{
+    CryptoPolicy, KeyExchange, OldestVersion,
+    control_plane::{ControlPlaneConfig, RootSource, TokenSource},
+};
+use leyline_types::{Network, ports};
 use serde::Serialize;
+
+pub use variables::listing as variables;
+
+use self::mesh::MeshDefaults;
+use crate::proxy::connections::DecisionLevel;
 
 /// Mark of the proxy's own sockets, which capture leaves alone (facts A4).
 const PACKET_MARK: u32 = 0x539;
@@ -57,6 +69,16 @@ pub(crate) struct Config {
     /// How long connections may finish after SIGTERM.
     pub(crate) drain_deadline: Duration,
     pub(crate) worker_threads: usize,
+    pub(crate) crypto: CryptoPolicy,
+    pub(crate) pages: PagesConfig,
+}
+
+/// Where the process's own pages are served; the port of readiness is fixed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PagesConfig {
+    pub(crate) admin_port: u16,
+    pub(crate) metrics_port: u16,
+    pub(crate) families: Families,
 }
 
 /// Which node, as what.
@@ -69,6 +91,10 @@ pub(crate) struct NodeConfig {
     pub(crate) pod_name: String,
     pub(crate) pod_namespace: String,
     pub(crate) instance_ip: String,
+    /// What the operator wants the control plane to know of this proxy.
+    pub(crate) metadata: serde_json::Map<String, serde_json::Value>,
+    /// The version of Istio that this proxy is rolled out with.
+    pub(crate) istio_version: String,
 }
 
 /// The data plane.
@@ -91,7 +117,23 @@ pub(crate) struct ProxyConfig {
     pub(crate) max_handshakes: usize,
     /// Whether application tunnels end at the pod's loopback address and not at its own.
     pub(crate) localhost_app_tunnel: bool,
+    /// Of the listeners in pods.
+    pub(crate) families: Families,
+    /// What the application sees as the source of a connection.
+    pub(crate) source_address: SourceAddress,
+    /// Whether the 200 of a tunnelled connection says who answered.
+    pub(crate) response_baggage: bool,
+    pub(crate) decisions: DecisionLevel,
     pub(crate) hbone: HboneConfig,
+}
+
+/// What an application sees as the source of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SourceAddress {
+    /// The client's address.
+    Client,
+    /// The pod's own (`ENABLE_ORIG_SRC=false`).
+    Own,
 }
 
 /// Capture of the pods of this node.
@@ -112,12 +154,8 @@ pub(crate) struct CaptureConfig {
 impl Config {
     /// Reads the environment; problems collect in `env` and are told together by `env.finish()`.
     pub(crate) fn read(env: &mut Reader<'_>) -> Self {
-        let under_kubernetes = !env.string("KUBERNETES_SERVICE_HOST", "").is_empty();
-        let istiod = if under_kubernetes {
-            "https://istiod.istio-system.svc:15012"
-        } else {
-            "https://localhost:15012"
-        };
+        let mesh = MeshDefaults::read(env);
+        let istiod = istiod(env, &mesh);
         let cluster_id = env.string("CLUSTER_ID", "Kubernetes");
         let cluster_id = env.string("ISTIO_META_CLUSTER_ID", &cluster_id);
         let token = match env.string("AUTH_TOKEN", "").as_str() {
@@ -125,7 +163,7 @@ impl Config {
             setting => TokenSource::from_setting(setting),
         };
         let control_plane = |env: &mut Reader<'_>, name: &str| ControlPlaneConfig {
-            address: env.string(&format!("{name}_ADDRESS"), istiod),
+            address: env.string(&format!("{name}_ADDRESS"), &istiod),
             root: RootSource::from_setting(&env.string(&format!("{name}_ROOT_CA"), ROOT_PATH)),
             alt_hostname: non_empty(env.string(&format!("ALT_{name}_HOSTNAME"), "")),
             token: token.clone(),
@@ -136,11 +174,13 @@ impl Config {
                 .collect(),
         };
         require_shared_mode(env);
+        refuse_test_features(env);
+        let families = families(env);
         Self {
             xds: control_plane(env, "XDS"),
             ca: control_plane(env, "CA"),
             node: NodeConfig::read(env, &cluster_id),
-            proxy: ProxyConfig::read(env),
+            proxy: ProxyConfig::read(env, families),
             capture: CaptureConfig::read(env),
             log: LogConfig {
                 filter: env.string("RUST_LOG", "info"),
@@ -153,33 +193,14 @@ impl Config {
                 SECRET_TTL,
             ),
             drain_deadline: drain_deadline(env),
-            worker_threads: threads::worker_threads(env, None, cores()),
+            worker_threads: threads::worker_threads(env, mesh.concurrency, cores()),
+            crypto: crypto(env),
+            pages: PagesConfig {
+                admin_port: mesh.proxy_admin_port.unwrap_or(ports::ADMIN),
+                metrics_port: mesh.stats_port.unwrap_or(ports::METRICS),
+                families,
+            },
         }
-    }
-}
-
-impl Config {
-    /// What the log and `/config_dump` show; no secrets.
-    pub(crate) fn shown(&self) -> serde_json::Value {
-        let seconds = |duration: Duration| format!("{}s", duration.as_secs_f64());
-        serde_json::json!({
-            "proxyMode": "shared",
-            "localNode": self.node.node,
-            "network": self.node.network,
-            "clusterId": self.node.cluster_id,
-            "xdsAddress": self.xds.address,
-            "caAddress": self.ca.address,
-            "capture": self.capture,
-            "packetMark": self.proxy.bypass_mark,
-            "secretTtl": seconds(self.secret_ttl),
-            "selfTerminationDeadline": seconds(self.drain_deadline),
-            "numWorkerThreads": self.worker_threads,
-            "poolMaxStreamsPerConn": self.proxy.hbone.outbound_streams,
-            "poolUnusedReleaseTimeout": seconds(self.proxy.hbone.idle),
-            "windowSize": self.proxy.hbone.stream_window,
-            "connectionWindowSize": self.proxy.hbone.connection_window,
-            "frameSize": self.proxy.hbone.max_frame_size,
-        })
     }
 }
 
@@ -194,6 +215,8 @@ impl NodeConfig {
             instance_ip: env
                 .parse::<IpAddr>("INSTANCE_IP", [1, 1, 1, 1].into())
                 .to_string(),
+            istio_version: env.string("ISTIO_META_ISTIO_VERSION", "unknown"),
+            metadata: mesh::node_metadata(env),
         }
     }
 }
@@ -213,7 +236,7 @@ impl CaptureConfig {
 }
 
 impl ProxyConfig {
-    fn read(env: &mut Reader<'_>) -> Self {
+    fn read(env: &mut Reader<'_>, families: Families) -> Self {
         let keepalive = Keepalive::default();
         let keepalive = env.bool("KEEPALIVE_ENABLED", true).then(|| Keepalive {
             time: duration(env, "KEEPALIVE_TIME", keepalive.time, KEEPALIVE_SECONDS),
@@ -229,6 +252,7 @@ impl ProxyConfig {
                 keepalive.retries,
                 KEEPALIVE_RETRIES,
             ),
+            user_timeout: env.bool("USER_TIMEOUT_ENABLED", false),
         });
         let defaults = HboneConfig::default();
         Self {
@@ -246,6 +270,10 @@ impl ProxyConfig {
             max_connections: within(env, "LEYLINE_MAX_CONNECTIONS_PER_POD", 65_536, COUNT),
             max_handshakes: within(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512, COUNT),
             localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true),
+            families,
+            source_address: source_address(env),
+            response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true),
+            decisions: decisions(env),
             hbone: hbone(env, defaults),
         }
     }
@@ -324,6 +352,70 @@ fn require_shared_mode(env: &mut Reader<'_>) {
     let mode = env.string("PROXY_MODE", "shared");
     if mode != "shared" {
         env.reject("PROXY_MODE", mode, "only shared is supported");
+    }
+}
+
+/// Where the control plane is when nothing else is said.
+fn istiod(env: &mut Reader<'_>, mesh: &MeshDefaults) -> String {
+    let under_kubernetes = !env.string("KUBERNETES_SERVICE_HOST", "").is_empty();
+    match &mesh.discovery_address {
+        Some(address) => address.clone(),
+        None if under_kubernetes => "https://istiod.istio-system.svc:15012".to_owned(),
+        None => "https://localhost:15012".to_owned(),
+    }
+}
+
+/// What Istio has in builds for tests, or calls unstable, and ours does not have.
+fn refuse_test_features(env: &mut Reader<'_>) {
+    for (name, why) in [
+        ("FAKE_CA", "a CA that anybody knows is not built in"),
+        ("UNSTABLE_ENABLE_SOCKS5", "SOCKS5 is not supported"),
+    ] {
+        if env.bool(name, false) {
+            env.reject(name, true, why);
+        }
+    }
+}
+
+fn families(env: &mut Reader<'_>) -> Families {
+    if env.bool("IPV6_ENABLED", true) {
+        Families::Both
+    } else {
+        Families::V4
+    }
+}
+
+/// `true` and unset are the same here: a listener that cannot be transparent is an error in either case.
+fn source_address(env: &mut Reader<'_>) -> SourceAddress {
+    if env.bool("ENABLE_ORIG_SRC", true) {
+        SourceAddress::Client
+    } else {
+        SourceAddress::Own
+    }
+}
+
+fn decisions(env: &mut Reader<'_>) -> DecisionLevel {
+    if env.bool("AUTHZ_POLICY_INFO_LOGGING", false) {
+        DecisionLevel::Info
+    } else {
+        DecisionLevel::Debug
+    }
+}
+
+/// Policies other than `pqc` are for other proxies, and Istio sets one variable for all of them.
+fn crypto(env: &mut Reader<'_>) -> CryptoPolicy {
+    let key_exchange = match env.string("COMPLIANCE_POLICY", "").as_str() {
+        "pqc" => KeyExchange::HybridOnly,
+        _ => KeyExchange::PreferHybrid,
+    };
+    let oldest = if env.bool("TLS12_ENABLED", false) {
+        OldestVersion::Tls12
+    } else {
+        OldestVersion::Tls13
+    };
+    CryptoPolicy {
+        key_exchange,
+        oldest,
     }
 }
 
@@ -414,6 +506,189 @@ mod tests {
         assert_eq!(config.proxy.max_connections, 7);
     }
 
+    /// Facts A2: a variable, a value, and what becomes of it.
+    // tidy: table
+    #[test]
+    fn each_variable_reaches_its_place() {
+        type Shown = fn(&Config) -> String;
+        let shown = |key: &'static str| move |config: &Config| config.shown()[key].to_string();
+        let checks: &[(&str, &str, Shown, &str)] = &[
+            ("XDS_ADDRESS", "a:1", |c| c.xds.address.clone(), "a:1"),
+            ("XDS_ADDRESS", "", |c| c.xds.address.clone(), ""),
+            ("CA_ADDRESS", "b:1", |c| c.ca.address.clone(), "b:1"),
+            (
+                "XDS_ROOT_CA",
+                "SYSTEM",
+                |c| format!("{:?}", c.xds.root),
+                "System",
+            ),
+            (
+                "CA_ROOT_CA",
+                "/r.pem",
+                |c| format!("{:?}", c.ca.root),
+                "File(\"/r.pem\")",
+            ),
+            (
+                "ALT_XDS_HOSTNAME",
+                "x",
+                |c| format!("{:?}", c.xds.alt_hostname),
+                "Some(\"x\")",
+            ),
+            (
+                "ALT_CA_HOSTNAME",
+                "y",
+                |c| format!("{:?}", c.ca.alt_hostname),
+                "Some(\"y\")",
+            ),
+            (
+                "AUTH_TOKEN",
+                "./t",
+                |c| format!("{:?}", c.ca.token),
+                "File(\"./t\")",
+            ),
+            (
+                "PROXY_CONFIG",
+                "discoveryAddress: p:1",
+                |c| c.ca.address.clone(),
+                "p:1",
+            ),
+            (
+                "PROXY_CONFIG",
+                "proxyAdminPort: 1",
+                |c| c.pages.admin_port.to_string(),
+                "1",
+            ),
+            (
+                "PROXY_CONFIG",
+                "statsPort: 2",
+                |c| c.pages.metrics_port.to_string(),
+                "2",
+            ),
+            (
+                "PROXY_CONFIG",
+                "concurrency: 7",
+                |c| c.worker_threads.to_string(),
+                "7",
+            ),
+            (
+                "ZTUNNEL_WORKER_THREADS",
+                "9",
+                |c| c.worker_threads.to_string(),
+                "9",
+            ),
+            (
+                "ISTIO_META_ISTIO_VERSION",
+                "1.31.0",
+                |c| c.node.istio_version.clone(),
+                "1.31.0",
+            ),
+            (
+                "ISTIO_META_X",
+                "1",
+                |c| c.node.metadata["X"].to_string(),
+                "\"1\"",
+            ),
+            (
+                "ISTIO_METAJSON_X",
+                "[1]",
+                |c| c.node.metadata["X"].to_string(),
+                "[1]",
+            ),
+            ("NODE_NAME", "n", |c| c.node.node.clone(), "n"),
+            ("NETWORK", "net", |c| c.node.network.to_string(), "net"),
+            ("POD_NAME", "p", |c| c.node.pod_name.clone(), "p"),
+            ("POD_NAMESPACE", "q", |c| c.node.pod_namespace.clone(), "q"),
+            ("INSTANCE_IP", "::1", |c| c.node.instance_ip.clone(), "::1"),
+            (
+                "SECRET_TTL",
+                "1h",
+                |c| format!("{:?}", c.secret_ttl),
+                "3600s",
+            ),
+            (
+                "COMPLIANCE_POLICY",
+                "pqc",
+                |c| format!("{:?}", c.crypto.key_exchange),
+                "HybridOnly",
+            ),
+            (
+                "COMPLIANCE_POLICY",
+                "fips-140-2",
+                |c| format!("{:?}", c.crypto.key_exchange),
+                "PreferHybrid",
+            ),
+            (
+                "TLS12_ENABLED",
+                "true",
+                |c| format!("{:?}", c.crypto.oldest),
+                "Tls12",
+            ),
+            (
+                "IPV6_ENABLED",
+                "false",
+                |c| format!("{:?}", c.proxy.families),
+                "V4",
+            ),
+            (
+                "ENABLE_ORIG_SRC",
+                "false",
+                |c| format!("{:?}", c.proxy.source_address),
+                "Own",
+            ),
+            (
+                "ENABLE_RESPONSE_BAGGAGE",
+                "false",
+                |c| c.proxy.response_baggage.to_string(),
+                "false",
+            ),
+            (
+                "AUTHZ_POLICY_INFO_LOGGING",
+                "true",
+                |c| format!("{:?}", c.proxy.decisions),
+                "Info",
+            ),
+            (
+                "USER_TIMEOUT_ENABLED",
+                "true",
+                |c| format!("{:?}", c.proxy.keepalive.map(|k| k.user_timeout)),
+                "Some(true)",
+            ),
+            ("PACKET_MARK", "7", |c| c.proxy.bypass_mark.to_string(), "7"),
+            (
+                "POOL_MAX_STREAMS_PER_CONNECTION",
+                "5",
+                |c| c.proxy.hbone.outbound_streams.to_string(),
+                "5",
+            ),
+            (
+                "POOL_UNUSED_RELEASE_TIMEOUT",
+                "1m",
+                |c| format!("{:?}", c.proxy.hbone.idle),
+                "60s",
+            ),
+            (
+                "HTTP2_FRAME_SIZE",
+                "16384",
+                |c| c.proxy.hbone.max_frame_size.to_string(),
+                "16384",
+            ),
+            (
+                "LOG_FORMAT",
+                "json",
+                |c| format!("{:?}", c.log.format),
+                "Json",
+            ),
+            ("RUST_LOG", "debug", |c| c.log.filter.clone(), "debug"),
+        ];
+        for (name, value, found, expected) in checks {
+            let config = read([(name, value)]).unwrap();
+            assert_eq!(found(&config), *expected, "{name}={value}");
+        }
+        let config = read([("KEEPALIVE_TIME", "7s")]).unwrap();
+        let socket: serde_json::Value = shown("socketConfig")(&config).parse().unwrap();
+        assert_eq!(socket["keepaliveTime"], "7s");
+    }
+
     #[test]
     fn drain_deadlines() {
         let check = |vars: &[(&str, &str)], seconds: u64| {
@@ -457,6 +732,21 @@ mod tests {
             ("LEYLINE_MAX_HANDSHAKES_PER_POD", "-1"),
             ("LEYLINE_HANDSHAKE_DEADLINE", "0"),
             ("SECRET_TTL", "0"),
+            ("IPV6_ENABLED", "1"),
+            ("ENABLE_ORIG_SRC", "yes"),
+            ("ENABLE_RESPONSE_BAGGAGE", "True"),
+            ("USER_TIMEOUT_ENABLED", "0"),
+            ("TLS12_ENABLED", ""),
+            ("AUTHZ_POLICY_INFO_LOGGING", "on"),
+            ("FAKE_CA", "true"),
+            ("UNSTABLE_ENABLE_SOCKS5", "true"),
+            ("PROXY_CONFIG", "concurrency: x"),
+            ("ISTIO_METAJSON_A", "{"),
+            ("ZTUNNEL_WORKER_THREADS", "0%"),
+            ("ZTUNNEL_CPU_LIMIT", "2G"),
+            ("TERMINATION_GRACE_PERIOD_SECONDS", "30s"),
+            ("CONNECTION_TERMINATION_DEADLINE", "soon"),
+            ("POOL_UNUSED_RELEASE_TIMEOUT", "1.5s"),
             ("IPV6_ENABLED_TYPO_IS_IGNORED", "1"),
             ("KEEPALIVE_ENABLED", "true"),
             ("LOG_FORMAT", "xml"),

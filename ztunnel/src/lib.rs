@@ -10,4 +10,5 @@ mod proxy;
 mod version;
 
 pub use app::{cleanup, run};
+pub use config::variables;
 pub use version::line as version_line;

@@ -9,10 +9,10 @@ use leyline_runtime::env::OsEnv;
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const USAGE: &str = "usage: ztunnel [proxy|version|cleanup|help]
-  proxy    run the node proxy (default); told by its environment, see README.md
+  proxy    run the node proxy (default); told by its environment, see help
   version  print what was built
   cleanup  remove every trace of this instance (LEYLINE_INSTANCE) from the kernel; only when it will not run again
-  help     this text
+  help     this text and the environment that proxy reads
 ";
 
 #[expect(
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Some("help") => {
-            print!("{USAGE}");
+            print!("{USAGE}\n{}", leyline_ztunnel::variables());
             Ok(())
         }
         Some(other) => {

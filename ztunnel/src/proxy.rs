@@ -40,7 +40,7 @@ use self::{
     labels::LabelCache,
     limits::{Places, Sources},
 };
-use crate::config::ProxyConfig;
+use crate::config::{ProxyConfig, SourceAddress};
 
 /// What all pods of the node share.
 pub(crate) struct Shared {
@@ -167,7 +167,7 @@ impl Pod {
             name,
             netns,
             pool: Pool::new(shared.config.hbone.clone(), drain.clone()),
-            connections: Connections::new(),
+            connections: Connections::new(shared.config.decisions),
             outbound_places: Places::new(shared.config.max_connections),
             inbound_places: Places::new(shared.config.max_connections),
             sources: Sources::new(shared.config.max_handshakes),
@@ -279,8 +279,8 @@ impl Pod {
     /// Towards the pod's own application, as the client.
     fn application_options(&self, client: IpAddr, target: IpAddr) -> ConnectOptions<'_> {
         let config = &self.shared.config;
-        if client == target {
-            // The pod itself: its own address needs no disguise.
+        if client == target || config.source_address == SourceAddress::Own {
+            // Its own address needs no disguise.
             return self.upstream_options();
         }
         ConnectOptions {
@@ -331,6 +331,7 @@ impl Listeners {
                 // A pod that is enrolled again listens while its earlier instance still drains.
                 reuse_port: true,
                 keepalive: config.keepalive,
+                families: config.families,
             };
             listen(netns, port, &options)
                 .with_context(|| format!("cannot listen on port {port} in the pod"))

@@ -27,21 +27,33 @@ pub struct ListenOptions {
     pub reuse_port: bool,
     /// Inherited by accepted sockets.
     pub keepalive: Option<Keepalive>,
+    /// Which families [`listen`] takes.
+    pub families: Families,
 }
 
-/// Listens on a port of all addresses of `netns`, IPv6 and IPv4 by one socket; IPv4 alone where IPv6 is off.
+/// Address families of a listener on all addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Families {
+    /// IPv6 and IPv4 by one socket; IPv4 alone where IPv6 is off.
+    #[default]
+    Both,
+    /// IPv4 alone.
+    V4,
+}
+
+/// Listens on a port of all addresses of `netns`.
 ///
 /// # Errors
 /// When the port is in use, or an option needs a capability that the process lacks.
 pub fn listen(netns: &NetNs, port: u16, options: &ListenOptions) -> io::Result<TcpListener> {
+    let all_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
     let all_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    match listen_on(netns, all_v6, options) {
-        Err(e) if is_no_ipv6(&e) => listen_on(
-            netns,
-            SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)),
-            options,
-        ),
-        other => other,
+    match options.families {
+        Families::V4 => listen_on(netns, all_v4, options),
+        Families::Both => match listen_on(netns, all_v6, options) {
+            Err(e) if is_no_ipv6(&e) => listen_on(netns, all_v4, options),
+            other => other,
+        },
     }
 }
 

@@ -17,15 +17,27 @@ pub struct Keepalive {
     pub interval: Duration,
     /// Unanswered probes before the connection is given up.
     pub retries: u32,
+    /// Whether data that the peer does not acknowledge ends the connection as soon as a silent peer would
+    /// (`TCP_USER_TIMEOUT`); otherwise the kernel's retransmissions decide.
+    pub user_timeout: bool,
+}
+
+impl Keepalive {
+    /// How long a peer may be silent: `time` and then `retries` probes.
+    pub fn patience(&self) -> Duration {
+        self.time
+            .saturating_add(self.interval.saturating_mul(self.retries))
+    }
 }
 
 impl Default for Keepalive {
-    /// 180 s, 180 s, 9: Istio's.
+    /// 180 s, 180 s, 9, kernel's: Istio's.
     fn default() -> Self {
         Self {
             time: Duration::from_secs(180),
             interval: Duration::from_secs(180),
             retries: 9,
+            user_timeout: false,
         }
     }
 }
@@ -47,7 +59,11 @@ pub fn set_transparent(socket: &Socket, domain: socket2::Domain) -> io::Result<(
 /// # Errors
 /// As the kernel says.
 pub fn set_keepalive<'s>(socket: impl Into<SockRef<'s>>, keepalive: &Keepalive) -> io::Result<()> {
-    socket.into().set_tcp_keepalive(
+    let socket = socket.into();
+    if keepalive.user_timeout {
+        socket.set_tcp_user_timeout(Some(keepalive.patience()))?;
+    }
+    socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(keepalive.time)
             .with_interval(keepalive.interval)

@@ -88,6 +88,8 @@ impl std::error::Error for EnvError {}
 /// Typed access with defaults, collecting what is wrong.
 pub struct Reader<'a> {
     source: &'a dyn EnvSource,
+    /// For variables that the source does not have.
+    fallback: BTreeMap<String, String>,
     invalid: Vec<InvalidVar>,
 }
 
@@ -96,8 +98,14 @@ impl<'a> Reader<'a> {
     pub fn new(source: &'a dyn EnvSource) -> Self {
         Self {
             source,
+            fallback: BTreeMap::new(),
             invalid: Vec::new(),
         }
+    }
+
+    /// Gives a variable a value from elsewhere (a configuration file); the environment wins over it.
+    pub fn fall_back(&mut self, name: String, value: String) {
+        self.fallback.insert(name, value);
     }
 
     /// An error if any value so far was invalid.
@@ -125,7 +133,9 @@ impl<'a> Reader<'a> {
 
     /// The value as it is, if set.
     pub fn optional(&mut self, name: &str) -> Option<String> {
-        self.source.get(name)
+        self.source
+            .get(name)
+            .or_else(|| self.fallback.get(name).cloned())
     }
 
     /// A value of any type that can be read from text.
@@ -161,9 +171,10 @@ impl<'a> Reader<'a> {
 
     /// All variables that start with `prefix`, by the rest of their names.
     pub fn with_prefix(&mut self, prefix: &str) -> BTreeMap<String, String> {
-        let found = self.source.with_prefix(prefix).into_iter();
-        found
-            .map(|(name, value)| (name[prefix.len()..].to_owned(), value))
+        let fallback = self.fallback.clone().into_iter();
+        fallback
+            .chain(self.source.with_prefix(prefix))
+            .filter_map(|(name, value)| Some((name.strip_prefix(prefix)?.to_owned(), value)))
             .collect()
     }
 
@@ -299,6 +310,20 @@ mod tests {
             ]
         );
         assert_eq!(reader.finish(), Ok(()));
+    }
+
+    #[test]
+    fn the_environment_wins_over_what_it_falls_back_to() {
+        let env = MapEnv::from([("META_A", "env")]);
+        let mut reader = Reader::new(&env);
+        reader.fall_back("META_A".to_owned(), "file".to_owned());
+        reader.fall_back("META_B".to_owned(), "file".to_owned());
+        reader.fall_back("OTHER".to_owned(), "1".to_owned());
+        assert_eq!(reader.string("META_A", ""), "env");
+        assert_eq!(reader.parse("OTHER", 0), 1);
+        let all = reader.with_prefix("META_");
+        let all: Vec<_> = all.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(all, [("A", "env"), ("B", "file")]);
     }
 
     #[test]

@@ -18,12 +18,11 @@ use rustls::{
         danger::ClientCertVerifier,
     },
     sign::{CertifiedKey, SingleCertAndKey},
-    version::TLS13,
 };
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
-    provider::{ALPN_H2, mesh_provider},
+    provider::{ALPN_H2, mesh_provider, mesh_versions},
     spiffe::{SvidError, identity_of},
     verify::{InboundVerifier, OutboundVerifier, name_foreign_issuer, verify_server_chain},
 };
@@ -279,7 +278,7 @@ fn server_config(
     resolver: Arc<SingleCertAndKey>,
 ) -> Result<ServerConfig, CertificateError> {
     let mut config = ServerConfig::builder_with_provider(Arc::clone(mesh_provider()))
-        .with_protocol_versions(&[&TLS13])
+        .with_protocol_versions(mesh_versions())
         .map_err(CertificateError::Unusable)?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(resolver);
@@ -295,7 +294,7 @@ fn client_config(
     resolver: Arc<SingleCertAndKey>,
 ) -> Result<ClientConfig, CertificateError> {
     let mut config = ClientConfig::builder_with_provider(Arc::clone(mesh_provider()))
-        .with_protocol_versions(&[&TLS13])
+        .with_protocol_versions(mesh_versions())
         .map_err(CertificateError::Unusable)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))

@@ -25,7 +25,9 @@ pub use ca::{BoxFuture, CaClient, CaError, CertificateAuthority};
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub use error::{Refusal, TlsError};
 pub use handshake::{ClientTls, ServerTls, Verdict, accept, connect};
-pub use provider::install_crypto_provider;
+pub use provider::{
+    CryptoPolicy, KeyExchange, OldestVersion, install_crypto_policy, install_crypto_provider,
+};
 pub use store::{
     CertificateConfig, CertificateDump, CertificateEntry, CertificateStore, CertificateWorker,
     FetchError, IdentityError,

@@ -7,10 +7,11 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use leyline_authz::{ConnectionFacts, Denial, Permit, PolicySet};
 use leyline_telemetry::traffic::Direction;
+use leyline_types::NamespacedName;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{oneshot, watch};
-use tracing::{Level, debug, enabled};
+use tracing::{Level, debug, enabled, field::display, info};
 
 /// What `/config_dump` shows of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -31,11 +32,20 @@ pub(crate) enum Protocol {
     Tcp,
 }
 
+/// Where decisions of policies are logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum DecisionLevel {
+    Info,
+    #[default]
+    Debug,
+}
+
 /// Connections of one pod.
 #[derive(Debug)]
 pub(crate) struct Connections {
     entries: Mutex<Entries>,
     count: watch::Sender<usize>,
+    decisions: DecisionLevel,
 }
 
 #[derive(Debug, Default)]
@@ -93,8 +103,9 @@ impl Admission {
 }
 
 impl Connections {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(decisions: DecisionLevel) -> Arc<Self> {
         Arc::new(Self {
+            decisions,
             entries: Mutex::default(),
             count: watch::Sender::new(0),
         })
@@ -126,10 +137,15 @@ impl Connections {
             }),
         });
         let policies = policies();
-        if enabled!(Level::DEBUG) {
-            log_dry_run(&policies, &facts);
+        let decision = leyline_authz::evaluate(&policies, &facts);
+        match self.decisions {
+            DecisionLevel::Info if enabled!(Level::INFO) => self.log(&policies, &facts, &decision),
+            DecisionLevel::Debug if enabled!(Level::DEBUG) => {
+                self.log(&policies, &facts, &decision);
+            }
+            DecisionLevel::Info | DecisionLevel::Debug => {}
         }
-        let permit = leyline_authz::evaluate(&policies, &facts)?;
+        let permit = decision?;
         Ok((
             permit,
             Admission {
@@ -191,6 +207,37 @@ impl Connections {
         *self.count.borrow()
     }
 
+    /// Tells what policies decided, and what those would have that are only tried out.
+    fn log(
+        &self,
+        policies: &PolicySet,
+        facts: &ConnectionFacts,
+        decision: &Result<Permit, Denial>,
+    ) {
+        let identity = facts.source_identity.as_ref();
+        let say = |policy: Option<&NamespacedName>, what: &str| {
+            let (policy, identity) = (policy.map(display), identity.map(display));
+            let (source, destination) = (facts.source_ip, facts.destination);
+            match self.decisions {
+                DecisionLevel::Info => {
+                    info!(policy, identity, %source, %destination, "{what}");
+                }
+                DecisionLevel::Debug => {
+                    debug!(policy, identity, %source, %destination, "{what}");
+                }
+            }
+        };
+        for outcome in leyline_authz::dry_run(policies, facts) {
+            say(outcome.policy(), outcome.message());
+        }
+        match decision {
+            // Without policies nothing was decided.
+            Ok(_) if policies.policies.is_empty() => {}
+            Ok(_) => say(None, "allowed by policies"),
+            Err(denial) => say(None, &denial.to_string()),
+        }
+    }
+
     fn insert(self: &Arc<Self>, entry: Entry) -> Registration {
         let mut entries = self.entries.lock();
         entries.next_key += 1;
@@ -201,13 +248,6 @@ impl Connections {
             connections: self.clone(),
             key,
         }
-    }
-}
-
-fn log_dry_run(policies: &PolicySet, facts: &ConnectionFacts) {
-    for outcome in leyline_authz::dry_run(policies, facts) {
-        let policy = outcome.policy().map(tracing::field::display);
-        debug!(policy, source = %facts.source_ip, destination = %facts.destination, "{}", outcome.message());
     }
 }
 
@@ -262,7 +302,7 @@ mod tests {
 
     #[tokio::test]
     async fn is_registered_before_it_is_evaluated() {
-        let connections = Connections::new();
+        let connections = Connections::new(DecisionLevel::Debug);
         // The change comes after the connection has read the old policies and before it has evaluated them.
         let read_old_policies = || {
             assert_eq!(connections.count(), 1, "not registered yet");
@@ -276,7 +316,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_change_revokes_what_it_forbids_and_only_once() {
-        let connections = Connections::new();
+        let connections = Connections::new(DecisionLevel::Debug);
         let (_permit, mut admission) = connections.admit(shown(), facts(), allowed).unwrap();
         let _outbound = connections.track(shown());
         assert_eq!(connections.recheck(&allowed()), 0);
@@ -292,14 +332,14 @@ mod tests {
 
     #[test]
     fn what_is_denied_leaves_nothing() {
-        let connections = Connections::new();
+        let connections = Connections::new(DecisionLevel::Debug);
         assert!(connections.admit(shown(), facts(), denied).is_err());
         assert_eq!(connections.count(), 0);
     }
 
     #[test]
     fn a_policy_that_is_named_and_missing_denies() {
-        let connections = Connections::new();
+        let connections = Connections::new(DecisionLevel::Debug);
         let missing = || PolicySet {
             policies: vec![],
             missing: vec!["shop/lost".parse().unwrap()],

@@ -286,9 +286,10 @@ async fn carry(
         let error = format!("connection closed due to policy change: {denial}");
         return Err((ResponseFlag::Deny, error));
     }
-    let baggage = labels::baggage(workload).encode();
+    let config = &pod.shared.config;
+    let baggage = (config.response_baggage).then(|| labels::baggage(workload).encode());
     let mut stream: HboneStream = request
-        .accept(Some(&baggage))
+        .accept(baggage.as_deref())
         .map_err(|error| (ResponseFlag::None, error.to_string()))?;
     pod.limit_send(&mut stream);
     let most = pod.read_share();

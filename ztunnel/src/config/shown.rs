@@ -1,0 +1,65 @@
+//! The configuration as the log and `/config_dump` show it: all that is in force, under Istio's keys; no secrets.
+
+use std::time::Duration;
+
+use leyline_net::listen::Families;
+use leyline_tls::{KeyExchange, OldestVersion};
+use serde_json::{Value, json};
+
+use super::{Config, SourceAddress};
+use crate::proxy::connections::DecisionLevel;
+
+impl Config {
+    /// What the log and `/config_dump` show.
+    // tidy: table
+    pub(crate) fn shown(&self) -> Value {
+        let Self { node, proxy, .. } = self;
+        let hbone = &proxy.hbone;
+        json!({
+            "proxyMode": "shared",
+            "localNode": node.node,
+            "network": node.network,
+            "clusterId": node.cluster_id,
+            "xdsAddress": self.xds.address,
+            "caAddress": self.ca.address,
+            "altXdsHostname": self.xds.alt_hostname,
+            "altCaHostname": self.ca.alt_hostname,
+            "proxyMetadata": node.metadata,
+            "istioVersion": node.istio_version,
+            "capture": self.capture,
+            "packetMark": proxy.bypass_mark,
+            "requireOriginalSource": proxy.source_address == SourceAddress::Client,
+            "ipv6Enabled": proxy.families == Families::Both,
+            "secretTtl": seconds(self.secret_ttl),
+            "selfTerminationDeadline": seconds(self.drain_deadline),
+            "numWorkerThreads": self.worker_threads,
+            "adminPort": self.pages.admin_port,
+            "statsPort": self.pages.metrics_port,
+            "socketConfig": proxy.keepalive.map(|keepalive| json!({
+                "keepaliveTime": seconds(keepalive.time),
+                "keepaliveInterval": seconds(keepalive.interval),
+                "keepaliveRetries": keepalive.retries,
+                "userTimeoutEnabled": keepalive.user_timeout,
+            })),
+            "enableEnhancedBaggage": proxy.response_baggage,
+            "authzPolicyInfoLogging": proxy.decisions == DecisionLevel::Info,
+            "compliancePolicy": match self.crypto.key_exchange {
+                KeyExchange::HybridOnly => "pqc",
+                KeyExchange::PreferHybrid => "",
+            },
+            "tls12Enabled": self.crypto.oldest == OldestVersion::Tls12,
+            "maxConnectionsPerPod": proxy.max_connections,
+            "maxHandshakesPerPod": proxy.max_handshakes,
+            "handshakeDeadline": seconds(proxy.handshake_deadline),
+            "poolMaxStreamsPerConn": hbone.outbound_streams,
+            "poolUnusedReleaseTimeout": seconds(hbone.idle),
+            "windowSize": hbone.stream_window,
+            "connectionWindowSize": hbone.connection_window,
+            "frameSize": hbone.max_frame_size,
+        })
+    }
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{}s", duration.as_secs_f64())
+}
