@@ -28,4 +28,4 @@ pub use config::HboneConfig;
 pub use error::{DialError, HboneError};
 pub use headers::{Baggage, Forwarded, HeaderError, Traceparent, WorkloadKind};
 pub use pool::{CloseMode, ConnectRequest, Opened, Pool, PoolKey, PoolStats, TunnelUse};
-pub use stream::{HboneReader, HboneStream, HboneWriter};
+pub use stream::{HboneIo, HboneReader, HboneStream, HboneWriter};

@@ -3,6 +3,8 @@
 //! Back-pressure in both directions: received data is credited to the peer only after the next `read`, that is when
 //! it was handed on; `write` waits until the stream has room in the peer's window and in our send buffer.
 
+mod byte_stream;
+
 use std::{
     future::poll_fn,
     io,
@@ -13,6 +15,8 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use leyline_net::copy::{Reader, Writer};
+
+pub use byte_stream::HboneIo;
 
 use crate::{error::stream_error, queued::Queued, usage::StreamGuard};
 
