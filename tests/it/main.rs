@@ -17,3 +17,4 @@ mod shutdown;
 mod support;
 mod takeover;
 mod trouble;
+mod waypoint_hops;

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use leyline_net::NetNs;
 use serde::Deserialize;
-use tokio::process::Command;
+use tokio::{process::Command, sync::Mutex};
 
 use crate::{
     certificates::Credential,
@@ -92,6 +92,9 @@ pub enum Manner {
 impl Peers {
     /// Installs what is missing into a virtual environment.
     pub async fn install(directory: &Path) -> Result<Self> {
+        // Two installers of one environment would break each other's work.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+        let _turn = ONE_AT_A_TIME.lock().await;
         let python = directory.join("bin/python");
         if !works(&python, &["-c", "import h2"]).await {
             make_environment(directory).await?;
@@ -152,7 +155,6 @@ impl Peers {
     }
 
     fn envoy(&self, run: &Run, server: &Server<'_>, envoy: &Path) -> Result<Program> {
-        let template = fs::read_to_string(script("envoy.yaml"))?;
         let values = [
             ("LISTEN", server.listen.to_string()),
             ("APP_PORT", server.app_port.to_string()),
@@ -164,10 +166,55 @@ impl Peers {
             ("AUTHORITY", server.upstream.to_string()),
             ("EXPECTED", server.expected.to_owned()),
         ];
-        let config = values.iter().fold(template, |text, (name, value)| {
+        self.envoy_with(run, server.namespace, envoy, "envoy.yaml", &values)
+    }
+
+    /// Starts Envoy with a configuration of `tests/peers`, in which what stands in double braces is filled in.
+    pub async fn start_envoy(
+        &self,
+        run: &Run,
+        namespace: &NetNs,
+        template: &str,
+        values: &[(&str, String)],
+    ) -> Result<Process> {
+        let envoy = self.envoy.as_deref().context("Envoy is not installed")?;
+        let program = self.envoy_with(run, namespace, envoy, template, values)?;
+        let mut process = Process::start(run, &program)?;
+        let ready = "starting main dispatch loop";
+        process.wait_for_line(ready, ENVOY_DEADLINE).await?;
+        Ok(process)
+    }
+
+    /// Starts a script of `tests/peers` that says when it is listening.
+    pub async fn start_script(
+        &self,
+        run: &Run,
+        namespace: &NetNs,
+        name: &str,
+        args: &[&str],
+    ) -> Result<Process> {
+        let args = args.iter().map(OsString::from);
+        let args = std::iter::once(script(name).into()).chain(args).collect();
+        let name = name.trim_end_matches(".py");
+        let program = self.program(name, namespace, self.python.clone(), args);
+        let mut process = Process::start(run, &program)?;
+        process.wait_for_line("listening", ENVOY_DEADLINE).await?;
+        Ok(process)
+    }
+
+    fn envoy_with(
+        &self,
+        run: &Run,
+        namespace: &NetNs,
+        envoy: &Path,
+        template: &str,
+        values: &[(&str, String)],
+    ) -> Result<Program> {
+        let text = fs::read_to_string(script(template))?;
+        let config = values.iter().fold(text, |text, (name, value)| {
             text.replace(&format!("{{{{{name}}}}}"), value)
         });
-        let path = run.secrets_dir().join("envoy.yaml");
+        let path = run.secrets_dir().join(template);
         fs::write(&path, config)?;
         let args = ["-c".into(), path.into_os_string()].into_iter().chain(
             [
@@ -179,7 +226,7 @@ impl Peers {
             ]
             .map(OsString::from),
         );
-        Ok(self.program("envoy", server.namespace, envoy.to_owned(), args.collect()))
+        Ok(self.program("envoy", namespace, envoy.to_owned(), args.collect()))
     }
 
     fn python_server(&self, server: &Server<'_>) -> Program {

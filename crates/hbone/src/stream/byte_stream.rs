@@ -82,9 +82,9 @@ impl AsyncWrite for HboneIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut()
-            .writer
-            .poll_send(cx, buf.len(), |room| Bytes::copy_from_slice(prefix(buf, room)))
+        self.get_mut().writer.poll_send(cx, buf.len(), |room| {
+            Bytes::copy_from_slice(prefix(buf, room))
+        })
     }
 
     fn poll_write_vectored(
