@@ -9,6 +9,7 @@ mod cluster;
 mod enrolment;
 mod lifecycle;
 mod mesh;
+mod networks;
 mod operator;
 mod peer;
 mod policy;

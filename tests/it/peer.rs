@@ -126,9 +126,20 @@ impl Tunnel {
         authority: &str,
         padding: &str,
     ) -> anyhow::Result<Stream> {
+        let headers = [("x-padding", padding)];
+        let most = usize::from(!padding.is_empty());
+        self.connect_saying(authority, &headers[..most]).await
+    }
+
+    /// CONNECT with these headers.
+    pub(crate) async fn connect_saying(
+        &self,
+        authority: &str,
+        headers: &[(&str, &str)],
+    ) -> anyhow::Result<Stream> {
         let mut request = Request::builder().method(Method::CONNECT).uri(authority);
-        if !padding.is_empty() {
-            request = request.header("x-padding", padding);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let mut requests = self.requests.clone().ready().await?;
         let (response, send) = requests.send_request(request.body(())?, false)?;

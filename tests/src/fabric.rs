@@ -223,6 +223,25 @@ impl Fabric {
         })
     }
 
+    /// Makes the pods of a node a network of their own: other nodes no longer have a route to them, only to the node.
+    pub async fn separate(&self, node: &str) -> Result<()> {
+        let number = self.known(node)?.number;
+        let link = self.infra_links.index(&format!("node{number}")).await?;
+        let (pods, there) = (pod_addresses(number, 0), uplink_addresses(number, 2));
+        for (destination, gateway) in pods.all().into_iter().zip(there.all()) {
+            let prefix = if destination.is_ipv4() { 24 } else { 64 };
+            let to_pods = Route {
+                link,
+                destination,
+                prefix,
+                gateway: Some(gateway),
+                source: None,
+            };
+            self.infra_links.remove_route(to_pods).await?;
+        }
+        Ok(())
+    }
+
     /// Takes a pod off its node. Its namespace goes when `file` is unmounted and its processes have ended.
     pub async fn remove_pod(
         &self,

@@ -124,29 +124,29 @@ impl Netlink {
 
     /// Adds a route.
     pub async fn route(&self, route: Route) -> Result<()> {
+        let message = message(route)?;
         let Route {
-            link,
             destination,
             prefix,
-            gateway,
-            source,
+            ..
         } = route;
-        let mut message = RouteMessageBuilder::<IpAddr>::new()
-            .destination_prefix(destination, prefix)?
-            .output_interface(link);
-        if let Some(gateway) = gateway {
-            // On link: the gateway need not be in a network of the interface.
-            message = message.gateway(gateway)?.onlink();
-        }
-        if let Some(source) = source {
-            message = message.pref_source(source)?;
-        }
         self.handle
             .route()
-            .add(message.build())
+            .add(message)
             .execute()
             .await
             .with_context(|| format!("adding the route to {destination}/{prefix}"))
+    }
+
+    /// Removes a route.
+    pub async fn remove_route(&self, route: Route) -> Result<()> {
+        let message = message(route)?;
+        self.handle
+            .route()
+            .del(message)
+            .execute()
+            .await
+            .with_context(|| format!("removing the route to {}", route.destination))
     }
 
     /// Says which link-layer address a neighbour has, so that the first packet waits for nothing.
@@ -209,4 +209,25 @@ fn without_cache(route: &RouteMessage) -> String {
         .attributes
         .retain(|attribute| !matches!(attribute, RouteAttribute::CacheInfo(_)));
     format!("{route:?}")
+}
+
+fn message(route: Route) -> Result<RouteMessage> {
+    let Route {
+        link,
+        destination,
+        prefix,
+        gateway,
+        source,
+    } = route;
+    let mut message = RouteMessageBuilder::<IpAddr>::new()
+        .destination_prefix(destination, prefix)?
+        .output_interface(link);
+    if let Some(gateway) = gateway {
+        // On link: the gateway need not be in a network of the interface.
+        message = message.gateway(gateway)?.onlink();
+    }
+    if let Some(source) = source {
+        message = message.pref_source(source)?;
+    }
+    Ok(message.build())
 }

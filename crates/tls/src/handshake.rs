@@ -43,8 +43,8 @@ pub type ServerTls = server::TlsStream<ReadAhead>;
 /// The client side of a tunnel. Remembers the alert with which a server refuses our certificate, which in TLS 1.3
 /// arrives only after [`connect`] has returned.
 #[derive(Debug)]
-pub struct ClientTls {
-    io: client::TlsStream<ReadAhead>,
+pub struct ClientTls<IO = ReadAhead> {
+    io: client::TlsStream<IO>,
     verdict: Verdict,
 }
 
@@ -102,11 +102,24 @@ pub async fn connect(
     expected: &[Identity],
     deadline: Duration,
 ) -> Result<(ClientTls, Identity), TlsError> {
+    connect_over(cert, ReadAhead::new(stream), expected, deadline).await
+}
+
+/// The same over any stream: a tunnel within a tunnel. Not cancel safe: dropping the future closes the connection.
+///
+/// # Errors
+/// When the peer is slow, not acceptable or does not accept us.
+pub async fn connect_over<IO: AsyncRead + AsyncWrite + Unpin>(
+    cert: &Arc<WorkloadCertificate>,
+    stream: IO,
+    expected: &[Identity],
+    deadline: Duration,
+) -> Result<(ClientTls<IO>, Identity), TlsError> {
     let verifier = Arc::new(OutboundVerifier::new(Arc::clone(cert.trusted()), expected));
     let connector = TlsConnector::from(cert.client_config(Arc::clone(&verifier)));
     // rustls wants a name; it is neither sent (no SNI) nor looked at by our verifier.
     let unused = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let mut io = match timeout(deadline, connector.connect(unused, ReadAhead::new(stream))).await {
+    let mut io = match timeout(deadline, connector.connect(unused, stream)).await {
         Err(_elapsed) => return Err(TlsError::Deadline(deadline)),
         Ok(result) => result.map_err(TlsError::from_handshake)?,
     };
@@ -146,7 +159,7 @@ async fn let_alert_arrive(mut stream: TcpStream) {
     }
 }
 
-impl ClientTls {
+impl<IO> ClientTls<IO> {
     /// A handle on what the server says about our certificate.
     pub fn verdict(&self) -> Verdict {
         self.verdict.clone()
@@ -169,7 +182,7 @@ impl Verdict {
     }
 }
 
-impl AsyncRead for ClientTls {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientTls<IO> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -180,7 +193,7 @@ impl AsyncRead for ClientTls {
     }
 }
 
-impl AsyncWrite for ClientTls {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientTls<IO> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

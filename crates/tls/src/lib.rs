@@ -24,7 +24,7 @@ mod testing;
 pub use ca::{BoxFuture, CaClient, CaError, CertificateAuthority};
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub use error::{Refusal, TlsError};
-pub use handshake::{ClientTls, ServerTls, Verdict, accept, connect};
+pub use handshake::{ClientTls, ServerTls, Verdict, accept, connect, connect_over};
 pub use provider::{
     CryptoPolicy, KeyExchange, OldestVersion, install_crypto_policy, install_crypto_provider,
 };

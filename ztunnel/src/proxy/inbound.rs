@@ -239,7 +239,7 @@ async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
         .service
         .clone()
         .or_else(|| called_service(&snapshot, &workload, &request));
-    let source = source::labels(&tunnel, &snapshot, &workload, &request);
+    let source = source::labels_of(&tunnel, &snapshot, &workload, &request);
     let record = open_record(&tunnel, &workload, source, service, &request);
     let result = carry(&tunnel, &workload, &target, request, record.log()).await;
     record.end(result);

@@ -88,6 +88,22 @@ fn workload_labels(workload: &Workload) -> WorkloadLabels {
     }
 }
 
+/// What a peer says of a workload, for where it is believed. It does not name the pod.
+pub(super) fn of_baggage(baggage: Baggage) -> WorkloadLabels {
+    WorkloadLabels {
+        name: baggage.workload.clone(),
+        workload: baggage.workload,
+        namespace: baggage.namespace,
+        canonical_service: baggage.service.clone(),
+        canonical_revision: baggage.revision.clone(),
+        app: baggage.service,
+        version: baggage.revision,
+        cluster: baggage.cluster,
+        region: baggage.region,
+        zone: baggage.zone,
+    }
+}
+
 /// What a peer is told of a workload (A8).
 pub(super) fn baggage(workload: &Workload) -> Baggage {
     Baggage {

@@ -1,5 +1,6 @@
 //! Outbound (port 15001): a connection that an application of the pod made, captured on its way out.
 
+mod double;
 mod plain;
 mod tunnel;
 
@@ -41,11 +42,14 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
             Box::pin(tunnel::carry(&pod, &source, stream, peer, orig_dst, route)).await;
         }
         OutboundRoute::DoubleHbone(route) => {
-            let error = format_args!(
-                "no valid routing destination for workload: {} is in another network",
-                route.authority
-            );
-            refused(stream, Refusal::NoHealthyUpstream, &error);
+            let connection = double::Captured {
+                pod: &pod,
+                source: &source,
+                peer,
+                orig_dst,
+                network: snapshot.network(),
+            };
+            Box::pin(double::carry(connection, stream, route)).await;
         }
         OutboundRoute::Tcp {
             target,

@@ -6,15 +6,16 @@
 
 use std::sync::Arc;
 
-use leyline_hbone::{Baggage, server::Request};
+use leyline_hbone::server::Request;
 use leyline_state::{Snapshot, Workload};
 use leyline_telemetry::traffic::WorkloadLabels;
 use leyline_types::Identity;
 
 use super::Tunnel;
+use crate::proxy::labels;
 
 /// The labels of the source.
-pub(super) fn labels(
+pub(super) fn labels_of(
     tunnel: &Tunnel,
     snapshot: &Snapshot,
     local: &Workload,
@@ -29,7 +30,7 @@ pub(super) fn labels(
         && let Ok(Some(baggage)) = request.baggage()
         && baggage.namespace == *identity.namespace()
     {
-        return Arc::new(of_baggage(baggage));
+        return Arc::new(labels::of_baggage(baggage));
     }
     Arc::new(of_identity(identity))
 }
@@ -47,21 +48,5 @@ fn of_identity(identity: &Identity) -> WorkloadLabels {
     WorkloadLabels {
         namespace: identity.namespace().clone(),
         ..WorkloadLabels::default()
-    }
-}
-
-/// It does not name the pod.
-fn of_baggage(baggage: Baggage) -> WorkloadLabels {
-    WorkloadLabels {
-        name: baggage.workload.clone(),
-        workload: baggage.workload,
-        namespace: baggage.namespace,
-        canonical_service: baggage.service.clone(),
-        canonical_revision: baggage.revision.clone(),
-        app: baggage.service,
-        version: baggage.revision,
-        cluster: baggage.cluster,
-        region: baggage.region,
-        zone: baggage.zone,
     }
 }

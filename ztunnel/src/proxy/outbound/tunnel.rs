@@ -92,27 +92,41 @@ async fn open_stream(
         baggage: Some(labels::baggage(source).encode()),
         forwarded_network: None,
     };
+    open(pod, key, request).await
+}
+
+/// The same for any request.
+pub(super) async fn open(
+    pod: &Arc<Pod>,
+    key: PoolKey,
+    request: ConnectRequest,
+) -> Result<HboneStream, (ResponseFlag, String)> {
     let verdict = Arc::new(OnceLock::new());
     let dial = {
         let (pod, key, verdict) = (pod.clone(), key.clone(), verdict.clone());
         async move || dial(&pod, &key, &verdict).await
     };
     let opened = pod.pool.open(&key, request, dial).await;
-    opened.map(|opened| opened.stream).map_err(|error| {
-        // In TLS 1.3 the server judges our certificate when the handshake has ended on our side.
-        match verdict.get().and_then(Verdict::refusal) {
-            Some(refusal) => (
-                ResponseFlag::TlsFailure,
-                format!("peer refused us: {refusal}"),
-            ),
-            None => (flag_of(&error), explain(&error)),
-        }
-    })
+    opened
+        .map(|opened| opened.stream)
+        .map_err(|error| failure(&error, &verdict))
+}
+
+/// What the access log says of a tunnel that could not be had.
+pub(super) fn failure(error: &HboneError, verdict: &OnceLock<Verdict>) -> (ResponseFlag, String) {
+    // In TLS 1.3 the server judges our certificate when the handshake has ended on our side.
+    match verdict.get().and_then(Verdict::refusal) {
+        Some(refusal) => (
+            ResponseFlag::TlsFailure,
+            format!("peer refused us: {refusal}"),
+        ),
+        None => (flag_of(error), explain(error)),
+    }
 }
 
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
-enum DialFailure {
+pub(super) enum DialFailure {
     #[error("identity error: {0}")]
     Identity(#[from] IdentityError),
     #[error(transparent)]
