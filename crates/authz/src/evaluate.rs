@@ -34,13 +34,21 @@ pub struct ConnectionFacts {
     pub destination: SocketAddr,
 }
 
-/// Proof that a connection was allowed; only [`evaluate`] makes one, and the forward step takes it.
+/// Proof that a connection or a request was allowed; only [`evaluate`] and [`crate::evaluate_request`] make one, and the
+/// forward step takes it.
 ///
 /// ```compile_fail
 /// let forged = leyline_authz::Permit(());
 /// ```
 #[derive(Debug)]
 pub struct Permit(());
+
+impl Permit {
+    /// For the evaluations of this crate.
+    pub(crate) fn new() -> Self {
+        Self(())
+    }
+}
 
 /// Why a connection is not allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,5 +1,6 @@
 //! Authorization policies and their evaluation. `state` builds the policies from xDS and picks those of a workload;
-//! the proxies call [`evaluate`] for each connection and need its [`Permit`] to forward a single byte.
+//! the proxies call [`evaluate`] for each connection, a waypoint [`evaluate_request`] for each request, and need the
+//! [`Permit`] to forward a single byte.
 //!
 //! Pure: no I/O, no clock. Semantics are Istio's, except that what is missing or malformed denies (fail closed).
 #![warn(
@@ -10,6 +11,11 @@
 
 mod evaluate;
 mod policy;
+mod request;
 
 pub use evaluate::{ConnectionFacts, Denial, DryRun, Permit, PolicySet, dry_run, evaluate};
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
+pub use request::{
+    Condition, HeaderMatch, HeaderName, PatternError, RequestDenial, RequestFacts, RequestHead,
+    RequestPolicy, RequestRules, RuleAction, TextMatch, ValueMatch, evaluate_request,
+};
