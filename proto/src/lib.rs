@@ -49,6 +49,14 @@ pub mod google {
     }
 }
 
+pub mod xds {
+    pub mod matcher {
+        pub mod v3 {
+            include!("gen/xds.r#type.matcher.v3.rs");
+        }
+    }
+}
+
 pub mod leyline {
     pub mod enrolment {
         pub mod v1 {
@@ -61,3 +69,14 @@ pub mod leyline {
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
 /// xDS type of [`istio::security::Authorization`].
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
+/// [`xds::matcher::v3::IpMatcher`] in an `Any`.
+pub const IP_MATCHER_TYPE: &str = "type.googleapis.com/xds.type.matcher.v3.IPMatcher";
+/// Envoy's listeners, clusters, endpoints and routes: what a waypoint is configured by. The crate `envoy-types` has them.
+pub const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+/// See [`LISTENER_TYPE`].
+pub const CLUSTER_TYPE: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+/// See [`LISTENER_TYPE`].
+pub const ENDPOINT_TYPE: &str =
+    "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+/// See [`LISTENER_TYPE`].
+pub const ROUTE_TYPE: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";

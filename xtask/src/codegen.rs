@@ -8,13 +8,14 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     "istio/workload.proto",
     "istio/authorization.proto",
     "istio/ca.proto",
     "istio/zds.proto",
     "leyline/enrolment.proto",
     "envoy/discovery.proto",
+    "xds/ip_matcher.proto",
 ];
 
 /// Whether generated files are written or compared.

@@ -97,6 +97,11 @@ impl Snapshot {
             .find(|workload| identity.is_none_or(|identity| workload.identity == *identity))
     }
 
+    /// All workloads at an address of our network, the likeliest first.
+    pub fn workloads_at(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
+        self.candidates(ip)
+    }
+
     pub(crate) fn candidates(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
         self.own_network()
             .and_then(|network| network.workloads.get(&ip))

@@ -50,17 +50,36 @@ pub enum CaError {
     },
 }
 
-/// A client of `istio.v1.auth.IstioCertificateService` that asks in the name of workloads.
+/// A client of `istio.v1.auth.IstioCertificateService`.
 pub struct CaClient {
     client: IstioCertificateServiceClient<InterceptedService<Channel, AuthInterceptor>>,
+    asks_for: AsksFor,
+}
+
+/// Whose certificates a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AsksFor {
+    /// Those of the workloads of its node.
+    Workloads,
+    /// Its own, as its token says.
+    Itself,
 }
 
 impl CaClient {
-    /// Uses a channel to the CA and the credentials of this node.
+    /// A client that asks in the name of workloads, with the credentials of this node.
     pub fn new(channel: Channel, auth: AuthInterceptor) -> Self {
+        Self::asking(channel, auth, AsksFor::Workloads)
+    }
+
+    /// A client that asks for the identity of its own credentials, as a waypoint does.
+    pub fn own(channel: Channel, auth: AuthInterceptor) -> Self {
+        Self::asking(channel, auth, AsksFor::Itself)
+    }
+
+    fn asking(channel: Channel, auth: AuthInterceptor, asks_for: AsksFor) -> Self {
         let client = IstioCertificateServiceClient::with_interceptor(channel, auth)
             .max_decoding_message_size(MAX_ANSWER_BYTES);
-        Self { client }
+        Self { client, asks_for }
     }
 
     async fn create(
@@ -72,7 +91,7 @@ impl CaClient {
         let request = IstioCertificateRequest {
             csr,
             validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
-            metadata: Some(impersonate(identity)),
+            metadata: (self.asks_for == AsksFor::Workloads).then(|| impersonate(identity)),
         };
         // A clone of the client is a clone of the channel's handle; calls on it run at the same time.
         let answer = self.client.clone().create_certificate(request).await;

@@ -14,7 +14,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use super::Finding;
 
 /// Our crates by layer; a crate may use lower layers only.
-const LAYERS: [(&str, u8); 14] = [
+const LAYERS: [(&str, u8); 15] = [
     ("leyline-types", 0),
     ("leyline-ebpf-abi", 0),
     ("leyline-net", 1),
@@ -28,6 +28,7 @@ const LAYERS: [(&str, u8); 14] = [
     ("leyline-state", 3),
     ("leyline-capture", 3),
     ("leyline-controlplane", 3),
+    ("leyline-waypoint", 4),
     ("leyline-ztunnel", 4),
 ];
 
@@ -35,14 +36,21 @@ const LAYERS: [(&str, u8); 14] = [
 const FREE: [&str; 2] = ["leyline-tests", "xtask"];
 
 /// Edges that the layers would allow.
-const FORBIDDEN_EDGES: [(&str, &str, &str); 1] = [(
-    "leyline-ztunnel",
-    "leyline-controlplane",
-    "the data plane never links the control plane",
-)];
+const FORBIDDEN_EDGES: [(&str, &str, &str); 2] = [
+    (
+        "leyline-ztunnel",
+        "leyline-controlplane",
+        "the data plane never links the control plane",
+    ),
+    (
+        "leyline-waypoint",
+        "leyline-controlplane",
+        "the data plane never links the control plane",
+    ),
+];
 
 /// External crates that belong in a few of ours.
-const OWNED: [(&str, &[&str]); 13] = [
+const OWNED: [(&str, &[&str]); 14] = [
     ("aya", &["leyline-capture", "leyline-ebpf-abi"]),
     ("rtnetlink", &["leyline-capture"]),
     ("netlink-packet-route", &["leyline-capture"]),
@@ -54,11 +62,19 @@ const OWNED: [(&str, &[&str]); 13] = [
     ("rcgen", &["leyline-tls", "leyline-controlplane"]),
     ("x509-parser", &["leyline-tls", "leyline-controlplane"]),
     ("h2", &["leyline-hbone"]),
+    ("envoy-types", &["leyline-waypoint", "leyline-controlplane"]),
     ("k8s-openapi", &["leyline-controlplane"]),
     ("kube", &["leyline-controlplane", "leyline-ztunnel"]),
     ("metrics-exporter-prometheus", &["leyline-telemetry"]),
     ("tracing-subscriber", &["leyline-telemetry"]),
-    ("anyhow", &["leyline-controlplane", "leyline-ztunnel"]),
+    (
+        "anyhow",
+        &[
+            "leyline-controlplane",
+            "leyline-waypoint",
+            "leyline-ztunnel",
+        ],
+    ),
 ];
 
 /// Crates that do no I/O, read no clock and spawn nothing, and what they can therefore not need.

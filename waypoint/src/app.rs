@@ -1,0 +1,301 @@
+//! Puts the parts together and takes them down again.
+//!
+//! Two runtimes, as in ztunnel: one thread for the control plane's streams, certificates and admin; workers for traffic.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use leyline_hbone::{Baggage, Pool};
+use leyline_net::{ListenOptions, NetNs, listen, listen::listen_on};
+use leyline_proto::{ADDRESS_TYPE, CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE};
+use leyline_runtime::{
+    Drain, DrainOutcome, Readiness, ReadinessTask,
+    env::{EnvSource, Reader},
+    http as server,
+    signal::ShutdownSignals,
+    spawn, threads,
+};
+use leyline_state::{LocalNode, Store};
+use leyline_telemetry::{log, mesh, metrics};
+use leyline_tls::{CaClient, CertificateConfig, CertificateStore, control_plane};
+use leyline_types::ports;
+use leyline_xds::{NodeInfo, client::Observed};
+use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
+use tracing::{Span, info, warn};
+
+use crate::{
+    admin::{self, Admin},
+    config::store::ConfigStore,
+    discovery, listener,
+    settings::Settings,
+};
+
+/// For the last lines of the log.
+const FLUSH_DEADLINE: Duration = Duration::from_millis(300);
+/// Where Envoy serves its own metrics; scrapers of waypoints look here, too.
+const ENVOY_METRICS: u16 = 15090;
+/// The version of Istio whose wire shape is understood; istiod asks for it (facts A.1).
+const ISTIO_VERSION: &str = "1.30.0";
+
+/// What all connections share.
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    /// From LDS, CDS, EDS, RDS.
+    pub(crate) config: ConfigStore,
+    /// Who is where, from WDS.
+    pub(crate) mesh: Store,
+    pub(crate) certificates: Arc<CertificateStore>,
+    /// Tunnels to endpoints.
+    pub(crate) pool: Pool,
+    pub(crate) netns: NetNs,
+    /// What we say of ourselves in tunnels.
+    pub(crate) baggage: String,
+    pub(crate) drain: Drain,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+/// Runs until SIGTERM, SIGINT or `/quitquitquit`, then drains. `domain` is the DNS domain of the waypoint's namespace.
+///
+/// # Errors
+/// When the environment is invalid or a port is taken: a sentence for the operator.
+pub fn run(env: &dyn EnvSource, domain: &str) -> Result<()> {
+    let mut reader = Reader::new(env);
+    let settings = Settings::read(&mut reader, domain);
+    reader.finish()?;
+    leyline_tls::install_crypto_provider();
+    let log = log::init(settings.log.clone())?;
+    threads::raise_open_files_limit().context("cannot raise the limit of open files")?;
+    mesh::build("proxy", env!("CARGO_PKG_VERSION"));
+    info!(config = %settings.shown(), "starting");
+    let workers = threads::worker_runtime(settings.worker_threads, "waypoint")
+        .context("cannot start worker threads")?;
+    let main = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the main thread's runtime")?;
+    let result = main.block_on(serve(settings, log.clone(), workers.handle().clone()));
+    workers.shutdown_background();
+    log.flush(FLUSH_DEADLINE);
+    result
+}
+
+async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Result<()> {
+    let mut signals = ShutdownSignals::listen().context("cannot listen for signals")?;
+    let metrics = metrics::install()?;
+    metrics.observe_runtime(workers.clone());
+    let readiness = Readiness::new();
+    let configured = readiness.register("configuration");
+    let drain = Drain::new();
+    // What connections need until the last one has ended.
+    let background = Drain::new();
+    let servers = Drain::new();
+
+    let netns = NetNs::current().context("cannot open the process's network namespace")?;
+    let listeners = Listeners::open(&netns, &workers)?;
+    let drain_deadline = settings.drain_deadline;
+    let shared = start_state(settings, netns, &drain, &background)?;
+    shared
+        .certificates
+        .prefetch(shared.settings.identity.clone());
+    follow_xds(&shared, configured, &background)?;
+
+    let (quit, mut quit_asked) = mpsc::channel(1);
+    let admin = Admin {
+        shared: shared.clone(),
+        log,
+        quit,
+    };
+    listeners.serve(
+        &shared,
+        Arc::new(admin),
+        metrics,
+        readiness,
+        &servers,
+        &workers,
+    );
+
+    tokio::select! {
+        signal = signals.next() => info!(?signal, "shutting down"),
+        _ = quit_asked.recv() => info!("shutting down"),
+    }
+    servers.start();
+    match drain.run(drain_deadline).await {
+        DrainOutcome::Finished => info!("shutdown complete"),
+        DrainOutcome::Forced { tasks } => {
+            warn!(
+                tasks,
+                "drain duration expired with pending connections, forcefully shutting down"
+            );
+        }
+    }
+    background.run(Duration::ZERO).await;
+    servers.run(Duration::ZERO).await;
+    Ok(())
+}
+
+/// Configuration, certificates, tunnels.
+fn start_state(
+    settings: Settings,
+    netns: NetNs,
+    drain: &Drain,
+    background: &Drain,
+) -> Result<Arc<Shared>> {
+    let channel = control_plane::channel(&settings.ca).context("CA address or root")?;
+    let ca = CaClient::own(channel, control_plane::AuthInterceptor::new(&settings.ca)?);
+    let certificate = CertificateConfig {
+        ttl: settings.secret_ttl,
+        ..CertificateConfig::default()
+    };
+    let (certificates, worker) = CertificateStore::new(Arc::new(ca), certificate);
+    spawn("certificates", Span::none(), background, worker.run());
+    let node = &settings.node;
+    let baggage = Baggage {
+        namespace: node.pod_namespace.as_str().into(),
+        cluster: node.cluster_id.as_str().into(),
+        service: node.service_account.as_str().into(),
+        ..Baggage::default()
+    };
+    let local = LocalNode {
+        network: node.network.clone(),
+        // No workload is local: certificates are wanted for nobody but this waypoint.
+        node: Some("".into()),
+    };
+    Ok(Arc::new(Shared {
+        config: ConfigStore::default(),
+        mesh: Store::new(local),
+        certificates,
+        pool: Pool::new(settings.proxy.hbone.clone(), drain.clone()),
+        netns,
+        baggage: baggage.encode(),
+        drain: drain.clone(),
+        settings,
+    }))
+}
+
+fn follow_xds(shared: &Arc<Shared>, ready: ReadinessTask, background: &Drain) -> Result<()> {
+    let config = &shared.settings.xds;
+    let channel = control_plane::channel(config).context("xDS address or root")?;
+    let interceptor = control_plane::AuthInterceptor::new(config)?;
+    // Clusters and endpoints before the listeners and routes that name them.
+    let types = vec![
+        ADDRESS_TYPE,
+        CLUSTER_TYPE,
+        ENDPOINT_TYPE,
+        LISTENER_TYPE,
+        ROUTE_TYPE,
+    ];
+    let settings = leyline_xds::client::Config::new(node_of(&shared.settings), types);
+    let ends = background.clone();
+    let observer = move |observed: Observed<'_>| {
+        if matches!(observed, Observed::Synced) {
+            ready.ready();
+        }
+        discovery::observe(&observed);
+    };
+    let applied = shared.clone();
+    let client = leyline_xds::client::run(
+        settings,
+        move || std::future::ready(Ok(channel.clone())),
+        interceptor,
+        move |update| discovery::apply(&applied, update),
+        observer,
+        async move { ends.started().await },
+    );
+    spawn("xds", Span::none(), background, client);
+    Ok(())
+}
+
+/// The sockets, open and not served yet.
+struct Listeners {
+    hbone: TcpListener,
+    admin: TcpListener,
+    metrics: [TcpListener; 2],
+    readiness: TcpListener,
+}
+
+impl Listeners {
+    fn open(netns: &NetNs, workers: &Handle) -> Result<Self> {
+        let options = ListenOptions::default();
+        let open = |port: u16, what: &str| {
+            listen(netns, port, &options)
+                .with_context(|| format!("cannot listen on port {port} for {what}"))
+        };
+        let loopback = SocketAddr::from(([127, 0, 0, 1], ports::ADMIN));
+        let admin = listen_on(netns, loopback, &options)
+            .with_context(|| format!("cannot listen on {loopback} for the admin page"))?;
+        let metrics = [
+            open(ports::METRICS, "metrics")?,
+            open(ENVOY_METRICS, "metrics")?,
+        ];
+        let _on_workers = workers.enter();
+        Ok(Self {
+            hbone: open(ports::HBONE, "HBONE")?,
+            readiness: open(ports::READINESS, "readiness")?,
+            admin,
+            metrics,
+        })
+    }
+
+    fn serve(
+        self,
+        shared: &Arc<Shared>,
+        admin: Arc<Admin>,
+        metrics: metrics::MetricsHandle,
+        readiness: Readiness,
+        servers: &Drain,
+        workers: &Handle,
+    ) {
+        let limits = server::HttpLimits::default;
+        server::serve(self.admin, admin.handler(), servers, limits());
+        let metrics = admin::metrics_handler(metrics);
+        for listener in self.metrics {
+            server::serve(listener, metrics.clone(), servers, limits());
+        }
+        let _on_workers = workers.enter();
+        server::serve(
+            self.readiness,
+            server::readiness_handler(readiness),
+            servers,
+            limits(),
+        );
+        let accept = listener::run(shared.clone(), self.hbone);
+        spawn("listener", Span::none(), &shared.drain, accept);
+    }
+}
+
+/// Facts A.1.
+fn node_of(settings: &Settings) -> NodeInfo {
+    let node = &settings.node;
+    let metadata = [
+        ("NAME", node.pod_name.as_str()),
+        ("NAMESPACE", &node.pod_namespace),
+        ("SERVICE_ACCOUNT", &node.service_account),
+        ("CLUSTER_ID", &node.cluster_id),
+        ("NODE_NAME", &node.node_name),
+        ("WORKLOAD_NAME", &node.workload_name),
+        ("MESH_ID", &node.mesh_id),
+        ("ISTIO_VERSION", ISTIO_VERSION),
+    ];
+    let mut metadata: serde_json::Map<_, _> = metadata
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect();
+    let ip = node.instance_ip.to_string();
+    metadata.insert("INSTANCE_IPS".to_owned(), ip.as_str().into());
+    metadata.insert("NETWORK".to_owned(), node.network.to_string().into());
+    NodeInfo {
+        id: format!(
+            "waypoint~{ip}~{}.{}~{}",
+            node.pod_name, node.pod_namespace, node.domain
+        ),
+        cluster: format!("{}.{}", node.service_account, node.pod_namespace),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        metadata,
+    }
+}

@@ -1,0 +1,204 @@
+//! Clusters: a named set of endpoints, and how requests to them are balanced, limited and sent.
+
+use std::{sync::Arc, time::Duration};
+
+use envoy_types::pb::{
+    envoy::{
+        config::cluster::v3::{
+            self as proto,
+            cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
+        },
+        extensions::upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{
+                UpstreamProtocolOptions, explicit_http_config::ProtocolConfig,
+            },
+        },
+    },
+    google::protobuf::{Struct, value::Kind},
+};
+use leyline_types::Str;
+use prost::Name;
+
+use super::{
+    any::{decode, duration, limit, text},
+    endpoints::EndpointSet,
+    error::{At, Compiled, Unsupported},
+};
+
+/// Istio's default.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Key of the protocol options.
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// A compiled cluster. What changes while it is used (connections, counters) lives with its endpoints.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) name: Str,
+    pub(crate) endpoints: EndpointSource,
+    pub(crate) balance: Balance,
+    pub(crate) http: UpstreamHttp,
+    pub(crate) connect_timeout: Duration,
+    /// An upstream connection without a request for so long is closed.
+    pub(crate) idle: Option<Duration>,
+    /// What telemetry calls the destination.
+    pub(crate) service: Option<ServiceRef>,
+}
+
+/// Where the endpoints are told.
+#[derive(Debug)]
+pub(crate) enum EndpointSource {
+    /// By the ClusterLoadAssignment of this name.
+    Eds(Str),
+    /// In the cluster.
+    Static(Arc<EndpointSet>),
+}
+
+/// How an endpoint is picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Balance {
+    LeastRequest,
+    RoundRobin,
+    Random,
+}
+
+/// Which HTTP the endpoints speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UpstreamHttp {
+    Http1,
+    Http2,
+    /// What the client speaks.
+    Downstream,
+}
+
+/// The service of a cluster, from its metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServiceRef {
+    pub(crate) host: Str,
+    pub(crate) name: Str,
+    pub(crate) namespace: Str,
+}
+
+impl Cluster {
+    pub(crate) fn compile(proto: &proto::Cluster) -> Compiled<Self> {
+        let options = proto.typed_extension_protocol_options.get(HTTP_OPTIONS);
+        let options: Option<HttpProtocolOptions> = options.map(decode).transpose()?;
+        let connect_timeout = proto.connect_timeout.as_ref();
+        let connect_timeout = connect_timeout.map(duration).transpose()?;
+        let common = options
+            .as_ref()
+            .and_then(|it| it.common_http_protocol_options.as_ref());
+        Ok(Self {
+            name: proto.name.as_str().into(),
+            endpoints: endpoints(proto)?,
+            balance: balance(proto)?,
+            http: http(options.as_ref())?,
+            connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+            idle: limit(common.and_then(|common| common.idle_timeout.as_ref()))?,
+            service: service(proto),
+        })
+        .and_then(|cluster| require_transport(proto).map(|()| cluster))
+    }
+}
+
+fn endpoints(proto: &proto::Cluster) -> Compiled<EndpointSource> {
+    let Some(ClusterDiscoveryType::Type(kind)) = proto.cluster_discovery_type else {
+        return Err(Unsupported::new("custom cluster type"));
+    };
+    match DiscoveryType::try_from(kind) {
+        Ok(DiscoveryType::Eds) => {
+            let named = proto.eds_cluster_config.as_ref();
+            let named = named.map(|eds| eds.service_name.as_str());
+            let name = named.filter(|name| !name.is_empty());
+            Ok(EndpointSource::Eds(name.unwrap_or(&proto.name).into()))
+        }
+        Ok(DiscoveryType::Static) => {
+            let assignment = proto.load_assignment.clone().unwrap_or_default();
+            let set = EndpointSet::compile(&assignment, None).at("load_assignment")?;
+            Ok(EndpointSource::Static(Arc::new(set)))
+        }
+        Ok(DiscoveryType::StrictDns | DiscoveryType::LogicalDns | DiscoveryType::OriginalDst) => {
+            Err(Unsupported::new(
+                "endpoints by DNS or by original destination",
+            ))
+        }
+        Err(_) => Err(Unsupported::new("type")),
+    }
+}
+
+fn balance(proto: &proto::Cluster) -> Compiled<Balance> {
+    if proto.load_balancing_policy.is_some() || proto.lb_subset_config.is_some() {
+        return Err(Unsupported::new(
+            "load_balancing_policy or lb_subset_config",
+        ));
+    }
+    match LbPolicy::try_from(proto.lb_policy) {
+        Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
+        Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastRequest),
+        Ok(LbPolicy::Random) => Ok(Balance::Random),
+        Ok(LbPolicy::RingHash | LbPolicy::Maglev) => Err(Unsupported::new("consistent hashing")),
+        Ok(LbPolicy::ClusterProvided | LbPolicy::LoadBalancingPolicyConfig) | Err(_) => {
+            Err(Unsupported::new("lb_policy"))
+        }
+    }
+}
+
+fn http(options: Option<&HttpProtocolOptions>) -> Compiled<UpstreamHttp> {
+    let options = options.and_then(|options| options.upstream_protocol_options.as_ref());
+    match options {
+        None => Ok(UpstreamHttp::Http1),
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(_)) => {
+            Ok(UpstreamHttp::Downstream)
+        }
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+            match &explicit.protocol_config {
+                Some(ProtocolConfig::Http2ProtocolOptions(_)) => Ok(UpstreamHttp::Http2),
+                Some(ProtocolConfig::HttpProtocolOptions(_)) | None => Ok(UpstreamHttp::Http1),
+                Some(ProtocolConfig::Http3ProtocolOptions(_)) => Err(Unsupported::new("HTTP/3")),
+            }
+        }
+        Some(UpstreamProtocolOptions::AutoConfig(_)) => Err(Unsupported::new("auto_config")),
+    }
+}
+
+/// Plain inside of the mesh's own encryption. A cluster that asks for TLS of its own must not be sent to without.
+fn require_transport(proto: &proto::Cluster) -> Compiled<()> {
+    use envoy_types::pb::envoy::{
+        config::core::v3::transport_socket::ConfigType,
+        extensions::transport_sockets::{
+            internal_upstream::v3::InternalUpstreamTransport, raw_buffer::v3::RawBuffer,
+        },
+    };
+    if !proto.transport_socket_matches.is_empty() {
+        return Err(Unsupported::new("transport_socket_matches"));
+    }
+    let mut socket = proto.transport_socket.clone();
+    while let Some(current) = socket {
+        let Some(ConfigType::TypedConfig(any)) = current.config_type else {
+            return Err(Unsupported::missing("transport_socket.typed_config"));
+        };
+        if any.type_url == RawBuffer::type_url() {
+            return Ok(());
+        }
+        let internal: InternalUpstreamTransport = decode(&any).at("transport_socket")?;
+        socket = internal.transport_socket;
+    }
+    Ok(())
+}
+
+/// `metadata.filter_metadata.istio.services[0]`.
+fn service(proto: &proto::Cluster) -> Option<ServiceRef> {
+    let istio = proto.metadata.as_ref()?.filter_metadata.get("istio")?;
+    let Some(Kind::ListValue(list)) = &istio.fields.get("services")?.kind else {
+        return None;
+    };
+    let Some(Kind::StructValue(first)) = &list.values.first()?.kind else {
+        return None;
+    };
+    let field = |fields: &Struct, name: &str| text(fields, name).unwrap_or_default().into();
+    Some(ServiceRef {
+        host: field(first, "host"),
+        name: field(first, "name"),
+        namespace: field(first, "namespace"),
+    })
+}

@@ -1,0 +1,85 @@
+//! A TCP chain: what is checked before, and where the bytes go.
+
+use std::time::Duration;
+
+use envoy_types::pb::envoy::{
+    config::listener::v3::Filter,
+    extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+};
+use leyline_types::Str;
+use tracing::warn;
+
+use super::{
+    any::limit,
+    error::{At, Compiled, Unsupported},
+    listener::typed_config,
+    weighted::Weighted,
+};
+
+/// Envoy's default.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// Network filters without an effect on who may pass: left out with a warning where they are not known.
+const OBSERVING: [&str; 3] = [
+    "type.googleapis.com/stats.PluginConfig",
+    "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange",
+    "type.googleapis.com/io.istio.http.peer_metadata.Config",
+];
+
+/// A compiled TCP chain.
+#[derive(Debug)]
+pub(crate) struct TcpChain {
+    pub(crate) name: Str,
+    pub(crate) clusters: Weighted<Str>,
+    /// A connection without bytes either way for so long is closed.
+    pub(crate) idle: Option<Duration>,
+}
+
+impl TcpChain {
+    pub(crate) fn compile(name: &str, before: &[Filter], proxy: &TcpProxy) -> Compiled<Self> {
+        for filter in before {
+            let extension = typed_config(filter)?;
+            let url = extension.type_url();
+            if is_set_filter_state(url) || OBSERVING.contains(&url) {
+                continue;
+            }
+            return Err(Unsupported::new(format!("network filter {url}")))
+                .at(format!("filter {}", filter.name));
+        }
+        if proxy.tunneling_config.is_some() {
+            return Err(Unsupported::new("tunneling_config"));
+        }
+        if !proxy.hash_policy.is_empty() {
+            warn!(
+                chain = name,
+                "TCP hash policy is ignored: load balancing by source address is not supported"
+            );
+        }
+        let idle = match &proxy.idle_timeout {
+            Some(_) => limit(proxy.idle_timeout.as_ref()).at("idle_timeout")?,
+            None => Some(IDLE),
+        };
+        Ok(Self {
+            name: name.into(),
+            clusters: clusters(proxy)?,
+            idle,
+        })
+    }
+}
+
+fn clusters(proxy: &TcpProxy) -> Compiled<Weighted<Str>> {
+    match &proxy.cluster_specifier {
+        Some(ClusterSpecifier::Cluster(name)) => Ok(Weighted::one(name.as_str().into())),
+        Some(ClusterSpecifier::WeightedClusters(weighted)) => {
+            let clusters = weighted.clusters.iter();
+            Weighted::new(clusters.map(|cluster| (cluster.weight, cluster.name.as_str().into())))
+                .at("weighted_clusters")
+        }
+        None => Err(Unsupported::missing("cluster")),
+    }
+}
+
+/// Makes facts of the connection known to other filters; here they are known without it.
+pub(crate) fn is_set_filter_state(url: &str) -> bool {
+    url == "type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config"
+}

@@ -1,0 +1,19 @@
+//! HTTP inside of a tunnelled connection: path (c) of ARCHITECTURE.md. `pipeline` is its table of contents.
+
+pub(crate) mod server;
+
+pub(crate) mod pipeline;
+
+pub(crate) mod deadline;
+pub(crate) mod filters;
+pub(crate) mod forward;
+pub(crate) mod mirror;
+pub(crate) mod path;
+pub(crate) mod reply;
+pub(crate) mod request_log;
+pub(crate) mod rewrite;
+pub(crate) mod upgrade;
+
+pub(crate) mod body;
+pub(crate) mod executor;
+pub(crate) mod replay;

@@ -1,0 +1,160 @@
+//! The HTTP filters of a chain, each in its place of the pipeline, and what routes override of them.
+//!
+//! To add one: a file here with its compiled `Config`, a row in [`Filters::compile`] (and in [`Overrides::compile`] where
+//! routes may override it), and a step in `pipeline`. A filter that may refuse requests and is not known refuses the
+//! chain; one that only observes is left out with a warning.
+
+pub(crate) mod fault;
+pub(crate) mod rbac;
+
+use std::collections::HashMap;
+
+use envoy_types::pb::{
+    envoy::{
+        config::route::v3::FilterConfig,
+        extensions::filters::{
+            http::{
+                cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats,
+                rbac::v3::Rbac, router::v3::Router,
+            },
+            network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
+        },
+    },
+    google::protobuf::Any,
+};
+use prost::Name;
+use tracing::warn;
+
+use crate::config::{
+    any::{Extension, decode, extension},
+    error::{At, Compiled, Unsupported},
+};
+
+/// Filters that only observe. Their work is done by the request log, whatever they are configured to.
+const OBSERVING: [&str; 4] = [
+    "type.googleapis.com/stats.PluginConfig",
+    "type.googleapis.com/io.istio.http.peer_metadata.Config",
+    "type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config",
+    "type.googleapis.com/envoy.extensions.filters.http.alternate_protocols_cache.v3.FilterConfig",
+];
+
+/// The filters of one chain, compiled.
+#[derive(Debug, Default)]
+pub(crate) struct Filters {
+    /// In the order of the chain: AUDIT, DENY, ALLOW.
+    pub(crate) rbac: Vec<rbac::Config>,
+}
+
+/// What a route, a virtual host or a weighted cluster sets differently.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Overrides {
+    pub(crate) fault: Option<fault::Config>,
+}
+
+impl Filters {
+    pub(crate) fn compile(filters: &[HttpFilter]) -> Compiled<Self> {
+        let mut compiled = Self::default();
+        let Some((last, before)) = filters.split_last() else {
+            return Err(Unsupported::missing("http_filters"));
+        };
+        for filter in before {
+            compiled.add(filter).at(format!("filter {}", filter.name))?;
+        }
+        let router = typed_config(last)?;
+        if router.type_url() != Router::type_url() {
+            return Err(Unsupported::new("the last filter is not the router"));
+        }
+        Ok(compiled)
+    }
+
+    fn add(&mut self, filter: &HttpFilter) -> Compiled<()> {
+        if filter.disabled {
+            return Err(Unsupported::new("disabled, to be enabled by routes"));
+        }
+        let config = typed_config(filter)?;
+        match config.type_url() {
+            url if url == Rbac::type_url() => {
+                self.rbac.push(rbac::Config::compile(&message(&config)?)?)
+            }
+            // Active only where routes carry a policy, which then is what cannot be compiled.
+            url if url == Cors::type_url() => {}
+            url if url == HttpFault::type_url() => require_empty::<HttpFault>(&config)?,
+            url if url == GrpcStats::type_url() || OBSERVING.contains(&url) => {}
+            url => return Err(Unsupported::new(format!("HTTP filter {url}"))),
+        }
+        Ok(())
+    }
+}
+
+impl Overrides {
+    pub(crate) fn compile(configs: &HashMap<String, Any>) -> Compiled<Self> {
+        let mut overrides = Self::default();
+        for (name, any) in configs {
+            overrides.add(any).at(format!("filter {name}"))?;
+        }
+        Ok(overrides)
+    }
+
+    /// Takes from the level above what is not set here.
+    pub(crate) fn inherit(&mut self, above: &Self) {
+        if self.fault.is_none() {
+            self.fault.clone_from(&above.fault);
+        }
+    }
+
+    fn add(&mut self, any: &Any) -> Compiled<()> {
+        match any.type_url.as_str() {
+            url if url == FilterConfig::type_url() => {
+                let inner: FilterConfig = decode(any)?;
+                let config = inner.config.filter(|_| !inner.disabled);
+                let config =
+                    config.ok_or_else(|| Unsupported::new("a filter disabled on a route"))?;
+                self.add_plain(&config)
+            }
+            _ => self.add_plain(any),
+        }
+    }
+
+    fn add_plain(&mut self, any: &Any) -> Compiled<()> {
+        match any.type_url.as_str() {
+            url if url == HttpFault::type_url() => {
+                self.fault = Some(fault::Config::compile(&decode(any)?)?);
+                Ok(())
+            }
+            url => Err(Unsupported::new(format!("override of {url}"))),
+        }
+    }
+}
+
+/// A filter in the chain that does nothing without overrides.
+fn require_empty<M: prost::Message + Name + Default + PartialEq>(
+    config: &Extension<'_>,
+) -> Compiled<()> {
+    let message: M = message(config)?;
+    if message == M::default() {
+        Ok(())
+    } else {
+        Err(Unsupported::new(format!(
+            "{} for all routes",
+            M::full_name()
+        )))
+    }
+}
+
+fn typed_config(filter: &HttpFilter) -> Compiled<Extension<'_>> {
+    match &filter.config_type {
+        Some(ConfigType::TypedConfig(any)) => extension(any),
+        Some(ConfigType::ConfigDiscovery(_)) => Err(Unsupported::new("configuration by discovery")),
+        None => Err(Unsupported::missing("typed_config")),
+    }
+}
+
+fn message<M: prost::Message + Name + Default>(config: &Extension<'_>) -> Compiled<M> {
+    match config {
+        Extension::Message(any) => decode(any),
+        Extension::Struct(url) => {
+            warn!(url, "a filter is configured by a struct");
+            Err(Unsupported::new("configured by a struct"))
+        }
+    }
+}

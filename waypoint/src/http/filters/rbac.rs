@@ -1,0 +1,50 @@
+//! `envoy.filters.http.rbac`: AuthorizationPolicy on a waypoint (facts A.8). Conditions are compiled in `config::rbac` and
+//! evaluated in `leyline-authz`.
+
+use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
+use leyline_authz::{Permit, RequestDenial, RequestFacts, RequestRules, evaluate_request};
+use tracing::info;
+
+use crate::config::{
+    error::{At, Compiled, Unsupported},
+    rbac,
+};
+
+/// One filter: enforced rules, and rules that only tell what they would do.
+#[derive(Debug)]
+pub(crate) struct Config {
+    rules: Option<RequestRules>,
+    shadow: Option<RequestRules>,
+}
+
+impl Config {
+    pub(crate) fn compile(filter: &Rbac) -> Compiled<Self> {
+        if filter.matcher.is_some() || filter.shadow_matcher.is_some() {
+            return Err(Unsupported::new("matcher"));
+        }
+        let rules = filter.rules.as_ref().map(rbac::rules);
+        let shadow = filter.shadow_rules.as_ref().map(rbac::rules);
+        Ok(Self {
+            rules: rules.transpose().at("rules")?,
+            shadow: shadow.transpose().at("shadow_rules")?,
+        })
+    }
+}
+
+/// Asks all filters of the chain, in its order.
+///
+/// # Errors
+/// Why the request does not pass.
+pub(crate) fn check(filters: &[Config], facts: &RequestFacts<'_>) -> Result<Permit, RequestDenial> {
+    for filter in filters {
+        if let Some(shadow) = &filter.shadow
+            && let Err(denial) = evaluate_request([shadow], facts)
+        {
+            info!(%denial, "dry run: the request would be denied");
+        }
+    }
+    evaluate_request(
+        filters.iter().filter_map(|filter| filter.rules.as_ref()),
+        facts,
+    )
+}

@@ -1,0 +1,299 @@
+//! The table of contents of L7: what happens to a request, in one written order, each step with its reason.
+//!
+//! The configuration is loaded once per request; a change takes effect with the next request of a connection.
+
+use std::{net::IpAddr, sync::Arc};
+
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header::HOST};
+use hyper::body::Incoming;
+use leyline_authz::{RequestFacts, RequestHead};
+use rand::RngExt;
+use serde_json::{Map, Value};
+
+use super::{
+    body::Body,
+    filters::{fault, rbac},
+    forward::{self, Forwarding},
+    path::{Normalized, normalize},
+    reply::{Flag, Reply},
+    request_log::RequestLog,
+    rewrite,
+    server::HttpConnection,
+};
+use crate::config::{
+    http::{HttpChain, RequestId, ServerHeader},
+    listener::Chain,
+    route::{Route, RouteTable, VirtualHost, action::Action},
+};
+
+const REQUEST_ID: &str = "x-request-id";
+
+/// A request on its way through the filters.
+#[derive(Debug)]
+pub(crate) struct Exchange {
+    pub(crate) head: http::request::Parts,
+    /// What the client called, from `:authority` or `Host`.
+    pub(crate) authority: String,
+    /// Path and query, normalised.
+    pub(crate) path: String,
+    /// One number for all decisions by chance, so that a request is of a share or not.
+    pub(crate) random: u64,
+    /// What filters found out, by the name of the filter.
+    pub(crate) metadata: Map<String, Value>,
+}
+
+/// Answers one request. Its log line is written when the last byte of the answer has passed.
+pub(crate) async fn handle(
+    conn: Arc<HttpConnection>,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    let mut log = RequestLog::begin(&conn, &request);
+    let for_reply = reply_headers(request.headers());
+    let answered = Box::pin(answer(&conn, request, &mut log)).await;
+    let response = answered.unwrap_or_else(|reply| {
+        log.replied(&reply);
+        reply.into_response(&for_reply)
+    });
+    log.attach(response)
+}
+
+/// The steps. A reply ends them early.
+async fn answer(
+    conn: &Arc<HttpConnection>,
+    request: Request<Incoming>,
+    log: &mut RequestLog,
+) -> Result<Response<Body>, Reply> {
+    let config = conn.shared.config.load_full();
+    let chain = config.chain(conn.chain.as_str()).cloned();
+    let chain = http_chain(chain.as_deref())?;
+    let (mut exchange, body) = Exchange::new(request, chain)?;
+
+    // The route comes first because what filters do may differ by route (Envoy decides it first, too). A refusal by a
+    // filter wins over a missing route: who may not ask learns nothing.
+    let table = config
+        .routes(&chain.routes)
+        .map_err(|reason| Reply::unsupported(reason.as_str()))?;
+    let chosen = select(&table, &exchange);
+
+    // Authorization before everything that costs something or has an effect.
+    let permit = rbac::check(&chain.filters.rbac, &exchange.facts(conn))
+        .map_err(|denial| Reply::denied(&denial))?;
+
+    let (host, route) = chosen.ok_or_else(Reply::no_route)?;
+    log.routed(&route.name);
+
+    // After authorization, so that nobody is delayed for something that he may not do.
+    fault::inject(route.overrides.fault.as_ref(), &exchange, log).await?;
+
+    let mut response = match &route.action {
+        Action::Redirect(action) => {
+            return Err(rewrite::redirect(&exchange, &route.matching.path, action));
+        }
+        Action::Direct { status, body } => {
+            return Err(Reply::new(
+                *status,
+                Flag::None,
+                "direct_response",
+                body.clone(),
+            ));
+        }
+        Action::Forward(action) => {
+            let levels = [&route.headers, &host.headers, &table.headers];
+            for level in levels {
+                level.request.apply(&mut exchange.head.headers);
+            }
+            let forwarding = Forwarding {
+                conn,
+                config: &config,
+                chain,
+                route,
+                action,
+            };
+            let response = forward::forward(permit, forwarding, exchange, body, log).await?;
+            with_headers(response, &table, host, route)
+        }
+    };
+    set_server(&chain.server_header, response.headers_mut());
+    Ok(response)
+}
+
+/// Only what an answer of our own needs to know of the request.
+fn reply_headers(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = HeaderMap::new();
+    if let Some(kind) = headers.get(http::header::CONTENT_TYPE) {
+        kept.insert(http::header::CONTENT_TYPE, kind.clone());
+    }
+    kept
+}
+
+/// A connection outlives changes of the configuration; its service may have become another kind or none.
+fn http_chain(chain: Option<&Chain>) -> Result<&HttpChain, Reply> {
+    match chain {
+        Some(Chain::Http(chain)) => Ok(chain),
+        Some(Chain::Refused(reason)) => Err(Reply::unsupported(reason)),
+        Some(Chain::Tcp(_)) => Err(Reply::unsupported("the port is no longer HTTP")),
+        None => Err(Reply::no_route()),
+    }
+}
+
+/// The first route of the host that applies.
+fn select<'a>(table: &'a RouteTable, exchange: &Exchange) -> Option<(&'a VirtualHost, &'a Route)> {
+    let host = table.host(&exchange.authority)?;
+    let head = exchange.request_head();
+    let route = host
+        .routes
+        .iter()
+        .find(|route| route.matching.matches(&head, exchange.random))?;
+    Some((host, route))
+}
+
+fn with_headers(
+    mut response: Response<Body>,
+    table: &RouteTable,
+    host: &VirtualHost,
+    route: &Route,
+) -> Response<Body> {
+    for level in [&route.headers, &host.headers, &table.headers] {
+        level.response.apply(response.headers_mut());
+    }
+    response
+}
+
+fn set_server(how: &ServerHeader, headers: &mut HeaderMap) {
+    let (name, overwrite) = match how {
+        ServerHeader::Overwrite(name) => (name, true),
+        ServerHeader::AppendIfAbsent(name) => (name, false),
+        ServerHeader::PassThrough => return,
+    };
+    if (overwrite || !headers.contains_key(http::header::SERVER))
+        && let Ok(value) = HeaderValue::from_str(name.as_str())
+    {
+        headers.insert(http::header::SERVER, value);
+    }
+}
+
+impl Exchange {
+    fn new(request: Request<Incoming>, chain: &HttpChain) -> Result<(Self, Body), Reply> {
+        let (mut head, body) = request.into_parts();
+        let authority = authority(&head)?;
+        let original = head.uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = match normalize(original, chain.paths) {
+            Normalized::Path(path) => path,
+            Normalized::Redirect(path) => {
+                let status = StatusCode::TEMPORARY_REDIRECT;
+                let mut reply = Reply::new(status, Flag::None, "path_normalization_failed", "");
+                if let Ok(path) = HeaderValue::try_from(path) {
+                    reply.headers.push((http::header::LOCATION, path));
+                }
+                return Err(reply);
+            }
+            Normalized::Bad => {
+                let details = "path_normalization_failed";
+                return Err(Reply::new(StatusCode::BAD_REQUEST, Flag::None, details, ""));
+            }
+        };
+        if chain.request_id == RequestId::Generate && !head.headers.contains_key(REQUEST_ID) {
+            head.headers.insert(REQUEST_ID, request_id());
+        }
+        head.headers
+            .entry("x-forwarded-proto")
+            .or_insert(HeaderValue::from_static("http"));
+        let exchange = Self {
+            head,
+            authority,
+            path,
+            random: rand::rng().random(),
+            metadata: Map::new(),
+        };
+        Ok((exchange, Body::new(body)))
+    }
+
+    /// What routes and policies look at.
+    pub(crate) fn request_head(&self) -> RequestHead<'_> {
+        RequestHead {
+            method: &self.head.method,
+            scheme: "http",
+            authority: &self.authority,
+            path: &self.path,
+            headers: &self.head.headers,
+        }
+    }
+
+    /// What policies look at besides.
+    pub(crate) fn facts<'a>(&'a self, conn: &'a HttpConnection) -> RequestFacts<'a> {
+        RequestFacts {
+            head: self.request_head(),
+            peer: Some(&conn.client.principal),
+            source_ip: conn.client.addr.ip(),
+            remote_ip: self
+                .forwarded_for()
+                .unwrap_or_else(|| conn.client.addr.ip()),
+            destination: conn.destination.address(),
+            destination_port: conn.destination.port(),
+            metadata: &self.metadata,
+        }
+    }
+
+    /// The last address of `x-forwarded-for`: who the previous proxy saw (Envoy without trusted hops).
+    fn forwarded_for(&self) -> Option<IpAddr> {
+        let last = self
+            .head
+            .headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .next_back()?;
+        last.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
+    }
+}
+
+/// HTTP/1.0 may come without a host.
+fn authority(head: &http::request::Parts) -> Result<String, Reply> {
+    if let Some(authority) = head.uri.authority() {
+        return Ok(authority.as_str().to_owned());
+    }
+    let missing = |details: &str| Reply::new(StatusCode::BAD_REQUEST, Flag::None, details, "");
+    let mut hosts = head.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => match host.to_str() {
+            Ok(host) => Ok(host.to_owned()),
+            Err(_) => Err(missing("host_invalid")),
+        },
+        (None, _) if head.version == Version::HTTP_10 => Ok(String::new()),
+        (None, _) => Err(missing("missing_host_header")),
+        // Two hosts are two meanings (request smuggling).
+        (Some(_), Some(_)) => Err(missing("more_than_one_host_header")),
+    }
+}
+
+/// A UUID of version 4.
+fn request_id() -> HeaderValue {
+    let random: u128 = rand::rng().random();
+    let id = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{id:032x}");
+    let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default();
+    let text = [
+        part(0..8),
+        part(8..12),
+        part(12..16),
+        part(16..20),
+        part(20..32),
+    ]
+    .join("-");
+    HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_uuids_of_version_4() {
+        let id = request_id();
+        let parts: Vec<&str> = id.to_str().unwrap().split('-').collect();
+        assert_eq!(
+            parts.iter().map(|part| part.len()).collect::<Vec<_>>(),
+            [8, 4, 4, 4, 12]
+        );
+        assert!(parts[2].starts_with('4') && "89ab".contains(&parts[3][..1]));
+    }
+}

@@ -1,0 +1,108 @@
+//! The HTTP server on one tunnelled connection: HTTP/1.1 or HTTP/2, by what the client says first.
+
+use std::sync::Arc;
+
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use leyline_hbone::HboneIo;
+use leyline_types::{HboneAuthority, Str};
+use tokio::time::Duration;
+use tracing::debug;
+
+use super::{executor::DrainExecutor, pipeline};
+use crate::{app::Shared, listener::Client};
+
+/// From the start of a request's head to its end: a client that sends a byte now and then holds a task for nothing.
+const HEAD_DEADLINE: Duration = Duration::from_secs(60);
+/// Bytes of a request's head; Envoy's default.
+const MAX_HEAD: usize = 60 << 10;
+/// Headers of a request; Envoy's default.
+const MAX_HEADERS: usize = 100;
+/// Requests at once on an HTTP/2 connection.
+const MAX_STREAMS: u32 = 1024;
+/// Bytes that one stream, and one connection, may have received and not yet handed on.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of one stream that wait for the client.
+const SEND_BUFFER: usize = 256 << 10;
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_DEADLINE: Duration = Duration::from_secs(20);
+
+/// What all requests of a connection share.
+#[derive(Debug)]
+pub(crate) struct HttpConnection {
+    pub(crate) shared: Arc<Shared>,
+    /// Name of the chain that serves it.
+    pub(crate) chain: Str,
+    pub(crate) client: Client,
+    pub(crate) destination: Destination,
+}
+
+/// What the client called, as its proxy says in the CONNECT.
+#[derive(Clone, Debug)]
+pub(crate) struct Destination(pub(crate) HboneAuthority);
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Destination {
+    pub(crate) fn port(&self) -> u16 {
+        self.0.port()
+    }
+
+    pub(crate) fn address(&self) -> Option<std::net::SocketAddr> {
+        match &self.0 {
+            HboneAuthority::Address(addr) => Some(*addr),
+            HboneAuthority::Host { .. } => None,
+        }
+    }
+}
+
+/// Serves the connection until it ends; on drain after the requests under way.
+pub(crate) async fn serve(conn: HttpConnection, io: HboneIo) {
+    let conn = Arc::new(conn);
+    let drain = conn.shared.drain.clone();
+    let mut builder = auto::Builder::new(DrainExecutor::new(drain.clone()));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_DEADLINE);
+    let service = {
+        let conn = conn.clone();
+        service_fn(move |request: Request<Incoming>| {
+            let conn = conn.clone();
+            async move { Ok::<_, std::convert::Infallible>(pipeline::handle(conn, request).await) }
+        })
+    };
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+    tokio::pin!(serving);
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        () = drain.started() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = result {
+        debug!(%error, client = %conn.client.addr, "HTTP connection broke");
+    }
+}

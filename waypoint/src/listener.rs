@@ -1,0 +1,197 @@
+//! Port 15008: tunnels of node proxies, and each connection in them to the chain that serves it.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use http::StatusCode;
+use leyline_hbone::server::{self, BadRequest, Request};
+use leyline_net::Accepted;
+use leyline_runtime::spawn;
+use leyline_types::{HboneAuthority, Identity, Str};
+use metrics::counter;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tracing::{Span, debug, info, warn};
+
+use crate::{
+    app::Shared,
+    config::{destinations::Leaf, listener::Chain},
+    http::server::{Destination, HttpConnection, serve},
+    sniff::{Protocol, sniff},
+    tcp,
+};
+
+/// Tunnels at once; more wait in the listen queue. Each costs a descriptor and its buffers.
+const MAX_TUNNELS: usize = 16_384;
+
+/// Who is at the other end of a tunnel.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    /// The client pod's address: its node proxy connects from it.
+    pub(crate) addr: SocketAddr,
+    pub(crate) identity: Identity,
+    /// The same as text, which policies look at.
+    pub(crate) principal: Arc<str>,
+}
+
+/// Accepts until drain.
+pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
+    let places = Arc::new(Semaphore::new(MAX_TUNNELS));
+    loop {
+        let next = async {
+            // The semaphore is never closed.
+            let place = places.clone().acquire_owned().await.ok();
+            leyline_net::accept(&listener)
+                .await
+                .map(|accepted| (accepted, place))
+        };
+        let accepted = tokio::select! {
+            accepted = next => accepted,
+            () = shared.drain.started() => return,
+        };
+        match accepted {
+            Ok((accepted, place)) => {
+                let tunnel = Box::pin(handle_tunnel(shared.clone(), accepted));
+                let tunnel = async move {
+                    tunnel.await;
+                    drop(place);
+                };
+                drop(spawn("tunnel", Span::none(), &shared.drain, tunnel));
+            }
+            Err(error) => return warn!(%error, "the listener is of no use any more"),
+        }
+    }
+}
+
+async fn handle_tunnel(shared: Arc<Shared>, accepted: Accepted) {
+    let Accepted { stream, peer } = accepted;
+    let peer = peer.addr();
+    let (stream, identity) = match Box::pin(establish(&shared, stream)).await {
+        Ok(established) => established,
+        Err(error) => {
+            counter!("leyline_waypoint_refused_total", "reason" => "tls").increment(1);
+            return warn!(%peer, error, "tunnel refused");
+        }
+    };
+    let client = Client {
+        addr: peer,
+        principal: identity.to_string().into(),
+        identity,
+    };
+    debug!(%peer, identity = %client.identity, "tunnel accepted");
+    let handler = {
+        let (shared, client) = (shared.clone(), client.clone());
+        move |request| handle_stream(shared.clone(), client.clone(), request)
+    };
+    let bad = |reason: BadRequest| {
+        counter!("leyline_waypoint_refused_total", "reason" => reason.reason()).increment(1);
+        info!(%peer, reason = reason.reason(), "request in a tunnel refused");
+    };
+    let config = &shared.settings.proxy.hbone;
+    let served = server::serve(stream, config, &shared.drain, handler, bad);
+    if let Err(error) = Box::pin(served).await {
+        debug!(%peer, %error, "tunnel broke");
+    }
+}
+
+async fn establish(
+    shared: &Shared,
+    stream: TcpStream,
+) -> Result<(leyline_tls::ServerTls, Identity), String> {
+    let certificate = shared.certificates.get(&shared.settings.identity).await;
+    let certificate = certificate.map_err(|error| error.to_string())?;
+    let deadline = shared.settings.proxy.handshake_deadline;
+    let accepted = leyline_tls::accept(&certificate, stream, deadline).await;
+    accepted.map_err(|error| error.to_string())
+}
+
+/// One CONNECT: which chain, then 200, then what is inside.
+async fn handle_stream(shared: Arc<Shared>, client: Client, request: Request) {
+    let config = shared.config.load_full();
+    let authority = request.authority().clone();
+    let refuse = |request: Request, status: StatusCode, reason: &'static str, why: &str| {
+        counter!("leyline_waypoint_refused_total", "reason" => reason).increment(1);
+        info!(
+            target: "access", downstream_local_address = %authority, downstream_remote_address = %client.addr,
+            response_flags = "NR", response_code = status.as_u16(), error = why, "connection refused"
+        );
+        request.refuse(status);
+    };
+    let Some(leaf) = config.destination(&authority) else {
+        let why = "this waypoint does not serve the destination";
+        return refuse(request, StatusCode::NOT_FOUND, "unknown_destination", why);
+    };
+    if let Leaf::Refused(why) = leaf {
+        return refuse(request, StatusCode::SERVICE_UNAVAILABLE, "unsupported", why);
+    }
+    let baggage = Some(shared.baggage.as_str());
+    let mut io = match request.accept(baggage) {
+        Ok(stream) => stream.into_io(),
+        Err(error) => return debug!(%error, "the client gave up"),
+    };
+    let chain = match leaf {
+        Leaf::Chain(name) => Some(name.clone()),
+        Leaf::Sniff { http, other } => {
+            match sniff(&mut io, shared.settings.proxy.sniff_deadline).await {
+                Ok(Protocol::Http) => Some(http.clone()),
+                Ok(Protocol::Other) => other.clone(),
+                Err(error) => return debug!(%error, "the client broke off"),
+            }
+        }
+        Leaf::Refused(_) => None,
+    };
+    let Some(chain) = chain else {
+        counter!("leyline_waypoint_refused_total", "reason" => "protocol").increment(1);
+        return io.abort();
+    };
+    dispatch(shared, client, authority, chain, io).await;
+}
+
+async fn dispatch(
+    shared: Arc<Shared>,
+    client: Client,
+    authority: HboneAuthority,
+    name: Str,
+    mut io: leyline_hbone::HboneIo,
+) {
+    let config = shared.config.load_full();
+    let destination = Destination(authority);
+    match config.chain(name.as_str()).map(|chain| &**chain) {
+        Some(Chain::Tcp(chain)) => {
+            let carried = tcp::carry(&shared, &config, chain, &client, &destination, io);
+            Box::pin(carried).await;
+        }
+        // HTTP is told why in its own way, with 503, even where the chain cannot be served.
+        Some(Chain::Http(_)) => http(shared.clone(), name, client, destination, io).await,
+        Some(Chain::Refused(_)) if name.as_str().contains("|http") || name == "direct-http" => {
+            http(shared.clone(), name, client, destination, io).await;
+        }
+        Some(Chain::Refused(reason)) => {
+            counter!("leyline_waypoint_refused_total", "reason" => "unsupported").increment(1);
+            info!(chain = %name, %reason, downstream_remote_address = %client.addr, "connection refused");
+            io.abort();
+        }
+        None => {
+            counter!("leyline_waypoint_refused_total", "reason" => "no_chain").increment(1);
+            info!(chain = %name, "connection refused: the chain is not there");
+            io.abort();
+        }
+    }
+}
+
+async fn http(
+    shared: Arc<Shared>,
+    chain: Str,
+    client: Client,
+    destination: Destination,
+    io: leyline_hbone::HboneIo,
+) {
+    let conn = HttpConnection {
+        shared,
+        chain,
+        client,
+        destination,
+    };
+    Box::pin(serve(conn, io)).await;
+}

@@ -1,0 +1,221 @@
+//! A connection to an endpoint: a stream of a tunnel to its pod, or plain TCP to what is not in the mesh.
+
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use leyline_hbone::{ConnectRequest, DialError, HboneIo, PoolKey};
+use leyline_net::{
+    ConnectError,
+    connect::{ConnectOptions, Source},
+    sockopt::Keepalive,
+};
+use leyline_state::Protocol;
+use leyline_tls::{ClientTls, TlsError};
+use leyline_types::{HboneAuthority, Identity, Str, ports};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Duration, timeout},
+};
+
+use crate::{app::Shared, config::endpoints::EndpointAddress};
+
+/// Who the connection is for; told to the endpoint's proxy.
+#[derive(Clone, Debug)]
+pub(crate) struct For {
+    /// The client, or this waypoint where clients share the connection.
+    pub(crate) client: SocketAddr,
+    /// Host name of the service.
+    pub(crate) service: Option<Str>,
+}
+
+/// Why there is no connection; all of these are worth another endpoint.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectFailure {
+    #[error(
+        "nothing is known of the workload at {0}, so that nobody can say who must answer there"
+    )]
+    UnknownWorkload(SocketAddr),
+    #[error("{0}")]
+    Tunnel(#[from] leyline_hbone::HboneError),
+    #[error("{0}")]
+    Plain(#[from] ConnectError),
+    #[error("no connection within {0:?}")]
+    Deadline(Duration),
+    #[error("HTTP handshake failed: {0}")]
+    Http(#[source] hyper::Error),
+}
+
+/// Either kind of connection.
+#[derive(Debug)]
+pub(crate) enum UpstreamIo {
+    Tunnel(Box<HboneIo>),
+    Plain(TcpStream),
+}
+
+/// Connects within the deadline.
+pub(crate) async fn connect(
+    shared: &Arc<Shared>,
+    endpoint: EndpointAddress,
+    purpose: For,
+    deadline: Duration,
+) -> Result<UpstreamIo, ConnectFailure> {
+    let target = endpoint.addr();
+    let known = shared.mesh.snapshot();
+    // Never in plain text to what is enrolled, even where the endpoints have not caught up with that.
+    let enrolled = || {
+        known
+            .workloads_at(target.ip())
+            .any(|it| it.protocol == Protocol::Hbone)
+    };
+    let tunnelled = matches!(endpoint, EndpointAddress::Hbone(_)) || enrolled();
+    let work = async {
+        if tunnelled {
+            tunnel(shared, target, purpose).await
+        } else {
+            plain(shared, target, deadline).await
+        }
+    };
+    // The tunnel's future is large and rare compared to requests on connections that there are.
+    timeout(deadline, Box::pin(work))
+        .await
+        .unwrap_or(Err(ConnectFailure::Deadline(deadline)))
+}
+
+async fn plain(
+    shared: &Shared,
+    target: SocketAddr,
+    deadline: Duration,
+) -> Result<UpstreamIo, ConnectFailure> {
+    let options = options(deadline);
+    let stream = leyline_net::connect(&shared.netns, target, &options).await?;
+    Ok(UpstreamIo::Plain(stream))
+}
+
+async fn tunnel(
+    shared: &Arc<Shared>,
+    target: SocketAddr,
+    purpose: For,
+) -> Result<UpstreamIo, ConnectFailure> {
+    let snapshot = shared.mesh.snapshot();
+    let workloads = snapshot.workloads_at(target.ip());
+    let mut expected: Vec<Identity> = workloads.map(|it| it.identity.clone()).collect();
+    expected.sort();
+    expected.dedup();
+    if expected.is_empty() {
+        return Err(ConnectFailure::UnknownWorkload(target));
+    }
+    let key = PoolKey {
+        source: shared.settings.identity.clone(),
+        destinations: expected,
+        target: SocketAddr::new(target.ip(), ports::HBONE),
+        source_ip: shared.settings.node.instance_ip,
+    };
+    let request = ConnectRequest {
+        authority: HboneAuthority::Address(target),
+        forwarded_for: purpose.client,
+        forwarded_host: purpose.service,
+        forwarded_network: None,
+        baggage: Some(shared.baggage.clone()),
+    };
+    let dial = {
+        let (shared, key) = (shared.clone(), key.clone());
+        move || async move { dial(&shared, &key).await }
+    };
+    let opened = shared.pool.open(&key, request, dial).await?;
+    Ok(UpstreamIo::Tunnel(Box::new(opened.stream.into_io())))
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DialFailure {
+    #[error("no certificate: {0}")]
+    Certificate(#[from] leyline_tls::IdentityError),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("tls handshake failed: {0}")]
+    Tls(#[from] TlsError),
+}
+
+async fn dial(shared: &Shared, key: &PoolKey) -> Result<ClientTls, DialError> {
+    let dialled = async {
+        let certificate = shared.certificates.get(&key.source).await?;
+        let deadline = shared.settings.proxy.handshake_deadline;
+        let options = options(shared.settings.proxy.connect_deadline);
+        let stream = leyline_net::connect(&shared.netns, key.target, &options).await?;
+        let (stream, _identity) =
+            leyline_tls::connect(&certificate, stream, &key.destinations, deadline).await?;
+        Ok(stream)
+    };
+    let dialled: Result<ClientTls, DialFailure> = dialled.await;
+    dialled.map_err(DialError::new)
+}
+
+fn options(deadline: Duration) -> ConnectOptions<'static> {
+    ConnectOptions {
+        mark: None,
+        source: Source::Routed,
+        deadline,
+        keepalive: Some(Keepalive::default()),
+        announce: None,
+    }
+}
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(&mut **io).poll_read(cx, buf),
+            Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(&mut **io).poll_write(cx, buf),
+            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(&mut **io).poll_write_vectored(cx, bufs),
+            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(&mut **io).poll_flush(cx),
+            Self::Plain(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tunnel(io) => Pin::new(&mut **io).poll_shutdown(cx),
+            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
