@@ -115,6 +115,8 @@ pub(crate) struct ProxyConfig {
     pub(crate) max_connections: usize,
     /// Handshakes that one pod may have unfinished; more wait in the listen queue.
     pub(crate) max_handshakes: usize,
+    /// Tunnels that one source address may have into one pod; more are reset.
+    pub(crate) max_tunnels_per_source: usize,
     /// Whether application tunnels end at the pod's loopback address and not at its own.
     pub(crate) localhost_app_tunnel: bool,
     /// Of the listeners in pods.
@@ -269,6 +271,8 @@ impl ProxyConfig {
             workload_deadline: Duration::from_secs(5),
             max_connections: within(env, "LEYLINE_MAX_CONNECTIONS_PER_POD", 65_536, COUNT),
             max_handshakes: within(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512, COUNT),
+            // A pool of ours opens half as many for one destination, and a gateway has a few for each of its threads.
+            max_tunnels_per_source: within(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512, COUNT),
             localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true),
             families,
             source_address: source_address(env),

@@ -170,7 +170,10 @@ impl Pod {
             connections: Connections::new(shared.config.decisions),
             outbound_places: Places::new(shared.config.max_connections),
             inbound_places: Places::new(shared.config.max_connections),
-            sources: Sources::new(shared.config.max_handshakes),
+            sources: Sources::new(
+                shared.config.max_handshakes,
+                shared.config.max_tunnels_per_source,
+            ),
             drain,
             shared,
         })

@@ -224,6 +224,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "512",
         "unfinished handshakes; more wait",
     ),
+    (
+        "LEYLINE_MAX_TUNNELS_PER_SOURCE",
+        "512",
+        "tunnels of one source address into one pod; more are reset",
+    ),
 ];
 
 /// The list as text for a terminal. An entry without a name is a heading.

@@ -26,7 +26,7 @@ use super::{
     Pod,
     connections::{Protocol, Shown},
     forward, labels,
-    limits::TunnelPlace,
+    limits::{Kind, TunnelPlace},
     no_original_destination,
     record::Record,
 };
@@ -54,7 +54,7 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted) {
         early_failure(Direction::Inbound, peer, local, refusal, error);
     };
 
-    let Some(place) = pod.sources.enter(peer.ip()) else {
+    let Some(place) = pod.sources.enter(peer.ip(), kind_of(&pod, peer)) else {
         forward::reset(stream);
         return refused(Refusal::Limit, &"too many tunnels of this peer");
     };
@@ -88,6 +88,14 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted) {
     match server::serve(stream, config, &pod.drain, handler, bad_request).await {
         Ok(()) => debug!(%peer, "tunnel ended"),
         Err(error) => note_end(&tunnel, &error),
+    }
+}
+
+fn kind_of(pod: &Pod, peer: SocketAddr) -> Kind {
+    let snapshot = pod.shared.store.snapshot();
+    match snapshot.local_workload(&pod.name) {
+        Some(local) if snapshot.is_from_network_gateway(local, peer.ip()) => Kind::NetworkGateway,
+        Some(_) | None => Kind::Other,
     }
 }
 

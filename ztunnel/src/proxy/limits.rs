@@ -15,9 +15,6 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// Tunnels, with handshakes under way, that one source address may have into one pod. A pool of ours opens half as many
-/// for one destination, and a gateway has a few for each of its threads.
-const TUNNELS_PER_SOURCE: usize = 512;
 /// One source address may use this part of the handshakes of a pod: it takes as many hostile addresses to use all.
 const SOURCES_AT_LEAST: usize = 8;
 
@@ -65,6 +62,8 @@ pub(super) struct Sources {
     handshakes: Semaphore,
     /// Handshakes of one source.
     share: usize,
+    /// Tunnels of one source, with handshakes under way.
+    tunnels: usize,
     /// Only sources that have a tunnel now. Held for a look-up, never while waiting.
     by_address: Mutex<HashMap<IpAddr, Source>>,
 }
@@ -83,6 +82,15 @@ pub(super) struct TunnelPlace {
     handshakes: Arc<Semaphore>,
 }
 
+/// What stands at a source address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The gateway of our network, which carries the connections of all other networks.
+    NetworkGateway,
+    /// Anybody else.
+    Other,
+}
+
 /// The right to work on a handshake.
 #[derive(Debug)]
 pub(super) struct Turn<'a> {
@@ -91,22 +99,24 @@ pub(super) struct Turn<'a> {
 }
 
 impl Sources {
-    pub(super) fn new(most_handshakes: usize) -> Arc<Self> {
+    pub(super) fn new(most_handshakes: usize, most_tunnels: usize) -> Arc<Self> {
         Arc::new(Self {
             handshakes: Semaphore::new(most_handshakes),
             share: (most_handshakes / SOURCES_AT_LEAST).max(1),
+            tunnels: most_tunnels,
             by_address: Mutex::default(),
         })
     }
 
-    /// A place for a tunnel from `address`, unless it has too many.
-    pub(super) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<TunnelPlace> {
+    /// A place for a tunnel from `address`, unless it has too many. From `Kind::NetworkGateway` each connection comes in a
+    /// tunnel of its own, so that only the limit of connections holds.
+    pub(super) fn enter(self: &Arc<Self>, address: IpAddr, kind: Kind) -> Option<TunnelPlace> {
         let mut by_address = self.by_address.lock();
         let source = by_address.entry(address).or_insert_with(|| Source {
             tunnels: 0,
             handshakes: Arc::new(Semaphore::new(self.share)),
         });
-        if source.tunnels >= TUNNELS_PER_SOURCE {
+        if kind == Kind::Other && source.tunnels >= self.tunnels {
             return None;
         }
         source.tunnels += 1;
@@ -166,24 +176,37 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_source_that_holds_all_its_turns_stops_no_other() {
-        let sources = Sources::new(16);
-        let silent: Vec<TunnelPlace> = std::iter::from_fn(|| sources.enter(HOSTILE)).collect();
-        assert_eq!(silent.len(), TUNNELS_PER_SOURCE);
+        let sources = Sources::new(16, 512);
+        let enter = || sources.enter(HOSTILE, Kind::Other);
+        let silent: Vec<TunnelPlace> = std::iter::from_fn(enter).collect();
+        assert_eq!(silent.len(), 512);
         let turns = [silent[0].turn().await, silent[1].turn().await];
         let more = timeout(Duration::from_secs(60), silent[2].turn()).await;
         assert!(more.is_err(), "a third handshake of the same source");
 
-        let good = sources.enter(GOOD).unwrap();
+        let good = sources.enter(GOOD, Kind::Other).unwrap();
         drop(good.turn().await);
         drop(turns);
         drop(silent[2].turn().await);
     }
 
     #[test]
+    fn a_network_gateway_has_as_many_tunnels_as_connections() {
+        let sources = Sources::new(16, 2);
+        let all: Vec<TunnelPlace> = (0..10)
+            .map(|_| sources.enter(GOOD, Kind::NetworkGateway).unwrap())
+            .collect();
+        assert!(sources.enter(GOOD, Kind::Other).is_none());
+        drop(all);
+        assert!(sources.enter(GOOD, Kind::Other).is_some());
+    }
+
+    #[test]
     fn sources_without_tunnels_are_forgotten() {
-        let sources = Sources::new(1);
+        let sources = Sources::new(1, 1);
         for last in 0..=255 {
-            drop(sources.enter(IpAddr::from([10, 0, 1, last])).unwrap());
+            let source = IpAddr::from([10, 0, 1, last]);
+            drop(sources.enter(source, Kind::Other).unwrap());
         }
         assert!(sources.by_address.lock().is_empty());
     }
