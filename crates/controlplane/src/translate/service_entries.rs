@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Advice,
     networks::Networks,
-    services::{MeshService, Target, TargetPort, address_bytes, network_address},
+    services::{MeshService, Target, TargetPort, address_bytes, network_addresses},
     waypoints::{Attached, Waypoints},
 };
 use crate::objects::{EntryPort, Kind, ObjectKey, Objects, ServiceEntry, parse_block};
@@ -233,11 +233,13 @@ fn addresses(
     let spec = entry.spec.addresses.iter();
     let spec: Vec<NetworkAddress> = spec
         .filter_map(|text| parse_block(text).ok())
-        .map(|block| NetworkAddress {
-            network: networks.own().to_owned(),
-            address: address_bytes(block.network()),
-            length: (block.prefix_len() < block.max_prefix_len())
-                .then(|| u32::from(block.prefix_len())),
+        .flat_map(|block| {
+            networks.all().map(move |network| NetworkAddress {
+                network: network.to_owned(),
+                address: address_bytes(block.network()),
+                length: (block.prefix_len() < block.max_prefix_len())
+                    .then(|| u32::from(block.prefix_len())),
+            })
         })
         .collect();
     if !spec.is_empty() {
@@ -250,8 +252,7 @@ fn addresses(
     if addresses.is_empty() && !is_passthrough(entry) && !is_wildcard(host) {
         addresses = allocator.allocate(&format!("{name}/{host}"));
     }
-    let of = |address: &IpAddr| network_address(networks.own(), *address);
-    addresses.iter().map(of).collect()
+    network_addresses(networks, &addresses)
 }
 
 /// Gives addresses of Istio's ranges for such services, 240.240.0.0/16 and 2001:2::/48.

@@ -225,7 +225,7 @@ fn addresses(spec: &ServiceSpec) -> Vec<IpAddr> {
 }
 
 /// The address of a service is the same in every network of the cluster.
-fn network_addresses(networks: &Networks, addresses: &[IpAddr]) -> Vec<NetworkAddress> {
+pub(super) fn network_addresses(networks: &Networks, addresses: &[IpAddr]) -> Vec<NetworkAddress> {
     let pairs = networks
         .all()
         .flat_map(|network| addresses.iter().map(move |address| (network, *address)));
@@ -234,7 +234,7 @@ fn network_addresses(networks: &Networks, addresses: &[IpAddr]) -> Vec<NetworkAd
         .collect()
 }
 
-pub(super) fn network_address(network: &str, address: IpAddr) -> NetworkAddress {
+fn network_address(network: &str, address: IpAddr) -> NetworkAddress {
     NetworkAddress {
         network: network.to_owned(),
         address: address_bytes(address),

@@ -283,3 +283,22 @@ fn networks_have_gateways() {
     "#]],
     );
 }
+
+#[test]
+fn the_addresses_of_services_are_the_same_in_all_networks() {
+    let node = "apiVersion: v1\nkind: Node\nmetadata: {name: a, labels: {topology.istio.io/network: east}}\n---\n";
+    let entry = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: outside, namespace: shop}
+spec:
+  hosts: [outside.example]
+  addresses: [192.0.2.0/24]
+  resolution: STATIC
+  ports: [{number: 443, name: tls, protocol: TLS}]
+";
+    let yaml = [node, &pod("web", "{ip: 10.0.0.1}", ""), entry].concat();
+    let text = describe(&translated(&yaml, &[]));
+    let expected = "outside.example [\"/192.0.2.0\", \"east/192.0.2.0\"]";
+    assert!(text.contains(expected), "{text}");
+}
