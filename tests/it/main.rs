@@ -8,6 +8,7 @@ mod certificates;
 mod cluster;
 mod enrolment;
 mod lifecycle;
+mod local;
 mod mesh;
 mod networks;
 mod operator;

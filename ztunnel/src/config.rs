@@ -126,6 +126,8 @@ pub(crate) struct ProxyConfig {
     /// Whether the 200 of a tunnelled connection says who answered.
     pub(crate) response_baggage: bool,
     pub(crate) decisions: DecisionLevel,
+    /// Whether connections between pods of this node stay inside the process.
+    pub(crate) node_local: bool,
     pub(crate) hbone: HboneConfig,
 }
 
@@ -278,6 +280,7 @@ impl ProxyConfig {
             source_address: source_address(env),
             response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true),
             decisions: decisions(env),
+            node_local: env.bool("LEYLINE_NODE_LOCAL", true),
             hbone: hbone(env, defaults),
         }
     }

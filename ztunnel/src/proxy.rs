@@ -8,6 +8,7 @@ mod forward;
 mod inbound;
 mod labels;
 mod limits;
+mod local;
 mod outbound;
 mod plaintext;
 mod record;
@@ -39,6 +40,7 @@ use self::{
     connections::Connections,
     labels::LabelCache,
     limits::{Places, Sources},
+    local::{LocalPods, OwnAddresses},
 };
 use crate::config::{ProxyConfig, SourceAddress};
 
@@ -50,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) changed: watch::Sender<u64>,
     pub(crate) certificates: Arc<CertificateStore>,
     pub(crate) labels: LabelCache,
+    /// For connections that stay inside the process.
+    local_pods: LocalPods,
 }
 
 impl Shared {
@@ -65,6 +69,7 @@ impl Shared {
             changed: watch::Sender::new(0),
             certificates,
             labels,
+            local_pods: LocalPods::default(),
         }
     }
 
@@ -126,6 +131,7 @@ pub(crate) struct Pod {
     /// Tunnels, their streams, and plaintext connections.
     inbound_places: Arc<Places>,
     sources: Arc<Sources>,
+    own_addresses: OwnAddresses,
     /// New connections go direct; what is carried goes on.
     draining: AtomicBool,
     /// On kernels where capture must be told of connections to the application.
@@ -174,6 +180,7 @@ impl Pod {
                 shared.config.max_handshakes,
                 shared.config.max_tunnels_per_source,
             ),
+            own_addresses: OwnAddresses::default(),
             drain,
             shared,
         })
@@ -195,6 +202,7 @@ impl Pod {
             inbound,
             hbone,
         } = listeners;
+        self.shared.local_pods.enter(self);
         self.serve_one("outbound", Direction::Outbound, outbound, outbound::handle);
         self.serve_one(
             "inbound plaintext",

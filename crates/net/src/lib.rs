@@ -16,6 +16,6 @@ pub mod tcp;
 pub use accept::{Accepted, accept};
 pub use connect::{Announce, ConnectError, ConnectOptions, Source, connect};
 pub use listen::{ListenOptions, listen};
-pub use netns::NetNs;
+pub use netns::{NetNs, has_address};
 pub use read_ahead::ReadAhead;
 pub use tcp::{TcpReader, TcpWriter, into_split, into_split_reading};

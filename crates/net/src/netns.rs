@@ -6,12 +6,14 @@
 use std::{
     fs::File,
     io,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
 };
 
 use nix::sched::{CloneFlags, setns};
+use socket2::{Domain, Socket, Type};
 use tracing::error;
 
 /// `SO_NETNS_COOKIE` (include/uapi/asm-generic/socket.h), since Linux 5.14.
@@ -97,8 +99,23 @@ impl Drop for Back<'_> {
     }
 }
 
+/// Whether an address is one of the namespace's own, as far as the kernel lets a socket have it.
+///
+/// # Errors
+/// When the namespace cannot be entered or has no such address family.
+pub fn has_address(netns: &NetNs, ip: IpAddr) -> io::Result<bool> {
+    let addr = SocketAddr::new(ip, 0);
+    let socket =
+        netns.run(|| Socket::new(Domain::for_address(addr), Type::DGRAM.cloexec(), None))??;
+    match socket.bind(&addr.into()) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AddrNotAvailable => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
 fn cookie_of_thread() -> io::Result<u64> {
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::DGRAM, None)?;
+    let socket = Socket::new(Domain::UNIX, Type::DGRAM, None)?;
     let mut cookie: u64 = 0;
     let mut length = size_of::<u64>() as libc::socklen_t;
     // SAFETY: the descriptor is open, and pointer and length describe `cookie`, which outlives the call.

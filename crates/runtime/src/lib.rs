@@ -14,4 +14,4 @@ pub mod threads;
 
 pub use drain::{Drain, DrainOutcome};
 pub use readiness::{Readiness, ReadinessTask};
-pub use spawn::spawn;
+pub use spawn::{spawn, within};

@@ -35,3 +35,12 @@ where
     )]
     tokio::spawn(task)
 }
+
+/// Runs `fut` in the caller's task as if it were a task of `drain` too: the drain waits for it, and at the drain's
+/// deadline it is cut, which makes the output `None`. For work that belongs to two drains.
+pub async fn within<F: Future>(drain: &Drain, fut: F) -> Option<F::Output> {
+    let (tracked, registration) = drain.track();
+    let output = Abortable::new(fut, registration).await;
+    drop(tracked);
+    output.ok()
+}

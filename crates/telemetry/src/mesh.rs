@@ -65,6 +65,11 @@ pub fn workload_proxy_stopped() {
     counter!("workload_manager_proxies_stopped_total").increment(1);
 }
 
+/// A connection between two pods of this node goes by a tunnel, for this reason.
+pub fn node_local_declined(reason: &'static str) {
+    counter!("leyline_node_local_declined_total", "reason" => reason).increment(1);
+}
+
 pub(crate) fn describe() {
     describe_counter!(
         "istio_xds_connection_terminations_total",
@@ -90,6 +95,10 @@ pub(crate) fn describe() {
     describe_counter!(
         "leyline_hbone_retries_total",
         "Requests repeated because their tunnel was going away."
+    );
+    describe_counter!(
+        "leyline_node_local_declined_total",
+        "Connections between pods of this node that go by a tunnel, by reason."
     );
     describe_counter!(
         "leyline_xds_rejected_total",

@@ -73,6 +73,26 @@ impl Security {
     }
 }
 
+/// How a connection gets from one end to the other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Carrier {
+    /// By a network, as Istio's connections do.
+    #[default]
+    Wire,
+    /// Inside the process, which serves both ends.
+    Node,
+}
+
+impl Carrier {
+    /// The value in the log, where it is told.
+    fn shown(self) -> Option<&'static str> {
+        match self {
+            Self::Wire => None,
+            Self::Node => Some("node-local"),
+        }
+    }
+}
+
 /// Why a connection failed, as Istio abbreviates it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ResponseFlag {

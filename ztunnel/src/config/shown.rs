@@ -27,6 +27,7 @@ impl Config {
             "proxyMetadata": node.metadata,
             "istioVersion": node.istio_version,
             "capture": self.capture,
+            "nodeLocal": proxy.node_local,
             "packetMark": proxy.bypass_mark,
             "requireOriginalSource": proxy.source_address == SourceAddress::Client,
             "ipv6Enabled": proxy.families == Families::Both,

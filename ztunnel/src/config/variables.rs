@@ -229,6 +229,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "512",
         "tunnels of one source address into one pod; more are reset",
     ),
+    (
+        "LEYLINE_NODE_LOCAL",
+        "true",
+        "connections between two pods of the node stay inside ztunnel",
+    ),
 ];
 
 /// The list as text for a terminal. An entry without a name is a heading.

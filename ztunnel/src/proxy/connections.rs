@@ -30,6 +30,9 @@ pub(crate) enum Protocol {
     Hbone,
     #[serde(rename = "TCP")]
     Tcp,
+    /// Inside the process: it has no far leg.
+    #[serde(rename = "LOCAL")]
+    NodeLocal,
 }
 
 /// Where decisions of policies are logged.

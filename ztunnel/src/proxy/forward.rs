@@ -76,14 +76,14 @@ pub(super) async fn outbound<UR: Reader, UW: Writer>(
 }
 
 /// Carries an inbound connection to the pod's application for as long as it stays admitted. The permit is the proof
-/// that policies were asked. The application's side is read in pieces of at most `most` bytes.
+/// that policies were asked. The application's side is read in pieces of at most `most` bytes. `logs` are of all that report it.
 pub(super) async fn inbound<DR: Reader, DW: Writer>(
     _permit: Permit,
     mut admission: Admission,
     downstream: (DR, DW),
     application: TcpStream,
     most: usize,
-    log: &AccessLog,
+    logs: &[&AccessLog],
 ) -> Result<(), ForwardError> {
     let (mut down_read, mut down_write) = downstream;
     let (mut up_read, mut up_write) = into_split_reading(application, most);
@@ -92,7 +92,7 @@ pub(super) async fn inbound<DR: Reader, DW: Writer>(
         result = copy::bidirectional(
             (&mut down_read, &mut down_write),
             (&mut up_read, &mut up_write),
-            |from, bytes| moved(log, from, bytes),
+            |from, bytes| logs.iter().for_each(|log| moved(log, from, bytes)),
         ) => return Ok(result?),
         denial = admission.revoked() => denial,
     };

@@ -307,7 +307,7 @@ async fn carry(
         stream.into_split(),
         application,
         most,
-        log,
+        &[log],
     )
     .await
     .map_err(|error| (error.flag(), error.to_string()))

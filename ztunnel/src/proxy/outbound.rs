@@ -7,12 +7,13 @@ mod tunnel;
 use std::sync::Arc;
 
 use leyline_net::{Accepted, orig_dst};
-use leyline_state::{OutboundRefusal, OutboundRoute};
+use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Snapshot, Workload};
 use leyline_telemetry::traffic::{Direction, OpenSocket, Refusal, Reporter, early_failure};
+use leyline_types::{OrigDst, PeerAddr};
 use tokio::net::TcpStream;
 
 use self::plain::PlainRoute;
-use super::{Pod, forward, no_original_destination};
+use super::{Pod, forward, local, no_original_destination};
 
 /// One connection, from accept to end.
 pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
@@ -39,7 +40,10 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
     let route = snapshot.route_outbound(&source, orig_dst, &mut rand::rng());
     match route {
         OutboundRoute::Hbone(route) => {
-            Box::pin(tunnel::carry(&pod, &source, stream, peer, orig_dst, route)).await;
+            Box::pin(carry_hbone(
+                &pod, &snapshot, &source, stream, peer, orig_dst, route,
+            ))
+            .await;
         }
         OutboundRoute::DoubleHbone(route) => {
             let connection = double::Captured {
@@ -56,22 +60,30 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
             workload,
             service,
         } => {
-            let route = PlainRoute {
-                target,
-                workload: Some(workload),
-                service,
-            };
+            let route = PlainRoute::to(target, Some(workload), service);
             Box::pin(plain::carry(&pod, &source, stream, peer, orig_dst, route)).await;
         }
         OutboundRoute::Passthrough { target, service } => {
-            let route = PlainRoute {
-                target,
-                workload: None,
-                service,
-            };
+            let route = PlainRoute::to(target, None, service);
             Box::pin(plain::carry(&pod, &source, stream, peer, orig_dst, route)).await;
         }
         OutboundRoute::Refused(error) => refused(stream, refusal_of(&error), &error),
+    }
+}
+
+/// Inside the process if both pods are ours, else in a tunnel.
+async fn carry_hbone(
+    pod: &Arc<Pod>,
+    snapshot: &Snapshot,
+    source: &Arc<Workload>,
+    stream: TcpStream,
+    peer: PeerAddr,
+    orig_dst: OrigDst,
+    route: HboneRoute,
+) {
+    match local::destination(pod, snapshot, source, peer, &route) {
+        Some(to) => local::carry(pod, source, stream, peer, orig_dst, route.service, to).await,
+        None => tunnel::carry(pod, source, stream, peer, orig_dst, route).await,
     }
 }
 

@@ -100,7 +100,7 @@ async fn carry(
     }
     let most = pod.read_share();
     let client = into_split_reading(stream, most);
-    forward::inbound(permit, admission, client, application, most, log)
+    forward::inbound(permit, admission, client, application, most, &[log])
         .await
         .map_err(|error| (error.flag(), error.to_string()))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use leyline_telemetry::traffic::{AccessLog, Connection, ResponseFlag};
+use leyline_telemetry::traffic::{AccessLog, Carrier, Connection, ResponseFlag};
 
 /// Tells a connection that was cut from one that ended: at the deadline of a drain, tasks are dropped where they are, and
 /// what they have written so far must not be reported as a complete connection.
@@ -15,8 +15,13 @@ pub(super) struct Record {
 impl Record {
     /// Counts the connection as opened.
     pub(super) fn open(connection: Connection) -> Self {
+        Self::open_carried_by(connection, Carrier::Wire)
+    }
+
+    /// The same, of a connection that need not go by the wire.
+    pub(super) fn open_carried_by(connection: Connection, carrier: Carrier) -> Self {
         Self {
-            log: AccessLog::open(connection),
+            log: AccessLog::open_carried_by(connection, carrier),
             ended: false,
         }
     }

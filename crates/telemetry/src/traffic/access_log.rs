@@ -13,7 +13,8 @@ use leyline_types::{Identity, Str};
 use tokio::time::Instant;
 
 use super::{
-    Connection, Direction, Reporter, ResponseFlag, Security, ServiceLabels, WorkloadLabels,
+    Carrier, Connection, Direction, Reporter, ResponseFlag, Security, ServiceLabels,
+    WorkloadLabels,
     handles::{Handles, LabelSet},
 };
 
@@ -25,6 +26,7 @@ pub struct AccessLog {
     src_addr: SocketAddr,
     dst_addr: SocketAddr,
     hbone_addr: Option<String>,
+    carrier: Carrier,
     handles: Arc<Handles>,
     opened: Instant,
     sent: AtomicU64,
@@ -41,6 +43,11 @@ struct Failure {
 impl AccessLog {
     /// Counts the connection as opened.
     pub fn open(connection: Connection) -> Self {
+        Self::open_carried_by(connection, Carrier::Wire)
+    }
+
+    /// The same, of a connection that need not go by the wire.
+    pub fn open_carried_by(connection: Connection, carrier: Carrier) -> Self {
         let labels = LabelSet {
             reporter: connection.reporter,
             security: connection.security,
@@ -58,6 +65,7 @@ impl AccessLog {
             src_addr: connection.src_addr,
             dst_addr: connection.dst_addr,
             hbone_addr: connection.hbone_addr,
+            carrier,
             handles,
             opened: Instant::now(),
             sent: AtomicU64::new(0),
@@ -174,6 +182,7 @@ macro_rules! access_event {
             dst.identity = $log.proven($log.labels.destination_identity.as_ref()),
             dst.cluster = $log.destination(|w| &w.cluster),
             direction = $log.direction.as_str(),
+            path = $log.carrier.shown(),
             $($key = $value,)*
             $message
         )

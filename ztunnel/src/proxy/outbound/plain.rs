@@ -22,6 +22,20 @@ pub(super) struct PlainRoute {
     pub(super) service: Option<Arc<Service>>,
 }
 
+impl PlainRoute {
+    pub(super) fn to(
+        target: SocketAddr,
+        workload: Option<Arc<Workload>>,
+        service: Option<Arc<Service>>,
+    ) -> Self {
+        Self {
+            target,
+            workload,
+            service,
+        }
+    }
+}
+
 /// To a destination that is not enrolled, or that is none of the mesh's.
 pub(super) async fn carry(
     pod: &Arc<Pod>,
