@@ -287,7 +287,8 @@ fn compute(
     enrolled: &Captured,
 ) -> Published {
     let generation = before.generation + 1;
-    let mut translation = translate(&loaded.objects, enrolled, settings);
+    let known = &before.translation.waypoints;
+    let mut translation = translate(&loaded.objects, enrolled, settings, known);
     // The same state stays the same in memory: by that a stream sees that there is nothing to do.
     let changes = Changes::between(&before.translation.addresses, &translation.addresses);
     if changes.is_empty() {

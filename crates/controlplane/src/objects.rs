@@ -34,5 +34,5 @@ pub use service_entry::{
     WorkloadEntry, WorkloadEntrySpec,
 };
 pub use set::{Issue, Objects, Severity};
-pub(crate) use validate::parse_block;
+pub(crate) use validate::{grpc_status, parse_block};
 pub use watch::{WatchError, Watcher};

@@ -13,6 +13,7 @@ mod resource;
 mod selectors;
 mod service_entries;
 mod services;
+pub mod waypoint;
 mod waypoints;
 mod workload_entries;
 mod workloads;
@@ -22,11 +23,13 @@ use std::{
     sync::Arc,
 };
 
+use leyline_proto::istio::security::Authorization;
 use leyline_types::{Identity, NamespacedName, TrustDomain, WorkloadName};
 
 use crate::objects::{ObjectKey, Objects};
 
 pub use resource::{Resource, Resources};
+pub use waypoint::WaypointConfigs;
 
 /// What holds for the whole mesh.
 #[derive(Clone, Debug)]
@@ -97,8 +100,21 @@ pub struct Translation {
     pub pod_nodes: BTreeMap<String, String>,
     /// Namespace and service account of the live pods of each node.
     pub identities: BTreeMap<String, BTreeSet<(String, String)>>,
+    /// The configuration of each waypoint.
+    pub waypoints: WaypointConfigs,
+    /// The Gateway that each live pod of a waypoint is an instance of, with the service account that it must prove.
+    pub waypoint_pods: BTreeMap<NamespacedName, WaypointPod>,
     /// For the authors of the objects.
     pub advice: Vec<Advice>,
+}
+
+/// A pod of a waypoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaypointPod {
+    /// Its Gateway.
+    pub gateway: NamespacedName,
+    /// Its service account, of the same namespace.
+    pub service_account: String,
 }
 
 impl Translation {
@@ -117,8 +133,13 @@ impl Translation {
     }
 }
 
-/// Computes everything.
-pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) -> Translation {
+/// Computes everything; parts of waypoints that stay the same are taken from `before`.
+pub fn translate(
+    objects: &Objects,
+    captured: &Captured,
+    mesh: &MeshSettings,
+    before: &WaypointConfigs,
+) -> Translation {
     let mut advice = Vec::new();
     let networks = networks::Networks::new(objects, mesh, &mut advice);
     let waypoints = waypoints::Waypoints::new(objects, mesh, &networks);
@@ -142,39 +163,34 @@ pub fn translate(objects: &Objects, captured: &Captured, mesh: &MeshSettings) ->
         waypoints: &waypoints,
     };
     let mut required = require_waypoint::RequireWaypoint::default();
-    let mut addresses = Resources::new();
-    let (pod_nodes, identities) = of_pods(
+    let mut members = Vec::new();
+    let placed = of_pods(
         &context,
         all_services(&services, &hosts),
         &mut required,
-        &mut addresses,
+        &mut members,
         &mut advice,
     );
-    let gateways = networks.workloads(objects);
-    let entries = workload_entries::workloads(&context, &hosts);
     let endpoints = endpoints::workloads(&context).into_iter();
-    for workload in endpoints.chain(gateways).chain(entries) {
-        addresses.insert(workload.uid.clone(), resource::workload(&workload));
-    }
-    for service in all_services(&services, &hosts) {
-        let name = format!("{}/{}", service.wire.namespace, service.wire.hostname);
-        addresses.insert(name, resource::service(&service.wire));
-    }
-    let mut authorizations = Resources::new();
-    let policies = policies.into_wire().into_iter();
-    let policies = policies.chain(peers.into_wire());
-    for policy in policies.chain(required.into_wire()) {
-        let name = format!("{}/{}", policy.namespace, policy.name);
-        authorizations.insert(name, resource::authorization(&policy));
-    }
+    let others = endpoints.chain(networks.workloads(objects));
+    let others = others.chain(workload_entries::workloads(&context, &hosts));
+    members.extend(others.map(waypoint::Member::without_labels));
+    let all_services: Vec<&services::MeshService> = all_services(&services, &hosts).collect();
+    let addresses = addresses(&members, &all_services);
+    let policies = policies.into_wire().into_iter().chain(peers.into_wire());
+    let authorizations = authorizations(policies.chain(required.into_wire()));
+    let inputs = waypoint::Inputs::new(objects, mesh, &all_services, &members, waypoints.names());
+    let configs = waypoint::configs(&inputs, before, &mut advice);
     advice.sort();
     advice.dedup();
     Translation {
         addresses: Arc::new(addresses),
         authorizations: Arc::new(authorizations),
         wanted,
-        pod_nodes,
-        identities,
+        pod_nodes: placed.0,
+        identities: placed.1,
+        waypoints: configs,
+        waypoint_pods: waypoint_pods(objects, &waypoints),
         advice,
     }
 }
@@ -188,6 +204,44 @@ fn all_services<'a>(
     kubernetes.values().chain(hosts)
 }
 
+fn authorizations(policies: impl Iterator<Item = Authorization>) -> Resources {
+    let policies = policies.map(|policy| {
+        let name = format!("{}/{}", policy.namespace, policy.name);
+        (name, resource::authorization(&policy))
+    });
+    policies.collect()
+}
+
+fn addresses(members: &[waypoint::Member], services: &[&services::MeshService]) -> Resources {
+    let services = services.iter().map(|service| {
+        let name = format!("{}/{}", service.wire.namespace, service.wire.hostname);
+        (name, resource::service(&service.wire))
+    });
+    let members = members.iter().map(|member| {
+        let workload = &member.workload;
+        (workload.uid.clone(), resource::workload(workload))
+    });
+    members.chain(services).collect()
+}
+
+/// The pods that may ask for the configuration of a waypoint.
+fn waypoint_pods(
+    objects: &Objects,
+    waypoints: &waypoints::Waypoints<'_>,
+) -> BTreeMap<NamespacedName, WaypointPod> {
+    let pods = objects.pods.iter();
+    let pods = pods.filter(|(_, pod)| workloads::is_live(pod));
+    pods.filter_map(|(name, pod)| {
+        let (gateway, _) = waypoints.gateway_of(pod)?;
+        let pod = WaypointPod {
+            gateway,
+            service_account: workloads::service_account_of(pod).to_owned(),
+        };
+        Some((name.clone(), pod))
+    })
+    .collect()
+}
+
 /// The node of each pod by uid, and the accounts in use on each node.
 type Placement = (
     BTreeMap<String, String>,
@@ -199,7 +253,7 @@ fn of_pods<'a>(
     context: &workloads::Context<'_>,
     services: impl Iterator<Item = &'a services::MeshService>,
     required: &mut require_waypoint::RequireWaypoint,
-    addresses: &mut Resources,
+    members: &mut Vec<waypoint::Member>,
     advice: &mut Vec<Advice>,
 ) -> Placement {
     let by_key: HashMap<&str, &services::MeshService> = services
@@ -221,8 +275,11 @@ fn of_pods<'a>(
             let policy =
                 required.attach(&workload.namespace, of_pod, context.waypoints, context.mesh);
             workload.authorization_policies.extend(policy);
-            addresses.insert(workload.uid.clone(), resource::workload(&workload));
-            pod_nodes.insert(workload.uid, workload.node);
+            pod_nodes.insert(workload.uid.clone(), workload.node.clone());
+            members.push(waypoint::Member {
+                workload,
+                labels: pod.metadata.labels.clone().unwrap_or_default(),
+            });
         }
     }
     (pod_nodes, identities)

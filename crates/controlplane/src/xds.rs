@@ -1,5 +1,5 @@
-//! Delta ADS (the incremental Envoy v3 discovery protocol) for node proxies: workloads, services and policies, all by
-//! wildcard subscription.
+//! Delta ADS (the incremental Envoy v3 discovery protocol): workloads, services and policies for node proxies, all by
+//! wildcard subscription; listeners, clusters, endpoints and routes for waypoints.
 //!
 //! `session` decides what to send and is pure; here are the stream and its deadlines. At most one response of a type is
 //! on its way, so that a slow proxy gets the latest state next and nothing piles up for it.
@@ -10,13 +10,14 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use leyline_proto::{
-    ADDRESS_TYPE, AUTHORIZATION_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE,
     envoy::service::discovery::v3::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
         aggregated_discovery_service_server::AggregatedDiscoveryService,
     },
 };
 use leyline_runtime::{Drain, spawn};
+use leyline_types::NamespacedName;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep_until, timeout},
@@ -30,12 +31,12 @@ use crate::{
     clients::{Client, Clients, Connected},
     mesh::{Mesh, Published},
 };
-use session::{Received, Session};
+use session::{Pod, Received, Session};
 
 pub(crate) use session::TypeStatus;
 
-/// One response of each of the two types may be on its way.
-const RESPONSES_ON_THE_WAY: usize = 2;
+/// One response of each type may be on its way.
+const RESPONSES_ON_THE_WAY: usize = 6;
 /// A proxy that has not acknowledged for so long is stuck; it is disconnected and starts anew.
 const ACK_DEADLINE: Duration = Duration::from_secs(60);
 /// A client that has not said what it wants by then is not a proxy.
@@ -92,6 +93,10 @@ impl AggregatedDiscoveryService for DiscoveryService {
             expiry: caller.expiry(),
             drain: self.drain.clone(),
             session: Session::default(),
+            account: NamespacedName {
+                namespace: caller.namespace.as_str().into(),
+                name: caller.service_account.as_str().into(),
+            },
             sent_at: None,
         };
         let span = info_span!(
@@ -114,6 +119,8 @@ struct XdsStream {
     /// Of the token.
     expiry: Instant,
     session: Session,
+    /// Proven by the token.
+    account: NamespacedName,
     /// Since when a response waits for its acknowledgement.
     sent_at: Option<Instant>,
 }
@@ -151,6 +158,9 @@ impl XdsStream {
                     .map(|node| node.id.clone())
                     .unwrap_or_default();
                 node_id.truncate(node_id.floor_char_boundary(MAX_NODE_ID_BYTES));
+                if let Some(pod) = pod_of(&node_id, &self.account) {
+                    self.session.identify(pod);
+                }
                 self.connected.update(|client| client.node_id = node_id);
                 if let Err(end) = self.receive(request) {
                     return end;
@@ -241,6 +251,18 @@ impl XdsStream {
     }
 }
 
+/// The pod in a node's id, `type~address~pod.namespace~domain` (facts A.1), if it is of the caller's namespace.
+fn pod_of(node_id: &str, account: &NamespacedName) -> Option<Pod> {
+    let (name, namespace) = node_id.split('~').nth(2)?.rsplit_once('.')?;
+    (namespace == account.namespace.as_str()).then(|| Pod {
+        name: NamespacedName {
+            namespace: namespace.into(),
+            name: name.into(),
+        },
+        service_account: account.name.to_string(),
+    })
+}
+
 /// A message that cannot be read is answered, so that its sender need not guess; a broken connection cannot be.
 fn broken(status: &Status) -> End {
     match status.code() {
@@ -266,6 +288,10 @@ fn short(type_url: &str) -> &'static str {
     match type_url {
         ADDRESS_TYPE => "address",
         AUTHORIZATION_TYPE => "authorization",
+        CLUSTER_TYPE => "cluster",
+        ENDPOINT_TYPE => "endpoint",
+        LISTENER_TYPE => "listener",
+        ROUTE_TYPE => "route",
         _ => "other",
     }
 }

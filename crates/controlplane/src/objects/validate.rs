@@ -35,7 +35,7 @@ pub(crate) use limit::rate_limit;
 pub(crate) use net::parse_block;
 pub(crate) use policy::{authorization_policy, peer_authentication};
 pub(crate) use request_authentication::request_authentication;
-pub(crate) use route::virtual_service;
+pub(crate) use route::{grpc_status, virtual_service};
 pub(crate) use service_entry::{service_entry, workload_entry};
 pub(crate) use telemetry::telemetry;
 

@@ -28,7 +28,7 @@ pub struct Resource {
 }
 
 impl Resource {
-    fn new(body: Vec<u8>) -> Self {
+    pub(super) fn new(body: Vec<u8>) -> Self {
         // Half of the digest: enough that two contents never meet, and short in logs.
         let mut version = String::with_capacity(32);
         for byte in &Sha256::digest(&body)[..16] {

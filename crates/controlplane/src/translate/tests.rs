@@ -1,5 +1,6 @@
 mod routing;
 mod service_entries;
+mod waypoint;
 
 use std::{fmt::Write, fs};
 
@@ -28,11 +29,17 @@ fn objects(yaml: &str) -> Objects {
 
 fn translated(yaml: &str, enrolled: &[&str]) -> Translation {
     let (objects, settings) = (objects(yaml), MeshSettings::default());
-    let wanted = translate(&objects, &Captured::new(), &settings).wanted;
+    let wanted = translate(
+        &objects,
+        &Captured::new(),
+        &settings,
+        &WaypointConfigs::new(),
+    )
+    .wanted;
     let pods = wanted.into_values().flatten();
     let captured = pods.filter(|(uid, _)| enrolled.contains(&uid.as_str()));
     let captured = captured.map(|(uid, pod)| (uid, pod.instance)).collect();
-    translate(&objects, &captured, &settings)
+    translate(&objects, &captured, &settings, &WaypointConfigs::new())
 }
 
 fn check(yaml: &str, enrolled: &[&str], expected: Expect) {

@@ -99,6 +99,11 @@ impl<'a> Waypoints<'a> {
         }
     }
 
+    /// All Gateways of the class.
+    pub(super) fn names(&self) -> BTreeSet<NamespacedName> {
+        self.gateways.keys().map(|name| (*name).clone()).collect()
+    }
+
     /// The waypoints of a service, or of a host of a ServiceEntry.
     pub(super) fn of_service(
         &self,

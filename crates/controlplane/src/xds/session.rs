@@ -1,10 +1,14 @@
 //! What one proxy knows and what it is to be told next. No I/O, no clock.
 //!
+//! Node proxies subscribe to everything of a type. Waypoints (`waypoint`) may name what they want, as Envoy does.
+//!
 //! A proxy refuses traffic to a workload whose policies it does not have. Therefore policies are sent before the
 //! workloads that name them, and removed after the workloads that no longer do.
 
+mod waypoint;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -18,6 +22,9 @@ use crate::{
     mesh::{Changes, Published},
     translate::{Resource, Resources},
 };
+use waypoint::WaypointTypes;
+
+pub(super) use waypoint::Pod;
 
 /// Rejections that the status page shows for each type and proxy.
 const MAX_REJECTIONS: usize = 8;
@@ -45,6 +52,8 @@ pub(super) enum Received {
 pub(super) enum SessionError {
     #[error("subscriptions by name are not supported, subscribe to everything of {0}")]
     ByName(&'static str),
+    #[error("too many names of {0}")]
+    TooManyNames(&'static str),
 }
 
 /// What the status page says about one type.
@@ -124,6 +133,16 @@ impl Known {
         self.state = Arc::clone(current);
     }
 
+    /// The proxy no longer has it, or is to be told of it again.
+    fn forget(&mut self, name: &str) {
+        self.besides.remove(name);
+        if self.state.contains_key(name) {
+            let mut state = Resources::clone(&self.state);
+            state.remove(name);
+            self.state = Arc::new(state);
+        }
+    }
+
     fn len(&self) -> usize {
         let besides = self.besides.keys();
         self.state.len()
@@ -136,6 +155,8 @@ impl Known {
 struct TypeState {
     type_url: &'static str,
     subscribed: bool,
+    /// What is wanted, where the proxy names it; everything else.
+    names: Option<BTreeSet<String>>,
     /// It has unsubscribed, and must say so to come back.
     left: bool,
     /// The first response is sent even when empty: it tells the proxy that it is in step.
@@ -163,6 +184,7 @@ impl TypeState {
         Self {
             type_url,
             subscribed: false,
+            names: None,
             left: false,
             greeted: false,
             known: Known::default(),
@@ -255,6 +277,7 @@ impl TypeState {
 pub(super) struct Session {
     addresses: TypeState,
     authorizations: TypeState,
+    waypoint: WaypointTypes,
     nonces: u64,
 }
 
@@ -263,6 +286,7 @@ impl Default for Session {
         Self {
             addresses: TypeState::new(ADDRESS_TYPE),
             authorizations: TypeState::new(AUTHORIZATION_TYPE),
+            waypoint: WaypointTypes::default(),
             nonces: 0,
         }
     }
@@ -277,8 +301,13 @@ impl Session {
         match request.type_url.as_str() {
             ADDRESS_TYPE => self.addresses.receive(request),
             AUTHORIZATION_TYPE => self.authorizations.receive(request),
-            _ => Ok(Received::UnknownType(cut(request.type_url))),
+            _ => self.waypoint.receive(request),
         }
+    }
+
+    /// Says which pod the proxy is, with an account that it has proven.
+    pub(super) fn identify(&mut self, pod: Pod) {
+        self.waypoint.identify(pod);
     }
 
     /// The next response that brings the proxy closer to `published`; `None` when it must answer first or has all.
@@ -286,6 +315,11 @@ impl Session {
         &mut self,
         published: &Published,
     ) -> Option<DeltaDiscoveryResponse> {
+        self.next_of_node(published)
+            .or_else(|| self.waypoint.next_response(published, &mut self.nonces))
+    }
+
+    fn next_of_node(&mut self, published: &Published) -> Option<DeltaDiscoveryResponse> {
         let translation = &published.translation;
         let changes = published.address_changes.as_ref();
         let addresses = self.addresses.difference(&translation.addresses, changes);
@@ -326,7 +360,10 @@ impl Session {
     }
 
     pub(super) fn waits_for_ack(&self) -> bool {
-        self.addresses.on_the_way.is_some() || self.authorizations.on_the_way.is_some()
+        let mut types = [&self.addresses, &self.authorizations]
+            .into_iter()
+            .chain(self.waypoint.types());
+        types.any(|kind| kind.on_the_way.is_some())
     }
 
     /// The generation whose addresses the proxy has, if it subscribed to them.
@@ -337,8 +374,9 @@ impl Session {
     }
 
     pub(super) fn status(&self) -> BTreeMap<&'static str, TypeStatus> {
-        let subscribed = [&self.addresses, &self.authorizations]
-            .into_iter()
+        let types = [&self.addresses, &self.authorizations].into_iter();
+        let subscribed = types
+            .chain(self.waypoint.types())
             .filter(|kind| kind.subscribed);
         subscribed
             .map(|kind| {

@@ -544,7 +544,7 @@ proptest! {
         let origins = loaded.origins.get(&ObjectKey::new(Kind::Pod, Some("shop"), "web"));
         prop_assert!(origins.is_some_and(|origin| origin.file.ends_with("a.yaml")));
         let mesh = crate::translate::MeshSettings::default();
-        crate::translate::translate(&loaded.objects, &Default::default(), &mesh);
+        crate::translate::translate(&loaded.objects, &Default::default(), &mesh, &Default::default());
     }
 
     #[test]

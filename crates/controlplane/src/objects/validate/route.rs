@@ -213,7 +213,7 @@ fn check_rewrite(field: &Field, rewrite: &Rewrite, found: &mut Vec<Invalid>) {
 }
 
 /// Conditions of Envoy's `retry_on` and `retry_grpc_on` (its router documentation) that Istio lets pass.
-pub(super) const RETRY_ON: [&str; 16] = [
+const RETRY_ON: [&str; 16] = [
     "5xx",
     "gateway-error",
     "reset",
@@ -287,7 +287,7 @@ fn check_fault(field: &Field, fault: &Fault, found: &mut Vec<Invalid>) {
 }
 
 /// The names of gRPC's status codes, 0 first (the gRPC document on status codes).
-pub(crate) const GRPC_STATUS: [&str; 17] = [
+const GRPC_STATUS: [&str; 17] = [
     "OK",
     "CANCELLED",
     "UNKNOWN",
@@ -306,6 +306,12 @@ pub(crate) const GRPC_STATUS: [&str; 17] = [
     "DATA_LOSS",
     "UNAUTHENTICATED",
 ];
+
+/// The number of a gRPC status.
+pub(crate) fn grpc_status(name: &str) -> Option<u32> {
+    let number = GRPC_STATUS.iter().position(|known| *known == name)?;
+    u32::try_from(number).ok()
+}
 
 fn mirror(field: &Field, mirror: &Mirror, found: &mut Vec<Invalid>) {
     destination(&field.key("destination"), &mirror.destination, found);

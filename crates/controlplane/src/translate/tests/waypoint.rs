@@ -1,0 +1,334 @@
+//! From the user's objects to a waypoint's configuration, shown short.
+
+use envoy_types::pb::envoy::config::{
+    cluster::v3::Cluster,
+    core::v3::address::Address as Kind,
+    endpoint::v3::{ClusterLoadAssignment, lb_endpoint::HostIdentifier},
+    listener::v3::Listener,
+    route::v3::{
+        Route, RouteConfiguration, route::Action, route_action::ClusterSpecifier,
+        route_match::PathSpecifier,
+    },
+};
+use leyline_types::NamespacedName;
+
+use super::*;
+use crate::translate::waypoint::WaypointConfig;
+
+/// A waypoint `wp` that the service `server` is behind, with two versions of it.
+const MESH: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: wp, namespace: shop}
+spec:
+  gatewayClassName: istio-waypoint
+  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: server, namespace: shop, labels: {istio.io/use-waypoint: wp}}
+spec:
+  clusterIP: 10.96.0.20
+  selector: {app: server}
+  ports: [{name: http, port: 80, targetPort: 8080}, {name: db, port: 90, targetPort: 9090}, {name: tcp-x, port: 99}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: other, namespace: shop}
+spec:
+  clusterIP: 10.96.0.30
+  selector: {app: other}
+  ports: [{name: http, port: 80}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: v1, namespace: shop, labels: {app: server, version: v1}}
+spec: {nodeName: a, containers: [{name: c, image: i}]}
+status: {phase: Running, podIPs: [{ip: 10.0.0.1}], conditions: [{type: Ready, status: \"True\"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: v2, namespace: shop, labels: {app: server, version: v2}}
+spec: {nodeName: a, containers: [{name: c, image: i}]}
+status: {phase: Running, podIPs: [{ip: 10.0.0.2}], conditions: [{type: Ready, status: \"True\"}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: wp-1, namespace: shop, labels: {gateway.networking.k8s.io/gateway-name: wp}}
+spec: {nodeName: a, serviceAccountName: wp, containers: [{name: c, image: i}]}
+status: {phase: Running, podIPs: [{ip: 10.0.0.9}], conditions: [{type: Ready, status: \"True\"}]}
+";
+
+fn name(text: &str) -> NamespacedName {
+    NamespacedName {
+        namespace: "shop".into(),
+        name: text.into(),
+    }
+}
+
+fn config(yaml: &str) -> (Translation, WaypointConfig) {
+    let translation = translated(&format!("{MESH}---\n{yaml}"), &["Kubernetes//Pod/shop/v1"]);
+    let config = WaypointConfig::clone(&translation.waypoints[&name("wp")]);
+    (translation, config)
+}
+
+fn decoded<M: Message + Default>(resources: &Resources) -> Vec<M> {
+    let bodies = resources.values();
+    bodies
+        .map(|resource| M::decode(resource.body.clone()).unwrap())
+        .collect()
+}
+
+fn show_route(route: &Route) -> String {
+    let matched = route.r#match.as_ref().unwrap();
+    let path = match matched.path_specifier.as_ref().unwrap() {
+        PathSpecifier::Prefix(prefix) => format!("{prefix}*"),
+        PathSpecifier::Path(path) => path.clone(),
+        PathSpecifier::PathSeparatedPrefix(prefix) => format!("{prefix}/**"),
+        PathSpecifier::SafeRegex(regex) => format!("~{}", regex.regex),
+        other => format!("{other:?}"),
+    };
+    let headers: String = matched
+        .headers
+        .iter()
+        .map(|header| {
+            format!(
+                " {}{}",
+                if header.invert_match { "!" } else { "" },
+                header.name
+            )
+        })
+        .collect();
+    let action = match route.action.as_ref().unwrap() {
+        Action::Route(action) => match action.cluster_specifier.as_ref().unwrap() {
+            ClusterSpecifier::Cluster(name) => name.clone(),
+            ClusterSpecifier::WeightedClusters(all) => all
+                .clusters
+                .iter()
+                .map(|one| format!("{} {}", one.weight.unwrap().value, one.name))
+                .collect::<Vec<_>>()
+                .join(", "),
+            other => format!("{other:?}"),
+        },
+        Action::Redirect(redirect) => format!("redirect {}", redirect.host_redirect),
+        Action::DirectResponse(answer) => format!("answer {}", answer.status),
+        other => format!("{other:?}"),
+    };
+    let mut filters: Vec<&str> = route
+        .typed_per_filter_config
+        .keys()
+        .map(String::as_str)
+        .collect();
+    filters.sort_unstable();
+    format!("  {path}{headers} -> {action} {}", filters.join(" "))
+}
+
+fn routes(config: &WaypointConfig) -> String {
+    let mut text = String::new();
+    for table in decoded::<RouteConfiguration>(&config.routes.resources) {
+        writeln!(text, "{}", table.name).unwrap();
+        for route in table.virtual_hosts.iter().flat_map(|host| &host.routes) {
+            writeln!(text, "{}", show_route(route).trim_end()).unwrap();
+        }
+    }
+    text
+}
+
+fn endpoints(config: &WaypointConfig) -> String {
+    let mut text = String::new();
+    for assignment in decoded::<ClusterLoadAssignment>(&config.endpoints.resources) {
+        let all = assignment
+            .endpoints
+            .iter()
+            .flat_map(|place| &place.lb_endpoints);
+        let shown: Vec<String> = all
+            .map(
+                |endpoint| match endpoint.host_identifier.as_ref().unwrap() {
+                    HostIdentifier::Endpoint(endpoint) => {
+                        match endpoint.address.as_ref().unwrap().address.as_ref().unwrap() {
+                            Kind::EnvoyInternalAddress(tunnel) => {
+                                format!("tunnel {}", tunnel.endpoint_id)
+                            }
+                            Kind::SocketAddress(plain) => format!("plain {}", plain.address),
+                            other => format!("{other:?}"),
+                        }
+                    }
+                    other => format!("{other:?}"),
+                },
+            )
+            .collect();
+        writeln!(text, "{}: {}", assignment.cluster_name, shown.join(", ")).unwrap();
+    }
+    text
+}
+
+#[test]
+fn a_service_alone_has_a_default_route_and_its_endpoints() {
+    let (translation, config) = config("");
+    expect![[r#"
+        inbound-vip|80|http|server.shop.svc.cluster.local
+          /* -> inbound-vip|80|http|server.shop.svc.cluster.local
+        inbound-vip|90|http|server.shop.svc.cluster.local
+          /* -> inbound-vip|90|http|server.shop.svc.cluster.local
+    "#]]
+    .assert_eq(&routes(&config));
+    expect![[r#"
+        inbound-vip|80|http|server.shop.svc.cluster.local: tunnel 10.0.0.1:8080, plain 10.0.0.2
+        inbound-vip|90|http|server.shop.svc.cluster.local: tunnel 10.0.0.1:9090, plain 10.0.0.2
+        inbound-vip|90|tcp|server.shop.svc.cluster.local: tunnel 10.0.0.1:9090, plain 10.0.0.2
+        inbound-vip|99|tcp|server.shop.svc.cluster.local: tunnel 10.0.0.1:99, plain 10.0.0.2
+    "#]]
+    .assert_eq(&endpoints(&config));
+    let listeners = decoded::<Listener>(&config.listeners.resources);
+    let names: Vec<&str> = listeners
+        .iter()
+        .map(|listener| listener.name.as_str())
+        .collect();
+    assert_eq!(
+        names,
+        ["connect_originate", "connect_terminate", "main_internal"]
+    );
+    assert_eq!(
+        translation.waypoint_pods.get(&name("wp-1")),
+        Some(&WaypointPod {
+            gateway: name("wp"),
+            service_account: "wp".to_owned()
+        })
+    );
+}
+
+#[test]
+fn virtual_services_become_routes_and_subsets_clusters() {
+    let (_, config) = config(
+        "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: server, namespace: shop}
+spec:
+  hosts: [server]
+  http:
+  - match: [{headers: {x-user: {exact: jason}}, port: 80}]
+    route: [{destination: {host: server, subset: v2}}]
+  - match: [{uri: {prefix: /old}}]
+    fault: {delay: {fixedDelay: 1s, percentage: {value: 10}}}
+    route:
+    - {destination: {host: server, subset: v1}, weight: 90}
+    - {destination: {host: other}, weight: 9}
+    - {destination: {host: gone}, weight: 1}
+  - match: [{sourceLabels: {a: b}}]
+    directResponse: {status: 418}
+  - redirect: {authority: elsewhere}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: server, namespace: shop}
+spec:
+  host: server
+  trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+",
+    );
+    expect![[r#"
+        inbound-vip|80|http|server.shop.svc.cluster.local
+          /* x-user -> inbound-vip|80|http/v2|server.shop.svc.cluster.local
+          /old* -> 90 inbound-vip|80|http/v1|server.shop.svc.cluster.local, 9 outbound|80||other.shop.svc.cluster.local, 1 UnknownService envoy.filters.http.fault
+          /* -> redirect elsewhere
+        inbound-vip|90|http|server.shop.svc.cluster.local
+          /old* -> 90 inbound-vip|90|http/v1|server.shop.svc.cluster.local, 9 outbound|80||other.shop.svc.cluster.local, 1 UnknownService envoy.filters.http.fault
+          /* -> redirect elsewhere
+    "#]]
+    .assert_eq(&routes(&config));
+    let subset = "inbound-vip|80|http/v2|server.shop.svc.cluster.local: plain 10.0.0.2\n";
+    assert!(
+        endpoints(&config).contains(subset),
+        "{}",
+        endpoints(&config)
+    );
+    let clusters = decoded::<Cluster>(&config.clusters.resources);
+    let policy = |name: &str| {
+        clusters
+            .iter()
+            .find(|one| one.name == name)
+            .map(|one| one.lb_policy)
+    };
+    assert_eq!(
+        policy("inbound-vip|80|http|server.shop.svc.cluster.local"),
+        Some(0)
+    );
+    assert_eq!(policy("outbound|80||other.shop.svc.cluster.local"), Some(1));
+}
+
+#[test]
+fn routes_of_the_gateway_api_are_put_in_order() {
+    let (_, config) = config(
+        "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: server, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: server, port: 80}]
+  rules:
+  - backendRefs: [{name: server, port: 80}]
+  - matches: [{path: {value: /v2}}, {path: {type: Exact, value: /v2}}, {path: {value: /v2/deep}, method: GET}]
+    backendRefs: [{name: other, port: 80, weight: 1}, {name: server, port: 80, weight: 3}]
+  - matches: [{path: {value: /other}}]
+    backendRefs: [{name: elsewhere, namespace: web, port: 80}]
+",
+    );
+    expect![[r#"
+        inbound-vip|80|http|server.shop.svc.cluster.local
+          /v2 -> 1 outbound|80||other.shop.svc.cluster.local, 3 inbound-vip|80|http|server.shop.svc.cluster.local
+          /v2/deep/** :method -> 1 outbound|80||other.shop.svc.cluster.local, 3 inbound-vip|80|http|server.shop.svc.cluster.local
+          /other/** -> UnknownService
+          /v2/** -> 1 outbound|80||other.shop.svc.cluster.local, 3 inbound-vip|80|http|server.shop.svc.cluster.local
+          /* -> inbound-vip|80|http|server.shop.svc.cluster.local
+        inbound-vip|90|http|server.shop.svc.cluster.local
+          /* -> inbound-vip|90|http|server.shop.svc.cluster.local
+    "#]]
+    .assert_eq(&routes(&config));
+}
+
+#[test]
+fn what_stays_the_same_keeps_its_version() {
+    let objects = objects(&format!(
+        "{MESH}---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: a, namespace: shop}}
+spec:
+  targetRefs: [{{kind: Service, group: '', name: server}}]
+  rules:
+  - {{to: [{{operation: {{methods: [GET]}}}}]}}
+  - {{from: [{{source: {{namespaces: [web]}}}}]}}
+  - {{when: [{{key: 'request.headers[x]', values: [yes-please]}}]}}
+"
+    ));
+    let settings = MeshSettings::default();
+    let first = translate(
+        &objects,
+        &Captured::new(),
+        &settings,
+        &WaypointConfigs::new(),
+    );
+    for _ in 0..8 {
+        let again = translate(&objects, &Captured::new(), &settings, &first.waypoints);
+        let (one, other) = (&first.waypoints[&name("wp")], &again.waypoints[&name("wp")]);
+        assert!(Arc::ptr_eq(
+            &one.listeners.resources,
+            &other.listeners.resources
+        ));
+        assert!(Arc::ptr_eq(
+            &one.clusters.resources,
+            &other.clusters.resources
+        ));
+        assert!(Arc::ptr_eq(
+            &one.endpoints.resources,
+            &other.endpoints.resources
+        ));
+        assert!(Arc::ptr_eq(&one.routes.resources, &other.routes.resources));
+    }
+}

@@ -1,0 +1,239 @@
+//! The user's services, routes and policies to the Envoy configuration of each waypoint (facts A): listeners, clusters,
+//! endpoints and routes. Pure: the same objects give equal messages.
+
+mod clusters;
+mod from_gateway_api;
+mod from_virtual_service;
+mod listeners;
+mod names;
+mod pb;
+mod policies;
+mod routes;
+mod rule;
+mod rules;
+mod settings;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use envoy_types::pb::envoy::config::{
+    cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
+    route::v3::RouteConfiguration,
+};
+use leyline_types::NamespacedName;
+use prost::Message;
+
+use super::{Advice, MeshSettings, Resource, Resources, services::MeshService};
+use crate::objects::Objects;
+use clusters::{Traffic, Which};
+use listeners::{Served, ServedPort};
+use routes::Clusters;
+use settings::Settings;
+use view::{PortView, ServiceView, View};
+
+pub(super) use view::Member;
+
+/// One type's resources by name, with the messages they were made of: maps in them have no order on the wire, so that
+/// only by the messages it can be told whether anything changed.
+#[derive(Clone, Debug)]
+pub struct Built<M> {
+    messages: BTreeMap<String, M>,
+    /// What is sent.
+    pub resources: Arc<Resources>,
+}
+
+impl<M> Default for Built<M> {
+    fn default() -> Self {
+        Self {
+            messages: BTreeMap::new(),
+            resources: Arc::default(),
+        }
+    }
+}
+
+impl<M: Message + PartialEq> Built<M> {
+    fn new(messages: BTreeMap<String, M>, before: Option<&Self>) -> Self {
+        if let Some(before) = before.filter(|before| before.messages == messages) {
+            return Self {
+                messages,
+                resources: Arc::clone(&before.resources),
+            };
+        }
+        let kept = |name: &String, message: &M| {
+            let before = before.filter(|before| before.messages.get(name) == Some(message))?;
+            before.resources.get(name).cloned()
+        };
+        let resources = messages.iter().map(|(name, message)| {
+            let resource =
+                kept(name, message).unwrap_or_else(|| Resource::new(message.encode_to_vec()));
+            (name.clone(), resource)
+        });
+        Self {
+            resources: Arc::new(resources.collect()),
+            messages,
+        }
+    }
+}
+
+/// All that one waypoint is told.
+#[derive(Clone, Debug, Default)]
+pub struct WaypointConfig {
+    /// Listeners by name.
+    pub listeners: Built<Listener>,
+    /// Clusters by name.
+    pub clusters: Built<Cluster>,
+    /// Endpoints by the name of their cluster.
+    pub endpoints: Built<ClusterLoadAssignment>,
+    /// Routes by the name of the chain that uses them.
+    pub routes: Built<RouteConfiguration>,
+}
+
+/// The configuration of every waypoint, by its Gateway.
+pub type WaypointConfigs = BTreeMap<NamespacedName, Arc<WaypointConfig>>;
+
+/// What they are computed from.
+pub(super) struct Inputs<'a> {
+    objects: &'a Objects,
+    mesh: &'a MeshSettings,
+    services: &'a [&'a MeshService],
+    members: &'a [Member],
+    gateways: BTreeSet<NamespacedName>,
+}
+
+impl<'a> Inputs<'a> {
+    pub(super) fn new(
+        objects: &'a Objects,
+        mesh: &'a MeshSettings,
+        services: &'a [&'a MeshService],
+        members: &'a [Member],
+        gateways: BTreeSet<NamespacedName>,
+    ) -> Self {
+        Self {
+            objects,
+            mesh,
+            services,
+            members,
+            gateways,
+        }
+    }
+}
+
+/// Computes the configurations; parts that equal `before`'s are `before`'s own.
+pub(super) fn configs(
+    inputs: &Inputs<'_>,
+    before: &WaypointConfigs,
+    advice: &mut Vec<Advice>,
+) -> WaypointConfigs {
+    if inputs.gateways.is_empty() {
+        return WaypointConfigs::new();
+    }
+    let services = inputs.services.iter().copied();
+    let view = View::new(inputs.objects, inputs.mesh, services, inputs.members);
+    inputs
+        .gateways
+        .iter()
+        .map(|gateway| {
+            let config = config(&view, gateway, before.get(gateway).map(Arc::as_ref), advice);
+            (gateway.clone(), Arc::new(config))
+        })
+        .collect()
+}
+
+fn config(
+    view: &View<'_>,
+    gateway: &NamespacedName,
+    before: Option<&WaypointConfig>,
+    advice: &mut Vec<Advice>,
+) -> WaypointConfig {
+    let owned = view.services.values();
+    let owned: Vec<&ServiceView<'_>> = owned
+        .filter(|service| service.waypoints.contains(gateway))
+        .collect();
+    let settings = Settings::new(view, gateway, &owned);
+    let mut routes = BTreeMap::new();
+    let mut served = Vec::with_capacity(owned.len());
+    for service in &owned {
+        let ports = service.ports.iter();
+        let ports = ports.map(|port| {
+            let context = PortContext {
+                view,
+                gateway,
+                service,
+                settings: &settings,
+            };
+            context.serve(port, &mut routes, advice)
+        });
+        served.push(Served {
+            service,
+            ports: ports.collect(),
+        });
+    }
+    let (clusters, endpoints) = settings.into_clusters(&owned);
+    let listeners = listeners::listeners(&served, &view.mesh.trust_domain.to_string());
+    let listeners = listeners
+        .into_iter()
+        .map(|one| (one.name.clone(), one))
+        .collect();
+    WaypointConfig {
+        listeners: Built::new(listeners, before.map(|before| &before.listeners)),
+        clusters: Built::new(clusters, before.map(|before| &before.clusters)),
+        endpoints: Built::new(endpoints, before.map(|before| &before.endpoints)),
+        routes: Built::new(routes, before.map(|before| &before.routes)),
+    }
+}
+
+/// What the chains of one port are made from.
+struct PortContext<'v, 'a> {
+    view: &'v View<'a>,
+    gateway: &'v NamespacedName,
+    service: &'v ServiceView<'a>,
+    settings: &'v Settings<'v>,
+}
+
+impl PortContext<'_, '_> {
+    /// The port's chains; its routes are put beside them.
+    fn serve(
+        &self,
+        port: &PortView,
+        routes: &mut BTreeMap<String, RouteConfiguration>,
+        advice: &mut Vec<Advice>,
+    ) -> ServedPort {
+        let (service, number) = (self.service, port.number);
+        let name = |traffic| {
+            let which = Which {
+                traffic,
+                port: number,
+                subset: None,
+                owned: true,
+            };
+            which.name(service.host)
+        };
+        let (http, tcp) = (name(Traffic::Http), name(Traffic::Tcp));
+        if port.protocol.may_be_http() {
+            let rules = rules::http(self.view, self.gateway, service, number, advice);
+            let table = routes::Table {
+                name: &http,
+                host: service.host,
+                port: number,
+            };
+            let clusters = self.settings.clusters_of(number, Traffic::Http);
+            routes.insert(http.clone(), routes::table(&table, &rules, &clusters));
+        }
+        let clusters = self.settings.clusters_of(number, Traffic::Tcp);
+        let targets = rules::tcp(self.view, self.gateway, service, number);
+        ServedPort {
+            port: number,
+            protocol: port.protocol,
+            tcp_targets: targets
+                .iter()
+                .map(|(target, weight)| (clusters.cluster(target), *weight))
+                .collect(),
+            checks: policies::checks(&self.settings.policies_of(service)),
+            http,
+            tcp,
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Clusters and their endpoints (facts A.5, A.6): one cluster for each port, protocol and subset of a service.
+
+mod endpoints;
+mod policy;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use envoy_types::pb::envoy::{
+    config::{
+        cluster::v3::{
+            Cluster,
+            cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig},
+        },
+        core::v3::{
+            AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions,
+            Http2ProtocolOptions, HttpProtocolOptions as CommonHttp, Metadata, TransportSocket,
+            config_source::ConfigSourceSpecifier, transport_socket::ConfigType,
+        },
+        endpoint::v3::ClusterLoadAssignment,
+    },
+    extensions::{
+        transport_sockets::{
+            internal_upstream::v3::{
+                InternalUpstreamTransport, internal_upstream_transport::MetadataValueSource,
+            },
+            raw_buffer::v3::RawBuffer,
+        },
+        upstreams::http::v3::{
+            HttpProtocolOptions,
+            http_protocol_options::{
+                ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+                explicit_http_config::ProtocolConfig,
+            },
+        },
+    },
+    r#type::{
+        metadata::v3::{MetadataKind, metadata_kind},
+        v3::Percent,
+    },
+};
+
+use super::{
+    pb,
+    view::{PortProtocol, PortView, ServiceView},
+};
+use crate::objects::duration;
+use policy::{balance, circuit_breakers, connect_timeout, outlier_detection};
+
+pub(super) use policy::Policy;
+
+/// The listener inside a waypoint that opens tunnels.
+pub(super) const CONNECT_ORIGINATE: &str = "connect_originate";
+/// Metadata of an endpoint: where its tunnel leads.
+const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
+const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+/// HTTP or bytes: the same port of a service has a cluster for each that it may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Traffic {
+    Http,
+    Tcp,
+}
+
+impl Traffic {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// Which cluster of a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Which {
+    pub(super) traffic: Traffic,
+    pub(super) port: u16,
+    pub(super) subset: Option<String>,
+    /// Whether the service is behind this waypoint, or only named by a route.
+    pub(super) owned: bool,
+}
+
+impl Which {
+    pub(super) fn name(&self, host: &str) -> String {
+        let subset = self.subset.as_deref().unwrap_or_default();
+        let (port, word) = (self.port, self.traffic.word());
+        match (self.owned, subset) {
+            (true, "") => format!("inbound-vip|{port}|{word}|{host}"),
+            (true, subset) => format!("inbound-vip|{port}|{word}/{subset}|{host}"),
+            (false, subset) => format!("outbound|{port}|{subset}|{host}"),
+        }
+    }
+}
+
+/// The cluster and its endpoints.
+pub(super) fn cluster(
+    service: &ServiceView<'_>,
+    which: &Which,
+    policy: &Policy,
+    labels: Option<&BTreeMap<String, String>>,
+) -> (Cluster, ClusterLoadAssignment) {
+    let name = which.name(service.host);
+    let port = service.ports.iter().find(|port| port.number == which.port);
+    let mut cluster = Cluster {
+        name: name.clone(),
+        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
+        eds_cluster_config: Some(EdsClusterConfig {
+            eds_config: Some(by_ads()),
+            service_name: name.clone(),
+        }),
+        connect_timeout: connect_timeout(policy),
+        metadata: Some(service_metadata(service, which)),
+        transport_socket: Some(internal_upstream()),
+        circuit_breakers: Some(circuit_breakers(policy)),
+        outlier_detection: policy.outlier_detection.as_ref().map(outlier_detection),
+        common_lb_config: Some(CommonLbConfig {
+            healthy_panic_threshold: Some(Percent {
+                value: policy
+                    .outlier_detection
+                    .as_ref()
+                    .and_then(|outlier| outlier.min_health_percent)
+                    .map_or(0.0, f64::from),
+            }),
+            ..CommonLbConfig::default()
+        }),
+        ..Cluster::default()
+    };
+    if which.traffic == Traffic::Http {
+        let options = pb::any(&http_options(port, policy));
+        cluster.typed_extension_protocol_options = [(HTTP_OPTIONS.to_owned(), options)].into();
+    }
+    balance(&mut cluster, policy.load_balancer.as_ref());
+    (
+        cluster,
+        endpoints::assignment(&name, service, which.port, labels),
+    )
+}
+
+/// Endpoints and routes come on the same stream.
+pub(super) fn by_ads() -> ConfigSource {
+    ConfigSource {
+        resource_api_version: ApiVersion::V3.into(),
+        config_source_specifier: Some(ConfigSourceSpecifier::Ads(AggregatedConfigSource {})),
+        ..ConfigSource::default()
+    }
+}
+
+fn time(text: Option<&String>) -> Option<Duration> {
+    duration::parse(text?).ok()
+}
+
+fn service_metadata(service: &ServiceView<'_>, which: &Which) -> Metadata {
+    let named = pb::object(pb::fields([
+        ("name", pb::text(service.name)),
+        ("host", pb::text(service.host)),
+        ("namespace", pb::text(service.namespace)),
+    ]));
+    let mut fields = pb::fields([("services", pb::list(vec![named]))]);
+    if let Some(subset) = &which.subset {
+        fields.fields.insert("subset".to_owned(), pb::text(subset));
+    }
+    Metadata {
+        filter_metadata: [("istio".to_owned(), fields)].into(),
+        ..Metadata::default()
+    }
+}
+
+/// Hands an endpoint's metadata to the listener that opens its tunnel.
+fn internal_upstream() -> TransportSocket {
+    let pass = |name: &str| MetadataValueSource {
+        kind: Some(MetadataKind {
+            kind: Some(metadata_kind::Kind::Host(metadata_kind::Host {})),
+        }),
+        name: name.to_owned(),
+    };
+    let plain = TransportSocket {
+        name: "envoy.transport_sockets.raw_buffer".to_owned(),
+        config_type: Some(ConfigType::TypedConfig(pb::any(&RawBuffer {}))),
+    };
+    let internal = InternalUpstreamTransport {
+        passthrough_metadata: vec![pass(ORIGINAL_DST), pass("istio")],
+        transport_socket: Some(plain),
+    };
+    TransportSocket {
+        name: "envoy.transport_sockets.internal_upstream".to_owned(),
+        config_type: Some(ConfigType::TypedConfig(pb::any(&internal))),
+    }
+}
+
+fn http_options(port: Option<&PortView>, policy: &Policy) -> HttpProtocolOptions {
+    let http = policy
+        .connection_pool
+        .as_ref()
+        .and_then(|pool| pool.http.as_ref());
+    let upgrade = http.and_then(|http| http.h2_upgrade_policy.as_deref());
+    let client = http.and_then(|http| http.use_client_protocol) == Some(true);
+    let http2 = match (port.map(|port| port.protocol), upgrade) {
+        (_, Some("UPGRADE")) => true,
+        (Some(PortProtocol::Http2), _) => true,
+        (Some(PortProtocol::Http1 | PortProtocol::Tcp | PortProtocol::Unknown) | None, _) => false,
+    };
+    let streams = http.and_then(|http| http.max_concurrent_streams);
+    let http2_options = Http2ProtocolOptions {
+        max_concurrent_streams: streams
+            .filter(|streams| *streams > 0)
+            .and_then(|streams| u32::try_from(streams).ok())
+            .and_then(pb::uint32),
+        ..Http2ProtocolOptions::default()
+    };
+    let unknown = port.is_none_or(|port| port.protocol == PortProtocol::Unknown);
+    let protocol = if client || (unknown && !http2) {
+        UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+            http_protocol_options: Some(Http1ProtocolOptions::default()),
+            http2_protocol_options: Some(http2_options),
+            http3_protocol_options: None,
+        })
+    } else {
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig {
+            protocol_config: Some(if http2 {
+                ProtocolConfig::Http2ProtocolOptions(http2_options)
+            } else {
+                ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())
+            }),
+        })
+    };
+    let requests = http.and_then(|http| http.max_requests_per_connection);
+    let common = CommonHttp {
+        idle_timeout: http
+            .and_then(|http| time(http.idle_timeout.as_ref()))
+            .and_then(pb::duration),
+        max_requests_per_connection: requests
+            .filter(|requests| *requests > 0)
+            .and_then(|requests| u32::try_from(requests).ok())
+            .and_then(pb::uint32),
+        ..CommonHttp::default()
+    };
+    HttpProtocolOptions {
+        common_http_protocol_options: (common != CommonHttp::default()).then_some(common),
+        upstream_protocol_options: Some(protocol),
+        ..HttpProtocolOptions::default()
+    }
+}

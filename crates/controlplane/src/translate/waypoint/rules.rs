@@ -1,0 +1,402 @@
+//! Which rules a service's port has: VirtualServices and routes of the Gateway API that are about it (facts A.7).
+
+use std::cmp::Reverse;
+
+use leyline_types::NamespacedName;
+
+use super::{
+    from_gateway_api::{self as api, Backends, Ranked, Reference},
+    from_virtual_service as vs,
+    names::{fit, full_host, is_exported, service_host},
+    rule::{HttpRule, Target},
+    view::{ServiceView, View},
+};
+use crate::{
+    objects::{
+        Kind, ObjectKey, Objects,
+        l7::{
+            gateway_route::{BackendRef, ParentRef},
+            virtual_service::{HttpRoute, VirtualService},
+        },
+    },
+    translate::Advice,
+};
+
+const MESH: &str = "mesh";
+const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
+/// The HTTP rules in the order in which they count: VirtualServices, else routes of the Gateway API by their rank.
+pub(super) fn http(
+    view: &View<'_>,
+    gateway: &NamespacedName,
+    service: &ServiceView<'_>,
+    port: u16,
+    advice: &mut Vec<Advice>,
+) -> Vec<HttpRule> {
+    let mut rules = Vec::new();
+    for (name, virtual_service) in virtual_services(view, gateway, service) {
+        let place = vs::Place {
+            namespace: name.namespace.as_str(),
+            cluster_domain: &view.mesh.cluster_domain,
+            port,
+        };
+        for (index, route) in virtual_service.spec.http.iter().enumerate() {
+            advise(name, index, route, advice);
+            match &route.delegate {
+                None => rules.extend(vs::http_rule(route, &place)),
+                Some(delegate) => {
+                    let namespace = delegate.namespace.clone();
+                    let child = NamespacedName {
+                        namespace: namespace
+                            .unwrap_or_else(|| name.namespace.to_string())
+                            .as_str()
+                            .into(),
+                        name: delegate.name.as_str().into(),
+                    };
+                    match view.objects.virtual_services.get(&child) {
+                        Some(child_service) => {
+                            rules.extend(delegated(route, &child, child_service, view, port))
+                        }
+                        None => advice.push(Advice {
+                            object: ObjectKey::new(
+                                Kind::VirtualService,
+                                Some(name.namespace.as_str()),
+                                name.name.as_str(),
+                            ),
+                            field: format!("spec.http[{index}].delegate"),
+                            reason: format!(
+                                "there is no VirtualService {child}: requests that match get 404"
+                            ),
+                        }),
+                    }
+                }
+            }
+        }
+    }
+    if rules.is_empty() {
+        rules = gateway_rules(view, service, port);
+    }
+    rules
+}
+
+/// Matches of the parent hold together with those of the child.
+fn delegated(
+    parent: &HttpRoute,
+    name: &NamespacedName,
+    child: &VirtualService,
+    view: &View<'_>,
+    port: u16,
+) -> Vec<HttpRule> {
+    let place = vs::Place {
+        namespace: name.namespace.as_str(),
+        cluster_domain: &view.mesh.cluster_domain,
+        port,
+    };
+    let routes = child.spec.http.iter().filter_map(|route| {
+        let merged = HttpRoute {
+            matches: merge(parent, route)?,
+            ..route.clone()
+        };
+        vs::http_rule(&merged, &place)
+    });
+    routes.collect()
+}
+
+/// `None` where they contradict each other: then the child's route never counts.
+fn merge(
+    parent: &HttpRoute,
+    child: &HttpRoute,
+) -> Option<Vec<crate::objects::l7::virtual_service::HttpMatch>> {
+    if parent.matches.is_empty() {
+        return Some(child.matches.clone());
+    }
+    if child.matches.is_empty() {
+        return Some(parent.matches.clone());
+    }
+    let mut merged = Vec::new();
+    for above in &parent.matches {
+        for below in &child.matches {
+            let mut both = below.clone();
+            let conflict = (above.uri.is_some()
+                && below.uri.is_some()
+                && !narrows(above.uri.as_ref(), below.uri.as_ref()))
+                || (above.method.is_some()
+                    && below.method.is_some()
+                    && above.method != below.method)
+                || (above.authority.is_some()
+                    && below.authority.is_some()
+                    && above.authority != below.authority)
+                || (above.port.is_some() && below.port.is_some() && above.port != below.port);
+            if conflict {
+                continue;
+            }
+            both.uri = below.uri.clone().or_else(|| above.uri.clone());
+            both.method = below.method.clone().or_else(|| above.method.clone());
+            both.scheme = below.scheme.clone().or_else(|| above.scheme.clone());
+            both.authority = below.authority.clone().or_else(|| above.authority.clone());
+            both.port = below.port.or(above.port);
+            both.headers.extend(above.headers.clone());
+            both.without_headers.extend(above.without_headers.clone());
+            both.query_params.extend(above.query_params.clone());
+            merged.push(both);
+        }
+    }
+    (!merged.is_empty()).then_some(merged)
+}
+
+/// Whether all that `below` matches is matched by `above` too.
+fn narrows(
+    above: Option<&crate::objects::l7::StringMatch>,
+    below: Option<&crate::objects::l7::StringMatch>,
+) -> bool {
+    let (Some(above), Some(below)) = (above, below) else {
+        return true;
+    };
+    match &above.prefix {
+        Some(prefix) => [&below.exact, &below.prefix]
+            .into_iter()
+            .flatten()
+            .any(|text| text.starts_with(prefix.as_str())),
+        None => above == below,
+    }
+}
+
+fn advise(name: &NamespacedName, index: usize, route: &HttpRoute, advice: &mut Vec<Advice>) {
+    for (at, matched) in route.matches.iter().enumerate() {
+        if let Some(part) = vs::unknowable(matched) {
+            advice.push(Advice {
+                object: ObjectKey::new(
+                    Kind::VirtualService,
+                    Some(name.namespace.as_str()),
+                    name.name.as_str(),
+                ),
+                field: format!("spec.http[{index}].match[{at}].{part}"),
+                reason: "a waypoint does not know this of its clients: the match never holds"
+                    .to_owned(),
+            });
+        }
+    }
+}
+
+/// Those whose hosts have the service, of its namespace or the waypoint's, oldest first.
+fn virtual_services<'a>(
+    view: &View<'a>,
+    gateway: &NamespacedName,
+    service: &ServiceView<'_>,
+) -> Vec<(&'a NamespacedName, &'a VirtualService)> {
+    let domain = &view.mesh.cluster_domain;
+    let all = view.objects.virtual_services.iter();
+    let mut found: Vec<_> = all
+        .filter(|(name, _)| {
+            name.namespace == gateway.namespace || name.namespace.as_str() == service.namespace
+        })
+        .filter(|(name, one)| {
+            is_exported(
+                &one.spec.export_to,
+                name.namespace.as_str(),
+                gateway.namespace.as_str(),
+            )
+        })
+        .filter(|(_, one)| {
+            one.spec.gateways.is_empty() || one.spec.gateways.iter().any(|gateway| gateway == MESH)
+        })
+        .filter(|(name, one)| {
+            one.spec.hosts.iter().any(|host| {
+                fit(
+                    &full_host(host, name.namespace.as_str(), domain),
+                    service.host,
+                )
+                .is_some()
+            })
+        })
+        .map(|(name, one)| (name, one.as_ref()))
+        .collect();
+    found.sort_by_key(|(name, one)| {
+        let created = one
+            .metadata
+            .creation_timestamp
+            .as_ref()
+            .map(|time| time.0.to_string());
+        // Written by hand there is no time; those count as the youngest.
+        (created.is_none(), created, *name)
+    });
+    found
+}
+
+fn gateway_rules(view: &View<'_>, service: &ServiceView<'_>, port: u16) -> Vec<HttpRule> {
+    let objects = view.objects;
+    let mut ranked: Vec<(Ranked, String)> = Vec::new();
+    let mut add = |name: &NamespacedName, rules: Vec<Ranked>| {
+        let place = name.to_string();
+        ranked.extend(rules.into_iter().map(|rule| (rule, place.clone())));
+    };
+    for (name, route) in &objects.http_routes {
+        if is_attached(&route.spec.parent_refs, name, service, port) {
+            let backends = finder(view, name, "HTTPRoute");
+            add(
+                name,
+                api::http_rules(name.name.as_str(), &route.spec.rules, &backends),
+            );
+        }
+    }
+    for (name, route) in &objects.grpc_routes {
+        if is_attached(&route.spec.parent_refs, name, service, port) {
+            let backends = finder(view, name, "GRPCRoute");
+            add(
+                name,
+                api::grpc_rules(name.name.as_str(), &route.spec.rules, &backends),
+            );
+        }
+    }
+    // Equal ones stay in the order of their routes and within a route.
+    ranked.sort_by(|(one, place), (other, of)| {
+        (Reverse(one.rank), place).cmp(&(Reverse(other.rank), of))
+    });
+    ranked.into_iter().map(|(ranked, _)| ranked.rule).collect()
+}
+
+/// Whether a route names this port of the service as its parent. A route of another namespace is one of consumers, which
+/// a waypoint does not tell apart, and is left out (facts E.1).
+fn is_attached(
+    parents: &[ParentRef],
+    route: &NamespacedName,
+    service: &ServiceView<'_>,
+    port: u16,
+) -> bool {
+    parents.iter().any(|parent| {
+        let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
+        let kind = parent.kind.as_deref().unwrap_or("Gateway");
+        let namespace = parent
+            .namespace
+            .as_deref()
+            .unwrap_or(route.namespace.as_str());
+        let of_service = matches!(
+            (group, kind),
+            ("" | "core", "Service") | ("networking.istio.io", "ServiceEntry")
+        );
+        of_service
+            && namespace == service.namespace
+            && route.namespace.as_str() == service.namespace
+            && parent.name == service.name
+            && parent.port.is_none_or(|wanted| wanted == i64::from(port))
+    })
+}
+
+struct Finder<'a> {
+    objects: &'a Objects,
+    view: &'a View<'a>,
+    route: &'a NamespacedName,
+    kind: &'static str,
+}
+
+fn finder<'a>(view: &'a View<'a>, route: &'a NamespacedName, kind: &'static str) -> Finder<'a> {
+    Finder {
+        objects: view.objects,
+        view,
+        route,
+        kind,
+    }
+}
+
+impl Finder<'_> {
+    /// A ReferenceGrant of the other namespace lets this kind of route name the object.
+    fn is_granted(&self, namespace: &str, reference: &Reference<'_>) -> bool {
+        namespace == self.route.namespace.as_str()
+            || self.objects.reference_grants.iter().any(|(name, grant)| {
+                let from = grant.spec.from.iter().any(|from| {
+                    from.group == GATEWAY_GROUP
+                        && from.kind == self.kind
+                        && from.namespace == self.route.namespace.as_str()
+                });
+                let to = grant.spec.to.iter().any(|to| {
+                    to.group == reference.group
+                        && to.kind == reference.kind
+                        && to.name.as_deref().is_none_or(|name| name == reference.name)
+                });
+                name.namespace.as_str() == namespace && from && to
+            })
+    }
+}
+
+impl Backends for Finder<'_> {
+    fn target(&self, reference: &Reference<'_>) -> Target {
+        let namespace = reference.namespace.unwrap_or(self.route.namespace.as_str());
+        if !self.is_granted(namespace, reference) {
+            return Target::Unknown;
+        }
+        let host = match (reference.group, reference.kind) {
+            ("" | "core", "Service") => {
+                let name = NamespacedName {
+                    namespace: namespace.into(),
+                    name: reference.name.into(),
+                };
+                service_host(&name, &self.view.mesh.cluster_domain)
+            }
+            ("networking.istio.io", "Hostname") => reference.name.to_ascii_lowercase(),
+            _ => return Target::Unknown,
+        };
+        Target::Service {
+            host,
+            port: reference.port,
+            subset: None,
+        }
+    }
+}
+
+/// Where a TCP port's connections go, by weight; nothing special when empty.
+pub(super) fn tcp(
+    view: &View<'_>,
+    gateway: &NamespacedName,
+    service: &ServiceView<'_>,
+    port: u16,
+) -> Vec<(Target, u32)> {
+    let domain = &view.mesh.cluster_domain;
+    for (name, virtual_service) in virtual_services(view, gateway, service) {
+        for route in &virtual_service.spec.tcp {
+            let applies = route.matches.is_empty()
+                || route.matches.iter().any(|matched| {
+                    matched.port.is_none_or(|wanted| wanted == u32::from(port))
+                        && matched.source_labels.is_empty()
+                        && matched.source_namespace.is_none()
+                });
+            if !applies {
+                continue;
+            }
+            let only = route.route.len() == 1;
+            let targets = route.route.iter().map(|to| {
+                let target = Target::Service {
+                    host: full_host(&to.destination.host, name.namespace.as_str(), domain),
+                    port: to
+                        .destination
+                        .port
+                        .as_ref()
+                        .and_then(|port| u16::try_from(port.number).ok()),
+                    subset: to.destination.subset.clone(),
+                };
+                let weight = u32::try_from(to.weight).unwrap_or_default();
+                (target, if only { weight.max(1) } else { weight })
+            });
+            return targets.collect();
+        }
+    }
+    for (name, route) in &view.objects.tcp_routes {
+        if is_attached(&route.spec.parent_refs, name, service, port)
+            && let Some(rule) = route.spec.rules.first()
+        {
+            let backends = finder(view, name, "TCPRoute");
+            let target = |one: &BackendRef<serde_json::Value>| {
+                let target = backends.target(&Reference {
+                    group: one.group.as_deref().unwrap_or_default(),
+                    kind: one.kind.as_deref().unwrap_or("Service"),
+                    namespace: one.namespace.as_deref(),
+                    name: &one.name,
+                    port: one.port.and_then(|port| u16::try_from(port).ok()),
+                });
+                let weight = one.weight.and_then(|weight| u32::try_from(weight).ok());
+                (target, weight.unwrap_or(1))
+            };
+            return rule.backend_refs.iter().map(target).collect();
+        }
+    }
+    Vec::new()
+}

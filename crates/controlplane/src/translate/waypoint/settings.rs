@@ -1,0 +1,302 @@
+//! What applies to the services of one waypoint: DestinationRules, policies, and which clusters its routes use.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use envoy_types::pb::envoy::config::{
+    cluster::v3::Cluster,
+    endpoint::v3::ClusterLoadAssignment,
+    route::v3::route_action::{
+        HashPolicy,
+        hash_policy::{
+            ConnectionProperties, Cookie, CookieAttribute, Header, PolicySpecifier, QueryParameter,
+        },
+    },
+};
+use leyline_types::NamespacedName;
+
+use super::{
+    clusters::{self, Policy, Traffic, Which},
+    names::{fit, full_host, is_exported},
+    pb,
+    policies::Named,
+    routes::{Clusters, UNKNOWN_CLUSTER},
+    rule::Target,
+    view::{ServiceView, View},
+};
+use crate::objects::{
+    TargetRef, duration,
+    l7::destination_rule::{ConsistentHash, DestinationRule},
+};
+
+const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+const ISTIO_GROUP: &str = "networking.istio.io";
+
+/// Of one waypoint.
+pub(super) struct Settings<'a> {
+    view: &'a View<'a>,
+    gateway: &'a NamespacedName,
+    /// Hosts behind this waypoint.
+    owned: BTreeSet<&'a str>,
+    /// Host and which of its clusters, as routes ask for them.
+    used: RefCell<BTreeSet<(String, Which)>>,
+}
+
+/// Names the clusters of one kind of traffic.
+pub(super) struct ClustersOf<'s, 'a> {
+    settings: &'s Settings<'a>,
+    /// Where a target names no port.
+    port: u16,
+    traffic: Traffic,
+}
+
+impl<'a> Settings<'a> {
+    pub(super) fn new(
+        view: &'a View<'a>,
+        gateway: &'a NamespacedName,
+        owned: &[&'a ServiceView<'a>],
+    ) -> Self {
+        Self {
+            view,
+            gateway,
+            owned: owned.iter().map(|service| service.host).collect(),
+            used: RefCell::default(),
+        }
+    }
+
+    pub(super) fn clusters_of(&self, port: u16, traffic: Traffic) -> ClustersOf<'_, 'a> {
+        ClustersOf {
+            settings: self,
+            port,
+            traffic,
+        }
+    }
+
+    /// The rule for a host: the most specific host wins, then the client's namespace (here the waypoint's), the
+    /// service's, the root's.
+    fn rule(&self, host: &str) -> Option<&'a DestinationRule> {
+        let service = self.view.services.get(host)?;
+        let root = self.view.mesh.root_namespace.as_str();
+        let places = [self.gateway.namespace.as_str(), service.namespace, root];
+        let rules = self.view.objects.destination_rules.iter();
+        let fitting = rules.filter_map(|(name, rule)| {
+            let namespace = name.namespace.as_str();
+            let place = places.iter().position(|place| *place == namespace)?;
+            let pattern = full_host(&rule.spec.host, namespace, &self.view.mesh.cluster_domain);
+            let fit = fit(&pattern, host)?;
+            let seen = is_exported(
+                &rule.spec.export_to,
+                namespace,
+                self.gateway.namespace.as_str(),
+            );
+            seen.then_some((fit, std::cmp::Reverse(place), rule.as_ref()))
+        });
+        fitting
+            .max_by_key(|(fit, place, _)| (*fit, *place))
+            .map(|(_, _, rule)| rule)
+    }
+
+    fn policy(&self, host: &str, port: u16, subset: Option<&str>) -> Policy {
+        let rule = self.rule(host);
+        let of_subset = subset.and_then(|name| {
+            let subsets = rule?.spec.subsets.iter();
+            subsets.into_iter().find(|subset| subset.name == name)
+        });
+        Policy::of(
+            rule.and_then(|rule| rule.spec.traffic_policy.as_ref()),
+            of_subset,
+            port,
+        )
+    }
+
+    /// The labels of a subset; `None` when there is no such subset.
+    fn subset_labels(&self, host: &str, subset: &str) -> Option<&'a BTreeMap<String, String>> {
+        let subsets = self.rule(host)?.spec.subsets.iter();
+        let found = subsets.into_iter().find(|known| known.name == subset)?;
+        Some(&found.labels)
+    }
+
+    /// Policies of the service, of the waypoint, and of its class, in the order of their names.
+    pub(super) fn policies_of(&self, service: &ServiceView<'_>) -> Vec<Named<'a>> {
+        let all = self.view.objects.authorization_policies.iter();
+        let applies = |(name, policy): &(
+            &'a NamespacedName,
+            &'a std::sync::Arc<crate::objects::AuthorizationPolicy>,
+        )| {
+            let spec = &policy.spec;
+            let targets = spec.target_ref.iter().chain(&spec.target_refs);
+            targets
+                .into_iter()
+                .any(|target| self.targets(target, name.namespace.as_str(), service))
+        };
+        all.filter(applies)
+            .map(|(name, policy)| Named {
+                namespace: name.namespace.as_str(),
+                name: name.name.as_str(),
+                policy,
+            })
+            .collect()
+    }
+
+    /// Whether a reference of an object in `namespace` means this service or this waypoint.
+    pub(super) fn targets(
+        &self,
+        target: &TargetRef,
+        namespace: &str,
+        service: &ServiceView<'_>,
+    ) -> bool {
+        let of = target.namespace.as_deref().unwrap_or(namespace);
+        // Objects of other namespaces cannot be targeted.
+        if of != namespace && !of.is_empty() {
+            return false;
+        }
+        match (target.group.as_str(), target.kind.as_str()) {
+            ("" | "core", "Service") | (ISTIO_GROUP, "ServiceEntry") => {
+                service.namespace == namespace && service.name == target.name
+            }
+            (GATEWAY_GROUP, "Gateway") => {
+                self.gateway.namespace.as_str() == namespace
+                    && self.gateway.name.as_str() == target.name
+            }
+            (GATEWAY_GROUP, "GatewayClass") => {
+                namespace == self.view.mesh.root_namespace
+                    && target.name == crate::objects::WAYPOINT_CLASS
+            }
+            _ => false,
+        }
+    }
+
+    /// Every cluster that services or routes use, with its endpoints.
+    pub(super) fn into_clusters(
+        self,
+        owned: &[&ServiceView<'_>],
+    ) -> (
+        BTreeMap<String, Cluster>,
+        BTreeMap<String, ClusterLoadAssignment>,
+    ) {
+        for service in owned {
+            for port in &service.ports {
+                let kinds = [
+                    (Traffic::Http, port.protocol.may_be_http()),
+                    (Traffic::Tcp, port.protocol.may_be_tcp()),
+                ];
+                for (traffic, _) in kinds.into_iter().filter(|(_, used)| *used) {
+                    let which = Which {
+                        traffic,
+                        port: port.number,
+                        subset: None,
+                        owned: true,
+                    };
+                    self.used
+                        .borrow_mut()
+                        .insert((service.host.to_owned(), which));
+                }
+            }
+        }
+        let used = self.used.borrow().clone();
+        let mut found = (BTreeMap::new(), BTreeMap::new());
+        for (host, which) in used {
+            let Some(service) = self.view.services.get(host.as_str()) else {
+                continue;
+            };
+            let subset = which.subset.as_deref();
+            let policy = self.policy(&host, which.port, subset);
+            let labels = subset.and_then(|subset| self.subset_labels(&host, subset));
+            let (cluster, endpoints) = clusters::cluster(service, &which, &policy, labels);
+            found.0.insert(cluster.name.clone(), cluster);
+            found.1.insert(endpoints.cluster_name.clone(), endpoints);
+        }
+        found
+    }
+}
+
+impl Clusters for ClustersOf<'_, '_> {
+    fn cluster(&self, target: &Target) -> String {
+        let Target::Service { host, port, subset } = target else {
+            return UNKNOWN_CLUSTER.to_owned();
+        };
+        let settings = self.settings;
+        let Some(service) = settings.view.services.get(host.as_str()) else {
+            return UNKNOWN_CLUSTER.to_owned();
+        };
+        // The port that is named, else that of the request, else the only one.
+        let only = || match service.ports.as_slice() {
+            [only] => Some(only.number),
+            _ => None,
+        };
+        let has = |port: u16| service.ports.iter().any(|known| known.number == port);
+        let port = match port {
+            Some(port) => has(*port).then_some(*port),
+            None if has(self.port) => Some(self.port),
+            None => only(),
+        };
+        let known_subset = subset
+            .as_deref()
+            .is_none_or(|subset| settings.subset_labels(host, subset).is_some());
+        let Some(port) = port.filter(|_| known_subset) else {
+            return UNKNOWN_CLUSTER.to_owned();
+        };
+        let which = Which {
+            traffic: self.traffic,
+            port,
+            subset: subset.clone(),
+            owned: settings.owned.contains(host.as_str()),
+        };
+        let name = which.name(host);
+        settings.used.borrow_mut().insert((host.clone(), which));
+        name
+    }
+
+    fn hash_policies(&self, target: &Target) -> Vec<HashPolicy> {
+        let Target::Service { host, port, subset } = target else {
+            return Vec::new();
+        };
+        let port = port.unwrap_or(self.port);
+        let policy = self.settings.policy(host, port, subset.as_deref());
+        let balancer = policy.load_balancer();
+        let hash = balancer.and_then(|balancer| balancer.consistent_hash.as_ref());
+        hash.and_then(hash_policy)
+            .map(|specifier| HashPolicy {
+                terminal: false,
+                policy_specifier: Some(specifier),
+            })
+            .into_iter()
+            .collect()
+    }
+}
+
+fn hash_policy(hash: &ConsistentHash) -> Option<PolicySpecifier> {
+    if let Some(name) = &hash.http_header_name {
+        return Some(PolicySpecifier::Header(Header {
+            header_name: name.clone(),
+            regex_rewrite: None,
+        }));
+    }
+    if let Some(cookie) = &hash.http_cookie {
+        let attributes = cookie.attributes.iter();
+        return Some(PolicySpecifier::Cookie(Cookie {
+            name: cookie.name.clone(),
+            ttl: cookie
+                .ttl
+                .as_ref()
+                .and_then(|ttl| duration::parse(ttl).ok())
+                .and_then(pb::duration),
+            path: cookie.path.clone().unwrap_or_default(),
+            attributes: attributes
+                .map(|attribute| CookieAttribute {
+                    name: attribute.name.clone(),
+                    value: attribute.value.clone().unwrap_or_default(),
+                })
+                .collect(),
+        }));
+    }
+    if hash.use_source_ip == Some(true) {
+        return Some(PolicySpecifier::ConnectionProperties(
+            ConnectionProperties { source_ip: true },
+        ));
+    }
+    let name = hash.http_query_parameter_name.clone()?;
+    Some(PolicySpecifier::QueryParameter(QueryParameter { name }))
+}

@@ -1,0 +1,205 @@
+//! What a waypoint's configuration is computed from: the services of the mesh with their endpoints, beside the objects.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use leyline_proto::istio::workload::{
+    AppProtocol, Locality, TunnelProtocol, Workload, WorkloadStatus,
+};
+use leyline_types::NamespacedName;
+
+use crate::{
+    objects::Objects,
+    translate::{MeshSettings, services::MeshService},
+};
+
+/// A workload with the labels that subsets are told by.
+pub(in crate::translate) struct Member {
+    pub(in crate::translate) workload: Workload,
+    pub(in crate::translate) labels: BTreeMap<String, String>,
+}
+
+impl Member {
+    /// A workload that is no pod: in no subset.
+    pub(in crate::translate) fn without_labels(workload: Workload) -> Self {
+        Self {
+            workload,
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
+/// Everything.
+pub(super) struct View<'a> {
+    pub(super) objects: &'a Objects,
+    pub(super) mesh: &'a MeshSettings,
+    /// By host name.
+    pub(super) services: BTreeMap<&'a str, ServiceView<'a>>,
+}
+
+/// A service.
+pub(super) struct ServiceView<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) name: &'a str,
+    pub(super) host: &'a str,
+    /// With the length of the block: `10.0.0.1` and 32.
+    pub(super) addresses: Vec<(String, u32)>,
+    pub(super) ports: Vec<PortView>,
+    pub(super) endpoints: Vec<EndpointView<'a>>,
+    pub(super) waypoints: &'a BTreeSet<NamespacedName>,
+}
+
+/// A port of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PortView {
+    pub(super) number: u16,
+    pub(super) protocol: PortProtocol,
+}
+
+/// What is spoken on a port, as far as its name or `appProtocol` tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PortProtocol {
+    Http1,
+    Http2,
+    Tcp,
+    /// Told from what the client sends first.
+    Unknown,
+}
+
+impl PortProtocol {
+    pub(super) fn may_be_http(self) -> bool {
+        self != Self::Tcp
+    }
+
+    pub(super) fn may_be_tcp(self) -> bool {
+        matches!(self, Self::Tcp | Self::Unknown)
+    }
+}
+
+/// An address of a service's port.
+pub(super) struct EndpointView<'a> {
+    pub(super) member: &'a Member,
+    pub(super) address: IpAddr,
+    /// By port of the service.
+    pub(super) ports: BTreeMap<u16, u16>,
+}
+
+impl EndpointView<'_> {
+    /// Whether it is reached through a tunnel.
+    pub(super) fn is_hbone(&self) -> bool {
+        self.member.workload.tunnel_protocol == i32::from(TunnelProtocol::Hbone)
+    }
+
+    pub(super) fn locality(&self) -> Option<&Locality> {
+        self.member.workload.locality.as_ref()
+    }
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(
+        objects: &'a Objects,
+        mesh: &'a MeshSettings,
+        services: impl Iterator<Item = &'a MeshService>,
+        members: &'a [Member],
+    ) -> Self {
+        let mut by_key: BTreeMap<&str, Vec<EndpointView<'a>>> = BTreeMap::new();
+        for member in members {
+            for (key, ports) in &member.workload.services {
+                if let Some(endpoint) = endpoint(member, &ports.ports) {
+                    by_key.entry(key).or_default().push(endpoint);
+                }
+            }
+        }
+        let services = services.map(|service| {
+            let endpoints = by_key.remove(service.key.as_str()).unwrap_or_default();
+            (
+                service.wire.hostname.as_str(),
+                service_view(service, endpoints),
+            )
+        });
+        Self {
+            objects,
+            mesh,
+            services: services.collect(),
+        }
+    }
+}
+
+fn service_view<'a>(
+    service: &'a MeshService,
+    mut endpoints: Vec<EndpointView<'a>>,
+) -> ServiceView<'a> {
+    let wire = &service.wire;
+    // Services that publish what is not ready say so; the rest only counts what is.
+    let all = wire.load_balancing.as_ref().is_some_and(|balancing| {
+        use leyline_proto::istio::workload::load_balancing::HealthPolicy;
+        balancing.health_policy == i32::from(HealthPolicy::AllowAll)
+    });
+    endpoints.retain(|endpoint| {
+        let workload = &endpoint.member.workload;
+        // A capacity of 0 means: never.
+        workload.capacity != Some(0)
+            && (all || workload.status == i32::from(WorkloadStatus::Healthy))
+    });
+    ServiceView {
+        namespace: &wire.namespace,
+        name: &wire.name,
+        host: &wire.hostname,
+        addresses: wire
+            .addresses
+            .iter()
+            .filter_map(|address| {
+                let ip = ip(&address.address)?;
+                let whole = if ip.is_ipv4() { 32 } else { 128 };
+                Some((ip.to_string(), address.length.unwrap_or(whole)))
+            })
+            .collect(),
+        ports: wire
+            .ports
+            .iter()
+            .filter_map(|port| {
+                Some(PortView {
+                    number: u16::try_from(port.service_port).ok()?,
+                    protocol: protocol(port.app_protocol),
+                })
+            })
+            .collect(),
+        endpoints,
+        waypoints: &service.waypoints,
+    }
+}
+
+fn endpoint<'a>(
+    member: &'a Member,
+    ports: &[leyline_proto::istio::workload::Port],
+) -> Option<EndpointView<'a>> {
+    let address = member.workload.addresses.first()?;
+    let port = |number: u32| u16::try_from(number).ok().filter(|port| *port != 0);
+    let ports = ports.iter();
+    Some(EndpointView {
+        member,
+        address: ip(address)?,
+        ports: ports
+            .filter_map(|one| Some((port(one.service_port)?, port(one.target_port)?)))
+            .collect(),
+    })
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes)
+        .map(IpAddr::from)
+        .ok()
+        .or_else(|| <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok())
+}
+
+fn protocol(wire: i32) -> PortProtocol {
+    match AppProtocol::try_from(wire) {
+        Ok(AppProtocol::Http11) => PortProtocol::Http1,
+        Ok(AppProtocol::Http2 | AppProtocol::Grpc) => PortProtocol::Http2,
+        // TLS is passed through as it is.
+        Ok(AppProtocol::Tcp | AppProtocol::Tls) => PortProtocol::Tcp,
+        Ok(AppProtocol::Unknown) | Err(_) => PortProtocol::Unknown,
+    }
+}
