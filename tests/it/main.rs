@@ -19,4 +19,5 @@ mod shutdown;
 mod support;
 mod takeover;
 mod trouble;
+mod waypoint;
 mod waypoint_hops;

@@ -112,7 +112,7 @@ pub async fn run(options: Options, progress: impl Fn(&str)) -> Result<Report> {
         rounds,
         profiles,
     } = options;
-    let scene = Scene::start(run, &binaries, profiles, &progress).await?;
+    let scene = Box::pin(Scene::start(run, &binaries, profiles, &progress)).await?;
     let mut bench = Bench {
         scene,
         duration,

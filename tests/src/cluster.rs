@@ -25,6 +25,8 @@ pub struct Binaries {
     pub ztunnel: PathBuf,
     /// The control plane.
     pub controlplane: PathBuf,
+    /// The L7 proxy.
+    pub waypoint: PathBuf,
 }
 
 impl Binaries {
@@ -34,6 +36,7 @@ impl Binaries {
             echo: dir.join("leyline-echo"),
             ztunnel: dir.join("ztunnel"),
             controlplane: dir.join("controlplane"),
+            waypoint: dir.join("waypoint"),
         }
     }
 
@@ -53,6 +56,7 @@ impl Binaries {
             (&self.echo, "leyline-tests"),
             (&self.ztunnel, "leyline-ztunnel"),
             (&self.controlplane, "leyline-controlplane"),
+            (&self.waypoint, "leyline-waypoint"),
         ] {
             ensure!(
                 path.exists(),

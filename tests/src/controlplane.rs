@@ -125,27 +125,40 @@ impl ControlPlane {
 
     /// Has it issue the token of a node, and returns the file that holds it.
     pub async fn token(&self, run: &Run, node: &str) -> Result<PathBuf> {
+        let account = [
+            "--namespace",
+            "istio-system",
+            "--service-account",
+            "ztunnel",
+        ];
+        let bound = ["--node", node];
+        self.issue(run, node, &[&account[..], &bound[..]].concat())
+            .await
+    }
+
+    /// Likewise of a service account.
+    pub async fn account_token(&self, run: &Run, namespace: &str, name: &str) -> Result<PathBuf> {
+        let account = ["--namespace", namespace, "--service-account", name];
+        self.issue(run, &format!("{namespace}-{name}"), &account)
+            .await
+    }
+
+    async fn issue(&self, run: &Run, file: &str, args: &[&str]) -> Result<PathBuf> {
         let output = tokio::process::Command::new(&self.program.path)
             .env_clear()
             .arg("token")
             .arg("--state-dir")
             .arg(run.state_dir())
-            .args([
-                "--namespace",
-                "istio-system",
-                "--service-account",
-                "ztunnel",
-            ])
-            .args(["--node", node])
+            .args(args)
             .output()
             .await
             .with_context(|| format!("running {}", self.program.path.display()))?;
         ensure!(
             output.status.success(),
-            "`controlplane token` for {node}: {}",
+            "`controlplane token` for {file}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let path = run.secrets_dir().join(format!("{node}.token"));
+        let path = run.secrets_dir().join(format!("{file}.token"));
         fs::write(&path, String::from_utf8(output.stdout)?.trim())?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         Ok(path)

@@ -17,7 +17,7 @@ use crate::{
     config_dir::ConfigDir,
     eventually::eventually,
     fabric::{Addresses, Fabric, PodNetwork},
-    manifest::{self, Manifest, PodSpec},
+    manifest::{self, Image, Manifest, PodSpec},
     process::{Process, Program},
     run::Run,
 };
@@ -26,6 +26,8 @@ use crate::{
 const APP_DEADLINE: Duration = Duration::from_secs(10);
 /// For one attempt to reach it.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+/// Files with the pods of Gateways are called so.
+const WAYPOINT_FILES: &str = "made-for-gateway.";
 /// The port of every demo app's HTTP server.
 pub const HTTP_PORT: u16 = 8080;
 
@@ -42,7 +44,8 @@ pub struct Kubelet {
 pub struct Pod {
     spec: PodSpec,
     network: PodNetwork,
-    app: Process,
+    /// None where it is started by who knows how: a waypoint needs a control plane first.
+    app: Option<Process>,
 }
 
 impl Pod {
@@ -89,6 +92,7 @@ impl Kubelet {
 
     /// Makes the pods that the YAML has and removes those that it no longer has. The nodes must be there.
     pub async fn follow(&mut self, run: &Run, fabric: &mut Fabric) -> Result<()> {
+        self.make_waypoints()?;
         let manifest = Manifest::read(&self.config.files()?)?;
         let wanted: BTreeSet<String> = manifest.pods.iter().map(PodSpec::key).collect();
         let gone: Vec<String> = self
@@ -118,6 +122,34 @@ impl Kubelet {
         Ok(())
     }
 
+    /// The part of the controller of Gateways: one pod for each, on the first node. A Gateway that comes with a pod of
+    /// its name is left to who wrote it.
+    fn make_waypoints(&self) -> Result<()> {
+        let files = self.config.files()?;
+        let manifest = Manifest::read(&files)?;
+        let mut wanted = BTreeSet::new();
+        for (namespace, name) in &manifest.waypoints {
+            let file = format!("{WAYPOINT_FILES}{namespace}.{name}.yaml");
+            let has_pod = manifest
+                .pods
+                .iter()
+                .any(|pod| (&pod.namespace, &pod.name) == (namespace, name));
+            if !has_pod {
+                let node = manifest.nodes.first();
+                let node = node.context("a Gateway, and no node for its pod")?;
+                let document = manifest::waypoint(namespace, name, node);
+                self.config.write(&file, &document)?;
+            }
+            wanted.insert(file);
+        }
+        for (file, _) in &files {
+            if file.starts_with(WAYPOINT_FILES) && !wanted.contains(file) {
+                self.config.remove(file)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A pod by `namespace/name`.
     pub fn pod(&self, key: &str) -> Result<&Pod> {
         self.pods.get(key).with_context(|| format!("no pod {key}"))
@@ -130,6 +162,10 @@ impl Kubelet {
 
     async fn make(&self, run: &Run, fabric: &mut Fabric, spec: PodSpec) -> Result<Pod> {
         let network = fabric.add_pod(run, &spec.node, &spec.file()).await?;
+        if spec.image == Image::Waypoint {
+            let app = None;
+            return Ok(Pod { spec, network, app });
+        }
         let env = spec
             .env
             .iter()
@@ -144,7 +180,7 @@ impl Kubelet {
             env: env.collect(),
             namespace: network.namespace.clone(),
         };
-        let app = Process::start(run, &program)?;
+        let app = Some(Process::start(run, &program)?);
         Ok(Pod { spec, network, app })
     }
 
@@ -155,19 +191,20 @@ impl Kubelet {
             .get_mut(key)
             .with_context(|| format!("no pod {key}"))?;
         let (client, target) = (pod.client(), pod.v4(HTTP_PORT));
-        let app = &mut pod.app;
-        eventually(
-            format!("the app of pod {key} answers"),
-            APP_DEADLINE,
-            || {
-                let (alive, client) = (app.check_alive(), client.clone());
-                async move {
-                    alive?;
-                    client.connect(target, PROBE_DEADLINE).await
-                }
-            },
-        )
-        .await?;
+        if let Some(app) = &mut pod.app {
+            eventually(
+                format!("the app of pod {key} answers"),
+                APP_DEADLINE,
+                || {
+                    let (alive, client) = (app.check_alive(), client.clone());
+                    async move {
+                        alive?;
+                        client.connect(target, PROBE_DEADLINE).await
+                    }
+                },
+            )
+            .await?;
+        }
         let document = manifest::status(&pod.spec, pod.network.addresses);
         self.config.write(&status_file(&pod.spec), &document)
     }
@@ -177,7 +214,9 @@ impl Kubelet {
             return Ok(());
         };
         self.config.remove(&status_file(&pod.spec))?;
-        pod.app.kill().await?;
+        if let Some(mut app) = pod.app.take() {
+            app.kill().await?;
+        }
         fabric
             .remove_pod(run, &pod.spec.node, &pod.spec.file(), &pod.network)
             .await

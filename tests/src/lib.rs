@@ -21,6 +21,7 @@ pub mod process;
 pub mod controlplane;
 pub mod dump;
 pub mod mesh;
+pub mod waypoint;
 pub mod ztunnel;
 
 pub mod client;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -11,6 +11,10 @@ use crate::fabric::Addresses;
 
 /// The image that stands for the echo app.
 const ECHO_IMAGE: &str = "leyline-echo";
+/// The image that stands for the L7 proxy.
+const WAYPOINT_IMAGE: &str = "leyline-waypoint";
+/// The class of Gateways that are waypoints.
+const WAYPOINT_CLASS: &str = "istio-waypoint";
 
 /// Nodes and pods of a set of documents.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +25,8 @@ pub struct Manifest {
     pub pods: Vec<PodSpec>,
     /// Addresses of services by `namespace/name`.
     pub vips: BTreeMap<String, Vec<IpAddr>>,
+    /// Namespaces and names of the Gateways of class `istio-waypoint`.
+    pub waypoints: Vec<(String, String)>,
 }
 
 /// What is to run where.
@@ -38,6 +44,17 @@ pub struct PodSpec {
     pub args: Vec<String>,
     /// Its environment.
     pub env: BTreeMap<String, String>,
+    /// What runs in it.
+    pub image: Image,
+}
+
+/// The programs that pods run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Image {
+    /// The echo app.
+    Echo,
+    /// The L7 proxy.
+    Waypoint,
 }
 
 #[derive(Deserialize)]
@@ -129,6 +146,11 @@ impl Manifest {
                 self.vips
                     .insert(format!("{namespace}/{name}"), spec.cluster_ips);
             }
+            ("Gateway", Some(spec))
+                if spec.get("gatewayClassName").and_then(Value::as_str) == Some(WAYPOINT_CLASS) =>
+            {
+                self.waypoints.push((namespace, name));
+            }
             // Without a spec it is a status that we have written.
             ("Pod", Some(spec)) => {
                 let pod = pod(&namespace, &name, spec)
@@ -149,11 +171,13 @@ fn pod(namespace: &str, name: &str, spec: Value) -> Result<PodSpec> {
             spec.containers.len()
         );
     };
-    ensure!(
-        container.image == ECHO_IMAGE,
-        "image `{}`; the local kubelet knows only `{ECHO_IMAGE}`",
-        container.image
-    );
+    let image = match container.image.as_str() {
+        ECHO_IMAGE => Image::Echo,
+        WAYPOINT_IMAGE => Image::Waypoint,
+        other => anyhow::bail!(
+            "image `{other}`; the local kubelet knows `{ECHO_IMAGE}` and `{WAYPOINT_IMAGE}`"
+        ),
+    };
     Ok(PodSpec {
         namespace: namespace.to_owned(),
         name: name.to_owned(),
@@ -167,7 +191,37 @@ fn pod(namespace: &str, name: &str, spec: Value) -> Result<PodSpec> {
             .iter()
             .map(|var| (var.name.clone(), var.value.clone()))
             .collect(),
+        image,
     })
+}
+
+/// What the controller of Gateways makes of one: a pod with the proxy, and a Service in front of it (facts F.3).
+pub fn waypoint(namespace: &str, name: &str, node: &str) -> String {
+    let gateway = json!({ "gateway.networking.k8s.io/gateway-name": name });
+    let mut labels = gateway.clone();
+    labels["gateway.istio.io/managed"] = "istio.io-mesh-controller".into();
+    labels["istio.io/dataplane-mode"] = "none".into();
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "namespace": namespace, "name": name, "labels": labels },
+        "spec": {
+            "nodeName": node,
+            "serviceAccountName": name,
+            "containers": [{ "name": "istio-proxy", "image": WAYPOINT_IMAGE }],
+        },
+    });
+    let service = json!({
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": { "namespace": namespace, "name": name, "labels": labels },
+        "spec": {
+            "clusterIP": "None",
+            "selector": gateway,
+            "ports": [{ "name": "mesh", "port": 15008, "appProtocol": "hbone" }],
+        },
+    });
+    format!("{pod:#}\n---\n{service:#}\n")
 }
 
 /// The status document of a running pod. JSON is YAML.

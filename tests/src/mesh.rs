@@ -13,8 +13,10 @@ use crate::{
     controlplane::ControlPlane,
     dump::Dump,
     eventually::eventually,
+    manifest::Image,
     preflight,
     run::Run,
+    waypoint::Waypoint,
     ztunnel::Ztunnel,
 };
 
@@ -86,6 +88,8 @@ pub enum Enrolment {
 #[derive(Debug)]
 pub struct Mesh {
     ztunnels: BTreeMap<String, Ztunnel>,
+    /// By `namespace/name` of the Gateway.
+    waypoints: BTreeMap<String, Waypoint>,
     controlplane: ControlPlane,
     limits: Limits,
     peers: PathBuf,
@@ -106,7 +110,7 @@ impl Mesh {
         preflight::check_machine()?;
         binaries.require_all()?;
         progress("nodes and pods");
-        let cluster = Cluster::start(run, &binaries, &manifests).await?;
+        let cluster = Box::pin(Cluster::start(run, &binaries, &manifests)).await?;
         progress("control plane");
         let controlplane = ControlPlane::start(
             cluster.run(),
@@ -116,6 +120,7 @@ impl Mesh {
         .await?;
         let mut mesh = Self {
             ztunnels: BTreeMap::new(),
+            waypoints: BTreeMap::new(),
             controlplane,
             limits,
             peers,
@@ -123,6 +128,7 @@ impl Mesh {
         };
         progress("node proxies");
         mesh.start_ztunnels(&binaries).await?;
+        Box::pin(mesh.start_waypoints(&binaries.waypoint)).await?;
         Ok(mesh)
     }
 
@@ -137,6 +143,37 @@ impl Mesh {
             ztunnel.ready().await?;
         }
         Ok(())
+    }
+
+    /// Starts the waypoints of pods that have none yet.
+    pub async fn start_waypoints(&mut self, binary: &Path) -> Result<()> {
+        let run = self.cluster.run();
+        for pod in self.cluster.pods() {
+            let spec = pod.spec();
+            if spec.image != Image::Waypoint || self.waypoints.contains_key(&spec.key()) {
+                continue;
+            }
+            let token = self
+                .controlplane
+                .account_token(run, &spec.namespace, &spec.service_account)
+                .await?;
+            let mut waypoint = Waypoint::start(run, pod, binary, &token)?;
+            waypoint.ready().await?;
+            self.waypoints.insert(spec.key(), waypoint);
+        }
+        Ok(())
+    }
+
+    /// The waypoint of a Gateway.
+    pub fn waypoint(&self, gateway: &str) -> Result<&Waypoint> {
+        let found = self.waypoints.get(gateway);
+        found.with_context(|| format!("no waypoint of {gateway}"))
+    }
+
+    /// The same, to do something to it.
+    pub fn waypoint_mut(&mut self, gateway: &str) -> Result<&mut Waypoint> {
+        let found = self.waypoints.get_mut(gateway);
+        found.with_context(|| format!("no waypoint of {gateway}"))
     }
 
     /// Nodes, pods and YAML.
@@ -345,8 +382,11 @@ impl Mesh {
     pub async fn stop(mut self) -> Result<()> {
         let stops = self.ztunnels.values_mut().map(Ztunnel::stop);
         let proxies = futures::future::try_join_all(stops).await;
+        let stops = self.waypoints.values_mut().map(Waypoint::stop);
+        let waypoints = futures::future::try_join_all(stops).await;
         let controlplane = self.controlplane.stop().await;
         proxies?;
+        waypoints?;
         controlplane
     }
 
