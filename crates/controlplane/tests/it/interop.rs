@@ -34,7 +34,7 @@ async fn python() -> PathBuf {
     let ready = venv.join("ready");
     // Of several processes that find nothing one makes it.
     let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("venv-xds.lock")).unwrap();
-    tokio::task::spawn_blocking(move || lock.lock().map(|()| lock))
+    let _held = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock))
         .await
         .unwrap()
         .unwrap();
