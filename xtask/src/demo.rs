@@ -73,7 +73,7 @@ async fn perform(root: &Path, id: &str, mode: Mode, console: &Console) -> Result
         ));
         return Ok(ExitCode::SUCCESS);
     }
-    demo(root, id, mode, console).await
+    Box::pin(demo(root, id, mode, console)).await
 }
 
 async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<ExitCode> {
