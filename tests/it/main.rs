@@ -21,3 +21,4 @@ mod takeover;
 mod trouble;
 mod waypoint;
 mod waypoint_hops;
+mod waypoint_policy;

@@ -13,7 +13,7 @@ use leyline_tests::{
 use crate::support::{SOON, enrolled_with};
 
 /// A waypoint, and a service that goes through it whose pods are those of the service `server`.
-const CANARY: &str = "\
+pub(crate) const CANARY: &str = "\
 apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata:
@@ -80,7 +80,7 @@ spec:
 ";
 
 /// The demo's mesh, enrolled, with these documents and the waypoint that they ask for.
-async fn mesh_with_waypoint(documents: &[&str]) -> (Mesh, SocketAddr) {
+pub(crate) async fn mesh_with_waypoint(documents: &[&str]) -> (Mesh, SocketAddr) {
     let mut mesh = enrolled_with(&[], &[]).await;
     let text = documents.join("---\n");
     mesh.cluster().config().write("canary.yaml", &text).unwrap();

@@ -1,10 +1,13 @@
 //! A TCP connection through the waypoint: to one endpoint, until it ends.
 
+pub(crate) mod rbac;
+
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
+use leyline_authz::Permit;
 use leyline_hbone::HboneIo;
 use rand::RngExt;
 use tokio::{
@@ -41,7 +44,11 @@ pub(crate) async fn carry(
     let start = Instant::now();
     let mut bytes = (0, 0);
     let mut upstream_host = None;
-    let result = match open(shared, config, chain, client).await {
+    let opened = match rbac::check(&chain.rbac, client, destination) {
+        Ok(permit) => open(permit, shared, config, chain, client).await,
+        Err(denial) => Err(denial.to_string()),
+    };
+    let result = match opened {
         Ok((mut upstream, active, addr)) => {
             upstream_host = Some(addr);
             let copied = copy(&mut io, &mut upstream, chain.idle, &mut bytes).await;
@@ -75,6 +82,7 @@ type Opened = (
 );
 
 async fn open(
+    _permit: Permit,
     shared: &Arc<Shared>,
     config: &Config,
     chain: &TcpChain,

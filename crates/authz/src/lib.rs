@@ -16,6 +16,7 @@ mod request;
 pub use evaluate::{ConnectionFacts, Denial, DryRun, Permit, PolicySet, dry_run, evaluate};
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
 pub use request::{
-    Condition, HeaderMatch, HeaderName, PatternError, RequestDenial, RequestFacts, RequestHead,
-    RequestPolicy, RequestRules, RuleAction, TextMatch, ValueMatch, evaluate_request,
+    Condition, ConnectionRules, HeaderMatch, HeaderName, NotOfConnections, PatternError,
+    RequestDenial, RequestFacts, RequestHead, RequestPolicy, RequestRules, RuleAction, TextMatch,
+    TunnelFacts, ValueMatch, evaluate_connection, evaluate_request,
 };

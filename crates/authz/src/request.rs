@@ -4,6 +4,7 @@
 //! A request passes a list of rules in order: each DENY that matches and each ALLOW that matches nothing ends it. Only
 //! [`evaluate_request`] makes the [`Permit`] that forwarding a request takes.
 
+mod connection;
 mod head;
 
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ use ipnet::IpNet;
 use leyline_types::Str;
 use serde_json::Value;
 
+pub use connection::{ConnectionRules, NotOfConnections, TunnelFacts, evaluate_connection};
 pub use head::{HeaderMatch, HeaderName, PatternError, RequestHead, TextMatch};
 
 use crate::evaluate::Permit;

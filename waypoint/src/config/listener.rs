@@ -119,7 +119,10 @@ pub(crate) fn typed_config(filter: &Filter) -> Compiled<any::Extension<'_>> {
     }
 }
 
-fn message<M: prost::Message + Name + Default>(extension: &any::Extension<'_>) -> Compiled<M> {
+/// The configuration of a network filter.
+pub(crate) fn message<M: prost::Message + Name + Default>(
+    extension: &any::Extension<'_>,
+) -> Compiled<M> {
     match extension {
         any::Extension::Message(any) => decode(any),
         any::Extension::Struct(..) => Err(Unsupported::new("configured by a struct")),

@@ -4,17 +4,22 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::{
     config::listener::v3::Filter,
-    extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+    extensions::filters::network::{
+        rbac::v3::Rbac,
+        tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+    },
 };
 use leyline_types::Str;
+use prost::Name;
 use tracing::warn;
 
 use super::{
     any::limit,
     error::{At, Compiled, Unsupported},
-    listener::typed_config,
+    listener::{message, typed_config},
     weighted::Weighted,
 };
+use crate::tcp::rbac;
 
 /// Envoy's default.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -30,6 +35,8 @@ const OBSERVING: [&str; 3] = [
 #[derive(Debug)]
 pub(crate) struct TcpChain {
     pub(crate) name: Str,
+    /// In the order of the chain: DENY, ALLOW.
+    pub(crate) rbac: Vec<rbac::Config>,
     pub(crate) clusters: Weighted<Str>,
     /// A connection without bytes either way for so long is closed.
     pub(crate) idle: Option<Duration>,
@@ -37,14 +44,17 @@ pub(crate) struct TcpChain {
 
 impl TcpChain {
     pub(crate) fn compile(name: &str, before: &[Filter], proxy: &TcpProxy) -> Compiled<Self> {
+        let mut checks = Vec::new();
         for filter in before {
             let extension = typed_config(filter)?;
-            let url = extension.type_url();
-            if is_set_filter_state(url) || OBSERVING.contains(&url) {
-                continue;
+            match extension.type_url() {
+                url if is_set_filter_state(url) || OBSERVING.contains(&url) => Ok(()),
+                url if url == Rbac::type_url() => message(&extension)
+                    .and_then(|filter| rbac::Config::compile(&filter))
+                    .map(|filter| checks.push(filter)),
+                url => Err(Unsupported::new(format!("network filter {url}"))),
             }
-            return Err(Unsupported::new(format!("network filter {url}")))
-                .at(format!("filter {}", filter.name));
+            .at(format!("filter {}", filter.name))?;
         }
         if proxy.tunneling_config.is_some() {
             return Err(Unsupported::new("tunneling_config"));
@@ -61,6 +71,7 @@ impl TcpChain {
         };
         Ok(Self {
             name: name.into(),
+            rbac: checks,
             clusters: clusters(proxy)?,
             idle,
         })
