@@ -11,6 +11,7 @@ mod gateway;
 mod key;
 pub mod l7;
 mod loader;
+pub mod mesh_config;
 mod security;
 mod service_entry;
 mod set;

@@ -6,6 +6,7 @@ mod conditions;
 mod endpoints;
 mod enrolment;
 mod locality;
+mod mesh_config;
 mod networks;
 mod peer_authentication;
 mod require_waypoint;

@@ -1,5 +1,7 @@
 //! From one document to typed, valid objects, or to the reasons why not.
 
+mod mesh_config;
+
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
@@ -9,6 +11,7 @@ use crate::objects::{
     document::{Document, Node, scan_header},
     field::{Field, Segment},
     key::{Kind, ObjectKey},
+    mesh_config::MESH_CONFIG_NAME,
     set::{Object, Severity},
     validate::{self, Invalid},
 };
@@ -187,6 +190,10 @@ fn classify(node: &Node) -> Result<Slot, Box<Problem>> {
         let reason = "a name is required".to_owned();
         return Err(problem("metadata.name", reason, Severity::Rejected));
     };
+    if kind == Kind::ConfigMap && name != MESH_CONFIG_NAME {
+        let reason = "a ConfigMap that is not called istio has no effect".to_owned();
+        return Err(problem("metadata.name", reason, Severity::Warning));
+    }
     let has_status = node.child("status").is_some_and(|status| !status.is_null());
     let part = if has_status && node.child("spec").is_none() && has_status_patch(kind) {
         Part::Status
@@ -248,6 +255,7 @@ fn decode_kind(kind: Kind, part: Part, tree: &Node) -> KindResult {
         Kind::TlsRoute => Object::TlsRoute(strict(value, validate::tls_route)?),
         Kind::ReferenceGrant => Object::ReferenceGrant(strict(value, validate::reference_grant)?),
         Kind::RateLimit => Object::RateLimit(strict(value, validate::rate_limit)?),
+        Kind::ConfigMap => Object::MeshConfig(mesh_config::decode(value)?),
     };
     Ok((object, status))
 }

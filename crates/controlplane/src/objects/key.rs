@@ -47,6 +47,8 @@ pub enum Kind {
     ServiceEntry,
     /// Of Istio.
     WorkloadEntry,
+    /// Of Kubernetes; only the one with Istio's MeshConfig.
+    ConfigMap,
 }
 
 /// Whether objects of a kind live in a namespace.
@@ -65,7 +67,7 @@ struct Facts {
 }
 
 impl Kind {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -87,6 +89,7 @@ impl Kind {
         Self::RateLimit,
         Self::ServiceEntry,
         Self::WorkloadEntry,
+        Self::ConfigMap,
     ];
 
     fn facts(self) -> Facts {
@@ -139,6 +142,7 @@ impl Kind {
             Self::RateLimit => of("RateLimit", &["leyline.io/v1alpha1"]),
             Self::ServiceEntry => of("ServiceEntry", NETWORKING),
             Self::WorkloadEntry => of("WorkloadEntry", NETWORKING),
+            Self::ConfigMap => of("ConfigMap", CORE),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::objects::{
         telemetry::Telemetry,
         virtual_service::VirtualService,
     },
+    mesh_config::{MESH_CONFIG_NAME, MeshConfigMap},
     security::{AuthorizationPolicy, PeerAuthentication},
     service_entry::{ServiceEntry, WorkloadEntry},
 };
@@ -69,6 +70,8 @@ pub struct Objects {
     pub reference_grants: BTreeMap<NamespacedName, Arc<ReferenceGrant>>,
     /// Rate limits.
     pub rate_limits: BTreeMap<NamespacedName, Arc<RateLimit>>,
+    /// ConfigMaps called `istio`; the one of the root namespace counts.
+    pub mesh_configs: BTreeMap<NamespacedName, Arc<MeshConfigMap>>,
 }
 
 impl Objects {
@@ -99,11 +102,20 @@ impl Objects {
             (Kind::TlsRoute, self.tls_routes.len()),
             (Kind::ReferenceGrant, self.reference_grants.len()),
             (Kind::RateLimit, self.rate_limits.len()),
+            (Kind::ConfigMap, self.mesh_configs.len()),
         ];
         counts
             .into_iter()
             .map(|(kind, count)| (kind.as_str(), count))
             .collect()
+    }
+
+    /// The mesh's settings, if there are any.
+    pub(crate) fn mesh_config(&self, root_namespace: &str) -> Option<&Arc<MeshConfigMap>> {
+        self.mesh_configs.get(&NamespacedName {
+            namespace: root_namespace.into(),
+            name: MESH_CONFIG_NAME.into(),
+        })
     }
 
     /// The label of a namespace, if the namespace and the label exist.
@@ -137,6 +149,7 @@ pub(crate) enum Object {
     TlsRoute(Arc<TlsRoute>),
     ReferenceGrant(Arc<ReferenceGrant>),
     RateLimit(Arc<RateLimit>),
+    MeshConfig(Arc<MeshConfigMap>),
 }
 
 impl Objects {
@@ -174,6 +187,7 @@ impl Objects {
             Object::TlsRoute(object) => drop(self.tls_routes.insert(name, object)),
             Object::ReferenceGrant(object) => drop(self.reference_grants.insert(name, object)),
             Object::RateLimit(object) => drop(self.rate_limits.insert(name, object)),
+            Object::MeshConfig(object) => drop(self.mesh_configs.insert(name, object)),
         }
     }
 }

@@ -26,7 +26,7 @@ use envoy_types::pb::envoy::config::{
 use leyline_types::NamespacedName;
 use prost::Message;
 
-use super::{Advice, MeshSettings, Resource, Resources, services::MeshService};
+use super::{Advice, MeshSettings, Resource, Resources, mesh_config, services::MeshService};
 use crate::objects::Objects;
 use clusters::{Traffic, Which};
 use listeners::{Served, ServedPort};
@@ -127,22 +127,25 @@ pub(super) fn configs(
     before: &WaypointConfigs,
     advice: &mut Vec<Advice>,
 ) -> WaypointConfigs {
+    let config = mesh_config::of(inputs.objects, inputs.mesh, advice);
     if inputs.gateways.is_empty() {
         return WaypointConfigs::new();
     }
     let services = inputs.services.iter().copied();
-    let view = View::new(inputs.objects, inputs.mesh, services, inputs.members);
+    let objects = (inputs.objects, inputs.mesh, &*config);
+    let view = View::new(objects, services, inputs.members);
     inputs
         .gateways
         .iter()
         .map(|gateway| {
-            let config = config(&view, gateway, before.get(gateway).map(Arc::as_ref), advice);
+            let before = before.get(gateway).map(Arc::as_ref);
+            let config = waypoint_config(&view, gateway, before, advice);
             (gateway.clone(), Arc::new(config))
         })
         .collect()
 }
 
-fn config(
+fn waypoint_config(
     view: &View<'_>,
     gateway: &NamespacedName,
     before: Option<&WaypointConfig>,
@@ -172,7 +175,7 @@ fn config(
         });
     }
     let (clusters, endpoints) = settings.into_clusters(&owned);
-    let listeners = listeners::listeners(&served, &view.mesh.trust_domain.to_string());
+    let listeners = listeners::listeners(&served, &view.mesh.trust_domain.to_string(), view.config);
     let listeners = listeners
         .into_iter()
         .map(|one| (one.name.clone(), one))

@@ -1,5 +1,7 @@
 //! From the user's objects to a waypoint's configuration, shown short.
 
+mod security;
+
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster,
     core::v3::address::Address as Kind,

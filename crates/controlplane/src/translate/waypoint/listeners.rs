@@ -25,7 +25,10 @@ use envoy_types::pb::envoy::{
             network::{
                 http_connection_manager::v3::{
                     HttpConnectionManager, HttpFilter, Rds,
-                    http_connection_manager::{RouteSpecifier, UpgradeConfig},
+                    http_connection_manager::{
+                        PathWithEscapedSlashesAction as EscapedSlashes, RouteSpecifier,
+                        UpgradeConfig,
+                    },
                     http_filter::ConfigType as HttpFilterConfig,
                 },
                 tcp_proxy::v3::{
@@ -60,6 +63,7 @@ use super::{
     pb,
     view::{PortProtocol, ServiceView},
 };
+use crate::objects::mesh_config::MeshConfig;
 
 const MAIN_INTERNAL: &str = "main_internal";
 /// What the HTTP inspector calls HTTP, with the quotes of the matcher's form.
@@ -95,10 +99,14 @@ pub(super) struct Served<'a> {
 }
 
 /// All listeners of a waypoint.
-pub(super) fn listeners(served: &[Served<'_>], trust_domain: &str) -> Vec<Listener> {
+pub(super) fn listeners(
+    served: &[Served<'_>],
+    trust_domain: &str,
+    mesh: &MeshConfig,
+) -> Vec<Listener> {
     vec![
         tunnels::connect_terminate(trust_domain),
-        main_internal(served),
+        main_internal(served, mesh),
         tunnels::connect_originate(),
     ]
 }
@@ -140,13 +148,13 @@ fn listener_filter<M: Message + Name>(name: &str, message: &M) -> ListenerFilter
     }
 }
 
-fn main_internal(served: &[Served<'_>]) -> Listener {
+fn main_internal(served: &[Served<'_>], mesh: &MeshConfig) -> Listener {
     let mut chains: BTreeMap<String, FilterChain> = BTreeMap::new();
     let mut ranges = Vec::new();
     for service in served {
         for port in &service.ports {
             if port.protocol.may_be_http() {
-                chains.insert(port.http.clone(), http_chain(port));
+                chains.insert(port.http.clone(), http_chain(port, mesh));
             }
             if port.protocol.may_be_tcp() {
                 chains.insert(port.tcp.clone(), tcp_chain(port));
@@ -173,7 +181,7 @@ fn main_internal(served: &[Served<'_>]) -> Listener {
     }
 }
 
-fn http_chain(port: &ServedPort) -> FilterChain {
+fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
     let mut filters = port.checks.http.clone();
     filters.extend([
         http_filter(
@@ -187,6 +195,13 @@ fn http_chain(port: &ServedPort) -> FilterChain {
         http_filter("envoy.filters.http.cors", pb::any(&Cors::default())),
         router(),
     ]);
+    let normalization = mesh.path_normalization.normalization.as_deref();
+    let (normalize, merge_slashes, slashes) = match normalization {
+        Some("NONE") => (false, false, EscapedSlashes::KeepUnchanged),
+        Some("MERGE_SLASHES") => (true, true, EscapedSlashes::KeepUnchanged),
+        Some("DECODE_AND_MERGE_SLASHES") => (true, true, EscapedSlashes::UnescapeAndForward),
+        Some(_) | None => (true, false, EscapedSlashes::KeepUnchanged),
+    };
     let manager = HttpConnectionManager {
         stat_prefix: port.http.clone(),
         route_specifier: Some(RouteSpecifier::Rds(Rds {
@@ -194,7 +209,9 @@ fn http_chain(port: &ServedPort) -> FilterChain {
             route_config_name: port.http.clone(),
         })),
         http_filters: filters,
-        normalize_path: pb::boolean(true),
+        normalize_path: pb::boolean(normalize),
+        merge_slashes,
+        path_with_escaped_slashes_action: slashes.into(),
         server_name: SERVER_NAME.to_owned(),
         stream_idle_timeout: pb::duration(Duration::ZERO),
         use_remote_address: pb::boolean(false),

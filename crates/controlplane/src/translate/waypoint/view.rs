@@ -11,7 +11,7 @@ use leyline_proto::istio::workload::{
 use leyline_types::NamespacedName;
 
 use crate::{
-    objects::Objects,
+    objects::{Objects, mesh_config::MeshConfig},
     translate::{MeshSettings, services::MeshService},
 };
 
@@ -35,6 +35,8 @@ impl Member {
 pub(super) struct View<'a> {
     pub(super) objects: &'a Objects,
     pub(super) mesh: &'a MeshSettings,
+    /// What the user says of the whole mesh.
+    pub(super) config: &'a MeshConfig,
     /// By host name.
     pub(super) services: BTreeMap<&'a str, ServiceView<'a>>,
 }
@@ -99,8 +101,7 @@ impl EndpointView<'_> {
 
 impl<'a> View<'a> {
     pub(super) fn new(
-        objects: &'a Objects,
-        mesh: &'a MeshSettings,
+        (objects, mesh, config): (&'a Objects, &'a MeshSettings, &'a MeshConfig),
         services: impl Iterator<Item = &'a MeshService>,
         members: &'a [Member],
     ) -> Self {
@@ -122,6 +123,7 @@ impl<'a> View<'a> {
         Self {
             objects,
             mesh,
+            config,
             services: services.collect(),
         }
     }

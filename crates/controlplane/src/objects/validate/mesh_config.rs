@@ -1,0 +1,132 @@
+//! MeshConfig: what Istio's admission refuses.
+
+use super::{
+    Invalid,
+    http::{self, each, one_of, time},
+    metadata_of, push,
+};
+use crate::objects::{
+    field::Field,
+    key::Kind,
+    mesh_config::{ExtensionProvider, MeshConfigMap, RequestBody},
+};
+
+const NORMALIZATIONS: [&str; 5] = [
+    "DEFAULT",
+    "NONE",
+    "BASE",
+    "MERGE_SLASHES",
+    "DECODE_AND_MERGE_SLASHES",
+];
+
+/// The ConfigMap `istio`; fields are told from the start of the text of its key.
+pub(crate) fn mesh_config(object: &MeshConfigMap, found: &mut Vec<Invalid>) {
+    metadata_of(Kind::ConfigMap, &object.metadata, found);
+    let mesh = &object.mesh;
+    let root = Field::of("data.mesh");
+    if let Some(encoding) = &mesh.access_log_encoding {
+        let field = root.key("accessLogEncoding");
+        one_of(&field, encoding, &["TEXT", "JSON"], found);
+    }
+    if let Some(normalization) = &mesh.path_normalization.normalization {
+        let field = root.key("pathNormalization").key("normalization");
+        one_of(&field, normalization, &NORMALIZATIONS, found);
+    }
+    let field = root.key("extensionProviders");
+    each(&field, &mesh.extension_providers, found, provider);
+    for (index, one) in mesh.extension_providers.iter().enumerate() {
+        let before = mesh.extension_providers.iter().take(index);
+        if before.into_iter().any(|other| other.name == one.name) {
+            let reason = format!("`{}` is the name of another provider, too", one.name);
+            push(found, field.index(index).key("name"), reason);
+        }
+    }
+    let sampling = mesh.default_config.tracing.as_ref();
+    let sampling = sampling.and_then(|tracing| tracing.sampling);
+    if sampling.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
+        let field = root.key("defaultConfig").key("tracing").key("sampling");
+        push(found, field, "is not between 0 and 100");
+    }
+}
+
+fn provider(field: &Field, provider: &ExtensionProvider, found: &mut Vec<Invalid>) {
+    if provider.name.is_empty() {
+        push(found, field.key("name"), "is needed");
+    }
+    let kinds = [
+        provider.envoy_ext_authz_http.is_some(),
+        provider.envoy_ext_authz_grpc.is_some(),
+        provider.envoy_file_access_log.is_some(),
+        provider.opentelemetry.is_some(),
+        provider.prometheus.is_some(),
+    ];
+    if kinds.into_iter().filter(|set| *set).count() > 1 {
+        push(found, field.clone(), "is of more than one kind");
+    }
+    if let Some(http) = &provider.envoy_ext_authz_http {
+        let field = field.key("envoyExtAuthzHttp");
+        service(&field, &http.service, http.port, found);
+        time(&field.key("timeout"), http.timeout.as_ref(), found);
+        status(&field, http.status_on_error.as_deref(), found);
+        body(&field, http.include_request_body_in_check.as_ref(), found);
+        let prefix = http.path_prefix.as_deref();
+        if prefix.is_some_and(|prefix| !prefix.starts_with('/')) {
+            push(found, field.key("pathPrefix"), "does not start with /");
+        }
+        for name in http.include_additional_headers_in_check.keys() {
+            let field = field.key("includeAdditionalHeadersInCheck");
+            http::header_name(&field, name, found);
+        }
+    }
+    if let Some(grpc) = &provider.envoy_ext_authz_grpc {
+        let field = field.key("envoyExtAuthzGrpc");
+        service(&field, &grpc.service, grpc.port, found);
+        time(&field.key("timeout"), grpc.timeout.as_ref(), found);
+        status(&field, grpc.status_on_error.as_deref(), found);
+        body(&field, grpc.include_request_body_in_check.as_ref(), found);
+    }
+    if let Some(otlp) = &provider.opentelemetry {
+        let field = field.key("opentelemetry");
+        service(&field, &otlp.service, otlp.port, found);
+        if let Some(http) = &otlp.http {
+            let field = field.key("http");
+            time(&field.key("timeout"), http.timeout.as_ref(), found);
+            each(
+                &field.key("headers"),
+                &http.headers,
+                found,
+                |field, header, found| {
+                    http::header_name(&field.key("name"), &header.name, found);
+                },
+            );
+        }
+    }
+}
+
+fn service(field: &Field, service: &str, port: u32, found: &mut Vec<Invalid>) {
+    if service.is_empty() {
+        push(found, field.key("service"), "is needed");
+    }
+    if !u16::try_from(port).is_ok_and(|port| port > 0) {
+        let reason = format!("{port} is not a port (1 to 65535)");
+        push(found, field.key("port"), reason);
+    }
+}
+
+fn status(field: &Field, status: Option<&str>, found: &mut Vec<Invalid>) {
+    let Some(status) = status else { return };
+    let number = status.parse::<u16>().ok();
+    if !number.is_some_and(|number| (200..600).contains(&number)) {
+        let reason = format!("`{status}` is not an HTTP status (200 to 599)");
+        push(found, field.key("statusOnError"), reason);
+    }
+}
+
+fn body(field: &Field, body: Option<&RequestBody>, found: &mut Vec<Invalid>) {
+    if body.is_some_and(|body| body.max_request_bytes == 0) {
+        let field = field
+            .key("includeRequestBodyInCheck")
+            .key("maxRequestBytes");
+        push(found, field, "is needed");
+    }
+}
