@@ -10,7 +10,7 @@ use h2::{
 use http::{Method, Request, StatusCode};
 use leyline_net::{ConnectOptions, NetNs, Source, connect};
 use leyline_tests::{certificates::Authority, mesh::Mesh};
-use leyline_tls::{ClientTls, WorkloadCertificate};
+use leyline_tls::{ClientTls, Revocation, WorkloadCertificate};
 use leyline_types::Identity;
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 use tokio::{
@@ -62,7 +62,9 @@ impl Peer {
         let namespace = mesh.cluster().pod(GATEWAY).unwrap().namespace().clone();
         Self {
             namespace,
-            certificate: Arc::new(WorkloadCertificate::from_pem(&identity, &chain, key).unwrap()),
+            certificate: Arc::new(
+                WorkloadCertificate::from_pem(&identity, &chain, key, &Revocation::off()).unwrap(),
+            ),
         }
     }
 

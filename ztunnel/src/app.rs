@@ -25,7 +25,7 @@ use leyline_runtime::{
 };
 use leyline_state::{LocalNode, Store};
 use leyline_telemetry::{log, mesh, metrics};
-use leyline_tls::{CaClient, CertificateConfig, CertificateStore, control_plane};
+use leyline_tls::{CaClient, CertificateConfig, CertificateStore, Revocation, control_plane};
 use leyline_types::ports;
 use leyline_xds::{NodeInfo, client::Observed, node_id};
 use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
@@ -181,6 +181,7 @@ fn start_state(config: &Config, background: &Drain) -> Result<Arc<Shared>> {
     let ca = CaClient::new(channel, control_plane::AuthInterceptor::new(&config.ca)?);
     let settings = CertificateConfig {
         ttl: config.secret_ttl,
+        revocation: revocation(config, background),
         ..CertificateConfig::default()
     };
     let (certificates, worker) = CertificateStore::new(Arc::new(ca), settings);
@@ -196,6 +197,17 @@ fn start_state(config: &Config, background: &Drain) -> Result<Arc<Shared>> {
         store,
         certificates,
     )))
+}
+
+/// The lists hold before the first tunnel.
+fn revocation(config: &Config, background: &Drain) -> Arc<Revocation> {
+    let Some(path) = &config.crl_path else {
+        return Revocation::off();
+    };
+    let (revocation, mut watcher) = Revocation::of_file(path.clone());
+    watcher.look();
+    spawn("revocation lists", Span::none(), background, watcher.run());
+    revocation
 }
 
 /// Capture and enrolment of this node's pods; their connections run on the workers.

@@ -66,6 +66,8 @@ pub(crate) struct Config {
     pub(crate) log: LogConfig,
     /// Lifetime asked for in certificate requests.
     pub(crate) secret_ttl: Duration,
+    /// Revocation lists.
+    pub(crate) crl_path: Option<PathBuf>,
     /// How long connections may finish after SIGTERM.
     pub(crate) drain_deadline: Duration,
     pub(crate) worker_threads: usize,
@@ -196,6 +198,10 @@ impl Config {
                 Duration::from_secs(24 * 3600),
                 SECRET_TTL,
             ),
+            crl_path: env
+                .optional("CRL_PATH")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
             drain_deadline: drain_deadline(env),
             worker_threads: threads::worker_threads(env, mesh.concurrency, cores()),
             crypto: crypto(env),
@@ -611,6 +617,12 @@ mod tests {
                 "1h",
                 |c| format!("{:?}", c.secret_ttl),
                 "3600s",
+            ),
+            (
+                "CRL_PATH",
+                "/crl.pem",
+                |c| format!("{:?}", c.crl_path),
+                "Some(\"/crl.pem\")",
             ),
             (
                 "COMPLIANCE_POLICY",

@@ -110,10 +110,12 @@ pub enum ResponseFlag {
     NetworkPolicy,
     /// There is no certificate for the workload.
     IdentityError,
+    /// The peer's certificate, or an issuer of it, is revoked.
+    CertRevoked,
 }
 
 impl ResponseFlag {
-    const COUNT: usize = 7;
+    const COUNT: usize = 8;
 
     /// The label's value.
     pub fn as_str(self) -> &'static str {
@@ -125,6 +127,7 @@ impl ResponseFlag {
             Self::H2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::IdentityError => "IDENTITY_ERROR",
+            Self::CertRevoked => "CERT_REVOKED",
         }
     }
 
@@ -137,6 +140,7 @@ impl ResponseFlag {
             Self::H2HandshakeFailure => 4,
             Self::NetworkPolicy => 5,
             Self::IdentityError => 6,
+            Self::CertRevoked => 7,
         }
     }
 }

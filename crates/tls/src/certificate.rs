@@ -23,6 +23,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::{
     provider::{ALPN_H2, mesh_provider, mesh_versions},
+    revocation::{Issuers, Revocation},
     spiffe::{SvidError, identity_of},
     verify::{InboundVerifier, OutboundVerifier, name_foreign_issuer, verify_server_chain},
 };
@@ -35,6 +36,7 @@ pub struct WorkloadCertificate {
     chain: Vec<CertificateDer<'static>>,
     roots: Vec<CertificateDer<'static>>,
     trusted: Arc<RootCertStore>,
+    issuers: Issuers,
     client_chain: Arc<dyn ClientCertVerifier>,
     server: Arc<ServerConfig>,
     /// Refuses every server; each handshake takes a copy with a verifier of its own.
@@ -91,7 +93,7 @@ pub enum CertificateError {
 
 impl WorkloadCertificate {
     /// Takes the answer of a CA (leaf, intermediates, and the roots as the last element) to a request for `identity`
-    /// with `key`, and checks all of it.
+    /// with `key`, and checks all of it. Peers are held against the revocation lists.
     ///
     /// # Errors
     /// When the chain is malformed, not for this identity or key, not valid now, or not signed by its roots.
@@ -99,6 +101,7 @@ impl WorkloadCertificate {
         identity: &Identity,
         chain_pem: &[String],
         key: PrivateKeyDer<'static>,
+        revocation: &Arc<Revocation>,
     ) -> Result<Self, CertificateError> {
         let [presented @ .., roots] = chain_pem else {
             return Err(CertificateError::Incomplete(0));
@@ -111,7 +114,7 @@ impl WorkloadCertificate {
         if chain.is_empty() {
             return Err(CertificateError::Incomplete(chain_pem.len()));
         }
-        let certificate = Self::assemble(chain, roots, key)?;
+        let certificate = Self::assemble(chain, roots, key, revocation)?;
         if certificate.identity != *identity {
             return Err(CertificateError::Identity {
                 got: certificate.identity,
@@ -127,6 +130,7 @@ impl WorkloadCertificate {
         chain: Vec<CertificateDer<'static>>,
         roots: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
+        revocation: &Arc<Revocation>,
     ) -> Result<Self, CertificateError> {
         let leaf = chain.first().ok_or(CertificateError::Incomplete(0))?;
         let leaf = Leaf::parse(leaf)?;
@@ -134,12 +138,17 @@ impl WorkloadCertificate {
         let resolver = Arc::new(SingleCertAndKey::from(
             CertifiedKey::from_der(chain.clone(), key, mesh_provider()).map_err(key_error)?,
         ));
+        let issuers = Issuers::new(Arc::clone(revocation), &roots);
         let inbound = InboundVerifier {
+            issuers: issuers.clone(),
             chain: Arc::clone(&client_chain),
             trust_domain: leaf.identity.trust_domain().clone(),
         };
         let server = server_config(inbound, Arc::clone(&resolver))?;
-        let client = client_config(OutboundVerifier::new(Arc::clone(&trusted), &[]), resolver)?;
+        let client = client_config(
+            OutboundVerifier::new(Arc::clone(&trusted), issuers.clone(), &[]),
+            resolver,
+        )?;
         Ok(Self {
             identity: leaf.identity,
             not_after: leaf.not_after,
@@ -147,6 +156,7 @@ impl WorkloadCertificate {
             chain,
             roots,
             trusted,
+            issuers,
             client_chain,
             server: Arc::new(server),
             client,
@@ -186,6 +196,11 @@ impl WorkloadCertificate {
     /// The roots in the form that verification wants.
     pub(crate) fn trusted(&self) -> &Arc<RootCertStore> {
         &self.trusted
+    }
+
+    /// What decides on revocation.
+    pub(crate) fn issuers(&self) -> &Issuers {
+        &self.issuers
     }
 
     /// A configuration of the client side for one handshake. Copying is a handful of reference counts: that is cheaper

@@ -26,6 +26,9 @@ pub enum TlsError {
     /// The peer's certificate or an issuer of it is not valid yet.
     #[error("peer certificate is not valid yet, check the clocks")]
     NotYetValid,
+    /// The peer's certificate or an issuer of it is on a revocation list.
+    #[error("peer certificate has been revoked")]
+    Revoked,
     /// The peer's certificate has been made for something else.
     #[error("peer certificate is not meant for this side of TLS (extended key usage)")]
     Purpose,
@@ -118,6 +121,7 @@ impl TlsError {
             Self::UnknownRoot => "unknown_root",
             Self::Expired => "expired",
             Self::NotYetValid => "not_yet_valid",
+            Self::Revoked => "revoked",
             Self::Purpose => "purpose",
             Self::BadCertificate(_) => "bad_certificate",
             Self::NotSpiffe(_) => "not_spiffe",
@@ -141,6 +145,7 @@ impl TlsError {
             | Self::UnknownRoot
             | Self::Expired
             | Self::NotYetValid
+            | Self::Revoked
             | Self::Purpose
             | Self::BadCertificate(_)
             | Self::NotSpiffe(_)
@@ -199,6 +204,7 @@ impl TlsError {
             CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
                 Self::NotYetValid
             }
+            CertificateError::Revoked => Self::Revoked,
             CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
                 Self::Purpose
             }

@@ -12,7 +12,7 @@ use std::{
 
 use leyline_net::ReadAhead;
 use leyline_types::Identity;
-use rustls::pki_types::ServerName;
+use rustls::{CommonState, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -24,6 +24,7 @@ use crate::{
     certificate::WorkloadCertificate,
     error::{Refusal, TlsError},
     provider::ALPN_H2,
+    revocation::{Reporter, Revoked, Tracked, cut},
     spiffe::identity_in,
     verify::OutboundVerifier,
 };
@@ -37,14 +38,19 @@ const ALERT_LINGER_BYTES: usize = 16 * 1024;
 /// records, so that it leaves in one system call. rustls' own 64 KiB cut it in four, at a fifth of the throughput.
 const SEND_BUFFER: usize = 272 << 10;
 
-/// The server side of a tunnel.
-pub type ServerTls = server::TlsStream<ReadAhead>;
+/// The server side of a tunnel. Breaks when the peer's certificate is revoked.
+#[derive(Debug)]
+pub struct ServerTls {
+    io: server::TlsStream<ReadAhead>,
+    peer: Tracked,
+}
 
 /// The client side of a tunnel. Remembers the alert with which a server refuses our certificate, which in TLS 1.3
-/// arrives only after [`connect`] has returned.
+/// arrives only after [`connect`] has returned. Breaks when the peer's certificate is revoked.
 #[derive(Debug)]
 pub struct ClientTls<IO = ReadAhead> {
     io: client::TlsStream<IO>,
+    peer: Tracked,
     verdict: Verdict,
 }
 
@@ -70,7 +76,7 @@ pub async fn accept(
     .await
     {
         Err(_elapsed) => return Err(TlsError::Deadline(deadline)),
-        Ok(Ok(tls)) => return authenticated(tls),
+        Ok(Ok(tls)) => return authenticated(cert, tls),
         Ok(Err((error, stream))) => (TlsError::from_handshake(error), stream),
     };
     if error.was_told() {
@@ -81,14 +87,18 @@ pub async fn accept(
 }
 
 /// Takes the peer's identity out of a finished handshake.
-fn authenticated(mut tls: ServerTls) -> Result<(ServerTls, Identity), TlsError> {
-    let session = tls.get_ref().1;
+fn authenticated(
+    cert: &WorkloadCertificate,
+    mut io: server::TlsStream<ReadAhead>,
+) -> Result<(ServerTls, Identity), TlsError> {
+    let session = io.get_ref().1;
     require_h2(session.alpn_protocol())?;
     let leaf = session.peer_certificates().and_then(|chain| chain.first());
     let identity = identity_in(leaf.ok_or(TlsError::NoCertificate)?)
         .map_err(|error| TlsError::NotSpiffe(error.to_string()))?;
-    tls.get_mut().1.set_buffer_limit(Some(SEND_BUFFER));
-    Ok((tls, identity))
+    let peer = track(cert, Reporter::Destination, session)?;
+    io.get_mut().1.set_buffer_limit(Some(SEND_BUFFER));
+    Ok((ServerTls { io, peer }, identity))
 }
 
 /// Opens a tunnel from the workload that owns `cert` to a peer that must be one of `expected`. Not cancel safe:
@@ -115,7 +125,11 @@ pub async fn connect_over<IO: AsyncRead + AsyncWrite + Unpin>(
     expected: &[Identity],
     deadline: Duration,
 ) -> Result<(ClientTls<IO>, Identity), TlsError> {
-    let verifier = Arc::new(OutboundVerifier::new(Arc::clone(cert.trusted()), expected));
+    let verifier = Arc::new(OutboundVerifier::new(
+        Arc::clone(cert.trusted()),
+        cert.issuers().clone(),
+        expected,
+    ));
     let connector = TlsConnector::from(cert.client_config(Arc::clone(&verifier)));
     // rustls wants a name; it is neither sent (no SNI) nor looked at by our verifier.
     let unused = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
@@ -126,8 +140,20 @@ pub async fn connect_over<IO: AsyncRead + AsyncWrite + Unpin>(
     require_h2(io.get_ref().1.alpn_protocol())?;
     let identity = verifier.verified().ok_or(TlsError::NoCertificate)?;
     io.get_mut().1.set_buffer_limit(Some(SEND_BUFFER));
+    let peer = track(cert, Reporter::Source, io.get_ref().1)?;
     let verdict = Verdict::default();
-    Ok((ClientTls { io, verdict }, identity))
+    Ok((ClientTls { io, peer, verdict }, identity))
+}
+
+/// From here on a list can cut the tunnel.
+fn track(
+    cert: &WorkloadCertificate,
+    reporter: Reporter,
+    session: &CommonState,
+) -> Result<Tracked, TlsError> {
+    let chain = session.peer_certificates();
+    let tracked = cert.issuers().track(reporter, chain);
+    tracked.map_err(|Revoked| TlsError::Revoked)
 }
 
 fn require_h2(alpn: Option<&[u8]>) -> Result<(), TlsError> {
@@ -188,6 +214,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientTls<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.peer.poll_cut(cx).is_ready() {
+            return Poll::Ready(Err(cut()));
+        }
         let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
         Poll::Ready(self.verdict.note(result))
     }
@@ -199,6 +228,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientTls<IO> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.peer.is_cut() {
+            return Poll::Ready(Err(cut()));
+        }
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -207,6 +239,58 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientTls<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.peer.is_cut() {
+            return Poll::Ready(Err(cut()));
+        }
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+impl AsyncRead for ServerTls {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.peer.poll_cut(cx).is_ready() {
+            return Poll::Ready(Err(cut()));
+        }
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for ServerTls {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.peer.is_cut() {
+            return Poll::Ready(Err(cut()));
+        }
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.peer.is_cut() {
+            return Poll::Ready(Err(cut()));
+        }
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 

@@ -10,6 +10,7 @@ mod handshake;
 mod certificate;
 mod error;
 mod provider;
+mod revocation;
 mod spiffe;
 mod verify;
 
@@ -28,6 +29,7 @@ pub use handshake::{ClientTls, ServerTls, Verdict, accept, connect, connect_over
 pub use provider::{
     CryptoPolicy, KeyExchange, OldestVersion, install_crypto_policy, install_crypto_provider,
 };
+pub use revocation::{CrlError, CrlWatcher, Revocation, is_revocation};
 pub use store::{
     CertificateConfig, CertificateDump, CertificateEntry, CertificateStore, CertificateWorker,
     FetchError, IdentityError,

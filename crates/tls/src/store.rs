@@ -29,6 +29,7 @@ use crate::{
     ca::{CaError, CertificateAuthority},
     certificate::{CertificateError, WorkloadCertificate},
     csr::{self, CsrError},
+    revocation::Revocation,
 };
 use schedule::{Fetch, Priority, Schedule};
 use slot::{Lease, Slot, State};
@@ -48,6 +49,8 @@ pub struct CertificateConfig {
     pub max_fetches: usize,
     /// How many identities are kept; more are refused. 4096: several times what fits on a node.
     pub max_identities: usize,
+    /// Which peers are refused. None, unless lists are configured.
+    pub revocation: Arc<Revocation>,
 }
 
 impl Default for CertificateConfig {
@@ -58,6 +61,7 @@ impl Default for CertificateConfig {
             wait_deadline: Duration::from_secs(10),
             max_fetches: 8,
             max_identities: 4096,
+            revocation: Revocation::off(),
         }
     }
 }
@@ -327,6 +331,7 @@ impl Shared {
             identity,
             &chain,
             request.key,
+            &self.cfg.revocation,
         )?)
     }
 

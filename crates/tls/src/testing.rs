@@ -7,14 +7,18 @@ use std::{
 
 use leyline_types::Identity;
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
-    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevocationReason, RevokedCertParams, SanType,
+    SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{certificate::WorkloadCertificate, csr, install_crypto_provider};
+use crate::{
+    certificate::WorkloadCertificate, csr, install_crypto_provider, revocation::Revocation,
+};
 
 /// A certificate authority, a root or an intermediate of one.
 pub(crate) struct TestCa {
@@ -139,14 +143,45 @@ impl TestCa {
         let identity: Identity = uri.parse().unwrap();
         let request = csr::generate(&identity).unwrap();
         let chain = self.sign(&request.pem, &Leaf::workload(uri));
-        Arc::new(WorkloadCertificate::from_pem(&identity, &chain, request.key).unwrap())
+        Arc::new(
+            WorkloadCertificate::from_pem(&identity, &chain, request.key, &Revocation::off())
+                .unwrap(),
+        )
+    }
+
+    /// The same for somebody who holds peers against revocation lists.
+    pub(crate) fn wary(&self, uri: &str, revocation: &Arc<Revocation>) -> Arc<WorkloadCertificate> {
+        let (chain, key) = self.issue(&Leaf::workload(uri));
+        Arc::new(WorkloadCertificate::assemble(chain, vec![self.root()], key, revocation).unwrap())
+    }
+
+    /// A list of this authority that revokes certificates of it, PEM; out of date if it ends before now.
+    pub(crate) fn revoke(&self, certificates: &[&CertificateDer<'_>], end: SystemTime) -> String {
+        let revoked = |der: &&CertificateDer<'_>| {
+            let (_, certificate) = X509Certificate::from_der(der).unwrap();
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(certificate.raw_serial()),
+                revocation_time: SystemTime::now().into(),
+                reason_code: Some(RevocationReason::KeyCompromise),
+                invalidity_date: None,
+            }
+        };
+        let list = CertificateRevocationListParams {
+            this_update: (end - Duration::from_secs(3600)).into(),
+            next_update: end.into(),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: certificates.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
     /// A certificate that the store would refuse, or that trusts other roots than its own.
     pub(crate) fn unchecked(&self, leaf: &Leaf, roots: &[&Self]) -> Arc<WorkloadCertificate> {
         let (chain, key) = self.issue(leaf);
         let roots = roots.iter().map(|ca| ca.root()).collect();
-        Arc::new(WorkloadCertificate::assemble(chain, roots, key).unwrap())
+        Arc::new(WorkloadCertificate::assemble(chain, roots, key, &Revocation::off()).unwrap())
     }
 }
 
@@ -162,6 +197,7 @@ fn ca_params(name: &str) -> (CertificateParams, KeyPair) {
     params.key_usages = vec![
         KeyUsagePurpose::KeyCertSign,
         KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::CrlSign,
     ];
     (params, KeyPair::generate().unwrap())
 }

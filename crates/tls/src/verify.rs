@@ -21,6 +21,7 @@ use rustls::{
 
 use crate::{
     provider::mesh_provider,
+    revocation::{Issuers, Reporter},
     spiffe::{SvidError, identity_in},
 };
 
@@ -47,6 +48,7 @@ pub(crate) struct InboundVerifier {
     /// rustls's own chain check; it also puts the names of our roots into the certificate request.
     pub(crate) chain: Arc<dyn ClientCertVerifier>,
     pub(crate) trust_domain: TrustDomain,
+    pub(crate) issuers: Issuers,
 }
 
 impl ClientCertVerifier for InboundVerifier {
@@ -69,6 +71,8 @@ impl ClientCertVerifier for InboundVerifier {
             let want = self.trust_domain.clone();
             return Err(PeerNameError::TrustDomain { got, want }.into());
         }
+        self.issuers
+            .check(Reporter::Destination, end_entity, intermediates)?;
         Ok(verified)
     }
 
@@ -101,14 +105,16 @@ impl ClientCertVerifier for InboundVerifier {
 #[derive(Debug)]
 pub(crate) struct OutboundVerifier {
     roots: Arc<RootCertStore>,
+    issuers: Issuers,
     expected: Vec<Identity>,
     verified: OnceLock<Identity>,
 }
 
 impl OutboundVerifier {
-    pub(crate) fn new(roots: Arc<RootCertStore>, expected: &[Identity]) -> Self {
+    pub(crate) fn new(roots: Arc<RootCertStore>, issuers: Issuers, expected: &[Identity]) -> Self {
         Self {
             roots,
+            issuers,
             expected: expected.to_vec(),
             verified: OnceLock::new(),
         }
@@ -135,6 +141,8 @@ impl ServerCertVerifier for OutboundVerifier {
             let want = self.expected.clone();
             return Err(PeerNameError::Identity { got, want }.into());
         }
+        self.issuers
+            .check(Reporter::Source, end_entity, intermediates)?;
         self.verified.get_or_init(|| got);
         Ok(ServerCertVerified::assertion())
     }

@@ -32,6 +32,7 @@ impl Config {
             "requireOriginalSource": proxy.source_address == SourceAddress::Client,
             "ipv6Enabled": proxy.families == Families::Both,
             "secretTtl": seconds(self.secret_ttl),
+            "crlPath": self.crl_path,
             "selfTerminationDeadline": seconds(self.drain_deadline),
             "numWorkerThreads": self.worker_threads,
             "adminPort": self.pages.admin_port,

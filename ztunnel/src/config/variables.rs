@@ -54,6 +54,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "lifetime asked for in certificate requests",
     ),
     (
+        "CRL_PATH",
+        "",
+        "revocation lists, PEM or DER; followed while it changes",
+    ),
+    (
         "FAKE_CA",
         "false",
         "only false: there is no CA that anybody knows",

@@ -50,6 +50,9 @@ pub(super) enum ForwardError {
 impl ForwardError {
     pub(super) fn flag(&self) -> ResponseFlag {
         match self {
+            Self::Copy(error) if leyline_tls::is_revocation(&error.source) => {
+                ResponseFlag::CertRevoked
+            }
             // Either end may break a connection that was carried; that is no refusal of ours.
             Self::Copy(_) => ResponseFlag::None,
             Self::Revoked(_) => ResponseFlag::Deny,

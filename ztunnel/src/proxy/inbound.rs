@@ -146,6 +146,7 @@ fn refusal_of(error: &TlsError) -> Refusal {
         TlsError::NoCertificate => Refusal::TlsNoPeerCertificate,
         TlsError::UnknownRoot => Refusal::TlsUnknownRoot,
         TlsError::Expired | TlsError::NotYetValid => Refusal::TlsExpired,
+        TlsError::Revoked => Refusal::TlsRevoked,
         TlsError::NotSpiffe(_) => Refusal::TlsNotSpiffe,
         TlsError::TrustDomain { .. } => Refusal::TlsTrustDomain,
         TlsError::Identity { .. } => Refusal::TlsIdentity,

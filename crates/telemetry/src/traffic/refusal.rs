@@ -29,6 +29,8 @@ pub enum Refusal {
     TlsUnknownRoot,
     /// The peer's certificate is not valid now.
     TlsExpired,
+    /// The peer's certificate is on a revocation list.
+    TlsRevoked,
     /// The peer is of another trust domain.
     TlsTrustDomain,
     /// The peer is not who it should be.
@@ -71,6 +73,7 @@ impl Refusal {
             Self::TlsNoPeerCertificate => "tls_no_peer_certificate",
             Self::TlsUnknownRoot => "tls_unknown_root",
             Self::TlsExpired => "tls_expired",
+            Self::TlsRevoked => "tls_revoked",
             Self::TlsTrustDomain => "tls_trust_domain",
             Self::TlsIdentity => "tls_identity",
             Self::TlsNotSpiffe => "tls_not_spiffe",

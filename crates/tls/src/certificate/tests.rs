@@ -3,6 +3,7 @@ use rcgen::ExtendedKeyUsagePurpose;
 use super::*;
 use crate::{
     csr,
+    revocation::Revocation,
     testing::{Leaf, TestCa},
 };
 
@@ -15,7 +16,8 @@ fn answer(
     let identity: Identity = WEB.parse().unwrap();
     let request = csr::generate(&identity).unwrap();
     let chain = change(&TestCa::new(), &request.pem);
-    WorkloadCertificate::from_pem(&identity, &chain, request.key).map_err(|e| e.to_string())
+    WorkloadCertificate::from_pem(&identity, &chain, request.key, &Revocation::off())
+        .map_err(|e| e.to_string())
 }
 
 #[track_caller]

@@ -19,6 +19,7 @@ use crate::{
     ca::{CaClient, CaError, CertificateAuthority},
     certificate::WorkloadCertificate,
     csr,
+    revocation::Revocation,
     testing::{Leaf, TestCa, key_pem, pem},
 };
 
@@ -113,7 +114,7 @@ async fn sign(config: &ControlPlaneConfig) -> Result<WorkloadCertificate, CaErro
     let chain = client
         .sign(request.pem, &identity, Duration::from_secs(7200))
         .await?;
-    Ok(WorkloadCertificate::from_pem(&identity, &chain, request.key).unwrap())
+    Ok(WorkloadCertificate::from_pem(&identity, &chain, request.key, &Revocation::off()).unwrap())
 }
 
 /// Runs a call while the server runs.

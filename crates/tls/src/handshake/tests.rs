@@ -8,7 +8,10 @@ use rustls::{
 };
 
 use super::*;
-use crate::testing::{Leaf, TestCa, sockets};
+use crate::{
+    revocation::{Issuers, Revocation},
+    testing::{Leaf, TestCa, sockets},
+};
 
 mod openssl;
 
@@ -96,7 +99,7 @@ async fn prefers_the_hybrid_group_and_the_long_key() {
     let ca = TestCa::new();
     let (accepted, connected) = handshake(&ca.workload(WEB), &ca.workload(DB), &[WEB]).await;
     let (server, client) = (accepted.unwrap().0, connected.unwrap().0);
-    let (server, client) = (server.get_ref().1, client.io.get_ref().1);
+    let (server, client) = (server.io.get_ref().1, client.io.get_ref().1);
     for group in [
         server.negotiated_key_exchange_group(),
         client.negotiated_key_exchange_group(),
@@ -273,6 +276,7 @@ impl OtherClient {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(OutboundVerifier::new(
                 roots,
+                Issuers::new(Revocation::off(), &[]),
                 &[WEB.parse().unwrap()],
             )));
         let mut config = match self.leaf {

@@ -12,7 +12,7 @@ use leyline_net::{
     copy::{Reader, Writer},
 };
 use leyline_runtime::Drain;
-use leyline_tls::WorkloadCertificate;
+use leyline_tls::{Revocation, WorkloadCertificate};
 use leyline_types::{HboneAuthority, Identity};
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 use tokio::{
@@ -104,7 +104,12 @@ impl Caller {
             .with_context(|| format!("reading {}", args.key.display()))?;
         Ok(Self {
             netns: NetNs::current()?,
-            certificate: Arc::new(WorkloadCertificate::from_pem(&args.identity, &chain, key)?),
+            certificate: Arc::new(WorkloadCertificate::from_pem(
+                &args.identity,
+                &chain,
+                key,
+                &Revocation::off(),
+            )?),
             key: PoolKey {
                 source: args.identity.clone(),
                 destinations: vec![args.expected.clone()],

@@ -158,6 +158,7 @@ async fn dial(
 fn flag_of(error: &HboneError) -> ResponseFlag {
     match dial_failure(error) {
         Some(DialFailure::Identity(_)) => ResponseFlag::IdentityError,
+        Some(DialFailure::Tls(TlsError::Revoked)) => ResponseFlag::CertRevoked,
         Some(DialFailure::Tls(_)) => ResponseFlag::TlsFailure,
         Some(DialFailure::Connect(ConnectError::Deadline(_))) => ResponseFlag::NetworkPolicy,
         Some(DialFailure::Connect(_)) => ResponseFlag::Connect,
@@ -224,6 +225,11 @@ mod tests {
                 dial(TlsError::UnknownRoot.into()),
                 ResponseFlag::TlsFailure,
                 "tls handshake failed",
+            ),
+            (
+                dial(TlsError::Revoked.into()),
+                ResponseFlag::CertRevoked,
+                "tls handshake failed: peer certificate has been revoked",
             ),
             (
                 dial(deadline().into()),
