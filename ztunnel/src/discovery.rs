@@ -101,6 +101,10 @@ impl Discovery {
         for identity in &applied.identities_needed {
             self.shared.certificates.prefetch(identity.clone());
         }
+        for uid in &applied.workloads {
+            // It may be another one behind the same name, or have become ready again.
+            self.shared.endpoints.forgive(uid);
+        }
         let left = left_addresses(before, &snapshot, applied);
         for pod in &self.pods.now().served {
             if !left.is_empty() {

@@ -4,6 +4,7 @@
 //! what is here: the node's state, and the pod's own listeners, tunnels and connections.
 
 pub(crate) mod connections;
+pub(crate) mod endpoints;
 mod forward;
 mod inbound;
 mod labels;
@@ -29,15 +30,20 @@ use leyline_capture::PodCapture;
 use leyline_hbone::{HboneStream, Pool};
 use leyline_net::{Accepted, ConnectOptions, ListenOptions, NetNs, Source, accept, listen};
 use leyline_runtime::{Drain, spawn};
-use leyline_state::{Snapshot, Store, Workload};
+use leyline_state::{OutboundRefusal, OutboundRoute, Snapshot, Store, Workload};
 use leyline_telemetry::traffic::{Direction, Refusal, early_failure};
 use leyline_tls::CertificateStore;
 use leyline_types::{NamespacedName, WorkloadName, WorkloadUid, ports};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{Instant, timeout_at},
+};
 use tracing::{Span, error};
 
 use self::{
     connections::Connections,
+    endpoints::EndpointTable,
     labels::LabelCache,
     limits::{Places, Sources},
     local::{LocalPods, OwnAddresses},
@@ -54,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) labels: LabelCache,
     /// For connections that stay inside the process.
     local_pods: LocalPods,
+    pub(crate) endpoints: Arc<EndpointTable>,
 }
 
 impl Shared {
@@ -70,12 +77,43 @@ impl Shared {
             certificates,
             labels,
             local_pods: LocalPods::default(),
+            endpoints: Arc::default(),
         }
     }
 
     /// The workload of a pod of this node, if xDS has told of it.
     pub(crate) fn workload_now(&self, name: &WorkloadName) -> Option<Arc<Workload>> {
         self.store.snapshot().local_workload(name).cloned()
+    }
+
+    /// What `decide` comes to on the present snapshot or, while the control plane has not told everything once, on a later
+    /// one within the deadline; the last answer is given back with the snapshot that it was made on.
+    async fn decide(
+        &self,
+        mut snapshot: Arc<Snapshot>,
+        decide: impl Fn(&Snapshot) -> OutboundRoute,
+    ) -> (Arc<Snapshot>, OutboundRoute) {
+        let unknown = |route: &OutboundRoute| {
+            matches!(route, OutboundRoute::Refused(OutboundRefusal::NotSynced(_)))
+        };
+        let mut route = decide(&snapshot);
+        if !unknown(&route) {
+            return (snapshot, route);
+        }
+        let mut changed = self.changed.subscribe();
+        let deadline = Instant::now() + self.config.workload_deadline;
+        loop {
+            // Subscribed before it is read, so that no change is missed.
+            snapshot = self.store.snapshot();
+            route = decide(&snapshot);
+            if !unknown(&route) {
+                return (snapshot, route);
+            }
+            match timeout_at(deadline, changed.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return (snapshot, route),
+            }
+        }
     }
 
     /// The policies for connections to a pod of this node; unknown workload, unknown policies: nothing is allowed.

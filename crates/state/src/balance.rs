@@ -1,5 +1,5 @@
-//! Choice of an endpoint: weighted random by capacity among the usable endpoints of the best rank.
-//! Pure and without allocation, as it runs for each connection to a service.
+//! Choice of an endpoint among the usable ones of the best rank: two are drawn at random by capacity, and the one with
+//! fewer connections for its capacity is taken. Pure and without allocation, as it runs for each connection to a service.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,6 +7,7 @@ use leyline_types::Network;
 use rand::{Rng, RngExt};
 
 use crate::{
+    choice::{Chooser, EndpointView, Standing},
     endpoints::{Endpoint, Endpoints},
     service::{Mode, RoutingScope, Service, ServicePort},
     workload::{Protocol, Workload},
@@ -57,27 +58,43 @@ pub(crate) enum Unusable {
     OtherNetwork,
 }
 
-/// Picks an endpoint and the place to reach it at.
+/// An endpoint and the place to reach it at.
+type Picked<'a> = (&'a Endpoint, Place);
+
+/// Picks an endpoint and the place to reach it at: the one that the client is to be kept with, else by load.
 pub(crate) fn pick<'a>(
     request: &Request<'_>,
     endpoints: &'a Endpoints,
-    rng: &mut impl Rng,
+    choose: &mut Chooser<'_, impl Rng>,
 ) -> Result<(&'a Endpoint, Place), Unusable> {
-    if request.has_no_preference() {
-        let total = endpoints.total_capacity();
-        for _ in 0..DRAWS {
-            if total == 0 {
-                break;
-            }
-            let drawn = endpoints.at_ticket(rng.random_range(0..total));
-            if let Some(endpoint) = drawn
-                && let Ok(target) = request.target(endpoint)
-            {
-                return Ok((endpoint, target));
-            }
-        }
+    if request.service.session_affinity.is_some()
+        && let Some(kept) = request.kept(endpoints, choose.view)
+    {
+        return Ok(kept);
     }
-    request.scan(endpoints, rng)
+    if request.has_no_preference()
+        && let Some(drawn) = request.draw(endpoints, choose)
+    {
+        return Ok(drawn);
+    }
+    request.scan(endpoints, choose)
+}
+
+/// Of two draws the one with fewer connections for its capacity, the first if they are even: so idle endpoints are
+/// picked exactly by capacity.
+fn less_loaded<'a>(view: &dyn EndpointView, first: Picked<'a>, second: Picked<'a>) -> Picked<'a> {
+    let (one, other) = (&first.0.workload, &second.0.workload);
+    if one.uid == other.uid {
+        return first;
+    }
+    let (load, other_load) = (view.load(&one.uid), view.load(&other.uid));
+    let weighed = u128::from(load) * u128::from(other.capacity);
+    let other_weighed = u128::from(other_load) * u128::from(one.capacity);
+    if other_weighed < weighed {
+        second
+    } else {
+        first
+    }
 }
 
 impl Request<'_> {
@@ -92,43 +109,101 @@ impl Request<'_> {
         }
     }
 
-    /// Looks at every endpoint twice: for the best rank and its capacity, then for the one that the draw fell on.
+    /// The endpoint that the client was given before, if it can still be used.
+    fn kept<'a>(&self, endpoints: &'a Endpoints, view: &dyn EndpointView) -> Option<Picked<'a>> {
+        let uid = view.kept(self.service)?;
+        let endpoint = endpoints.by_uid(&uid)?;
+        self.rank(&endpoint.workload)?;
+        let usable = endpoint.workload.capacity > 0 && view.standing(&uid) == Standing::Good;
+        let place = self.target(endpoint).ok()?;
+        usable.then_some((endpoint, place))
+    }
+
+    /// Two draws where every endpoint has the same rank; none if no draw fell on one that can be used.
+    fn draw<'a>(
+        &self,
+        endpoints: &'a Endpoints,
+        choose: &mut Chooser<'_, impl Rng>,
+    ) -> Option<Picked<'a>> {
+        let total = endpoints.total_capacity();
+        let mut first: Option<Picked<'a>> = None;
+        for _ in 0..DRAWS {
+            if total == 0 {
+                break;
+            }
+            let Some(drawn) = endpoints.at_ticket(choose.rng.random_range(0..total)) else {
+                continue;
+            };
+            let Ok(place) = self.target(drawn) else {
+                continue;
+            };
+            if choose.view.standing(&drawn.workload.uid) != Standing::Good {
+                continue;
+            }
+            match first {
+                None => first = Some((drawn, place)),
+                Some(first) => return Some(less_loaded(choose.view, first, (drawn, place))),
+            }
+        }
+        first
+    }
+
+    /// Looks at every endpoint twice: for the best rank and its capacity, then for the two that the draws fell on.
+    ///
+    /// One that has failed lately is worse than any that has not, wherever that is.
     fn scan<'a>(
         &self,
         endpoints: &'a Endpoints,
-        rng: &mut impl Rng,
-    ) -> Result<(&'a Endpoint, Place), Unusable> {
-        let (mut best, mut total, mut why) = (0, 0, Unusable::NoneHealthy);
+        choose: &mut Chooser<'_, impl Rng>,
+    ) -> Result<Picked<'a>, Unusable> {
+        let (mut best, mut total, mut why) = (None, 0, Unusable::NoneHealthy);
+        let rank = |endpoint: &Endpoint| {
+            let workload = &endpoint.workload;
+            let rank = self.rank(workload).filter(|_| workload.capacity > 0)?;
+            let standing = choose.view.standing(&workload.uid);
+            (standing > Standing::Excluded).then_some((standing, rank))
+        };
         for endpoint in endpoints.iter() {
             let capacity = u64::from(endpoint.workload.capacity);
-            let Some(rank) = self.rank(&endpoint.workload).filter(|_| capacity > 0) else {
+            let Some(rank) = rank(endpoint) else {
                 continue;
             };
             match self.target(endpoint) {
                 Err(reason) => why = why.max(reason),
-                Ok(_) if rank > best || total == 0 => (best, total) = (rank, capacity),
-                Ok(_) if rank == best => total += capacity,
+                Ok(_) if Some(rank) > best => (best, total) = (Some(rank), capacity),
+                Ok(_) if Some(rank) == best => total += capacity,
                 Ok(_) => {}
             }
         }
         if total == 0 {
             return Err(why);
         }
-        let mut ticket = rng.random_range(0..total);
+        let mut tickets = [0, 0].map(|_: u64| choose.rng.random_range(0..total));
+        let mut drawn: [Option<Picked<'a>>; 2] = [None, None];
         for endpoint in endpoints.iter() {
-            if self.rank(&endpoint.workload) != Some(best) {
+            if rank(endpoint) != best {
                 continue;
             }
-            let Ok(target) = self.target(endpoint) else {
+            let Ok(place) = self.target(endpoint) else {
                 continue;
             };
             let capacity = u64::from(endpoint.workload.capacity);
-            if ticket < capacity {
-                return Ok((endpoint, target));
+            for (ticket, drawn) in tickets.iter_mut().zip(&mut drawn) {
+                if drawn.is_some() {
+                    continue;
+                }
+                if *ticket < capacity {
+                    *drawn = Some((endpoint, place));
+                }
+                *ticket = ticket.saturating_sub(capacity);
             }
-            ticket -= capacity;
+            if let [Some(first), Some(second)] = drawn {
+                return Ok(less_loaded(choose.view, first, second));
+            }
         }
-        Err(why)
+        // A draw can miss when the view changed between the two looks.
+        let [first, second] = drawn;
+        first.or(second).ok_or(why)
     }
 
     /// How near a workload is to the source, larger is nearer; `None` if it may not be used.

@@ -64,6 +64,14 @@ impl Endpoints {
         self.list.iter()
     }
 
+    /// The endpoint that a workload is.
+    pub(crate) fn by_uid(&self, uid: &WorkloadUid) -> Option<&Endpoint> {
+        let at = self
+            .list
+            .binary_search_by(|endpoint| endpoint.workload.uid.cmp(uid));
+        at.ok().and_then(|at| self.list.get(at))
+    }
+
     /// Who may answer for the service in another network, whose gateway chooses the endpoint: any of those there, and the
     /// service's further names.
     pub(crate) fn expected_in(&self, service: &Service, network: &Network) -> Arc<[Identity]> {

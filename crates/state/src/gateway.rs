@@ -10,6 +10,7 @@ use rand::{Rng, RngExt};
 
 use crate::{
     balance::{self, Place, Unusable, Wanted},
+    choice::Chooser,
     endpoints::Endpoint,
     outbound::HboneEnd,
     service::{Service, ServicePort, WeightedGateway},
@@ -81,7 +82,7 @@ impl Snapshot {
         waypoint: &Gateway,
         source: &Workload,
         asked: SocketAddr,
-        rng: &mut impl Rng,
+        choose: &mut Chooser<'_, impl Rng>,
     ) -> Result<Found, NotFound> {
         let known = match &waypoint.destination {
             GatewayDestination::Service(key) => self.services.get(key),
@@ -102,7 +103,7 @@ impl Snapshot {
             asked: asked.ip(),
             wanted: Wanted::Gateway,
         };
-        match balance::pick(&request, &known.endpoints, rng) {
+        match balance::pick(&request, &known.endpoints, choose) {
             Ok((endpoint, Place::Here(addr))) => Ok(Found::Here(tunnel_end(endpoint, addr))),
             Ok((endpoint, Place::Behind)) => Ok(Found::Behind {
                 workload: Arc::clone(&endpoint.workload),
@@ -141,7 +142,7 @@ impl Snapshot {
         of: &Workload,
         source: &Workload,
         asked: SocketAddr,
-        rng: &mut impl Rng,
+        choose: &mut Chooser<'_, impl Rng>,
     ) -> Option<HboneEnd> {
         let gateway = of.network_gateway.as_ref()?;
         let port = gateway.hbone_mtls_port;
@@ -177,7 +178,7 @@ impl Snapshot {
                     asked: asked.ip(),
                     wanted: Wanted::Gateway,
                 };
-                match balance::pick(&request, &known.endpoints, rng) {
+                match balance::pick(&request, &known.endpoints, choose) {
                     Ok((endpoint, Place::Here(addr))) => Some(tunnel_end(endpoint, addr)),
                     Ok((_, Place::Behind)) | Err(_) => None,
                 }

@@ -22,6 +22,8 @@ mod gateway;
 
 mod inbound;
 
+mod choice;
+
 mod balance;
 
 mod endpoints;
@@ -33,12 +35,13 @@ mod dump;
 #[cfg(test)]
 mod testing;
 
+pub use choice::{EndpointView, Standing, Unobserved};
 pub use dump::Dump;
 pub use inbound::{Delivery, InboundRefusal, InboundTarget, is_proxy_port};
 pub use outbound::{DoubleHboneRoute, HboneEnd, HboneRoute, OutboundRefusal, OutboundRoute};
 pub use service::{
     HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkBlock, RoutingScope, Service,
-    ServicePort, ServicePorts, Visibility, WeightedGateway,
+    ServicePort, ServicePorts, SessionAffinity, Visibility, WeightedGateway,
 };
 pub use snapshot::{LocalNode, Snapshot};
 pub use store::{Applied, Change, Store};

@@ -10,6 +10,7 @@ use rand::Rng;
 
 use crate::{
     balance::{self, Place, Unusable, Wanted},
+    choice::{Chooser, EndpointView, Unobserved},
     gateway::{Found, NotFound, waypoint_of},
     inbound::is_proxy_port,
     service::{Mode, Service},
@@ -158,22 +159,34 @@ impl OutboundRefusal {
 }
 
 impl Snapshot {
-    /// Decides where a connection of a workload goes.
+    /// Decides where a connection of a workload goes, as if nothing were known of endpoints but what the snapshot says.
     pub fn route_outbound(
         &self,
         source: &Workload,
         dst: OrigDst,
         rng: &mut impl Rng,
     ) -> OutboundRoute {
+        self.route_outbound_among(source, dst, &Unobserved, rng)
+    }
+
+    /// Decides where a connection of a workload goes, by what is seen of endpoints too.
+    pub fn route_outbound_among(
+        &self,
+        source: &Workload,
+        dst: OrigDst,
+        view: &dyn EndpointView,
+        rng: &mut impl Rng,
+    ) -> OutboundRoute {
+        let choose = &mut Chooser { view, rng };
         let target = dst.addr();
         if is_own_listener(source, target) {
             return OutboundRoute::Refused(OutboundRefusal::SelfCall(target));
         }
         if let Some(known) = self.service_at(target.ip(), &source.name.namespace) {
-            return self.route_to_service(source, target, known, rng);
+            return self.route_to_service(source, target, known, choose);
         }
         if let Some(workload) = self.workload_by_ip(target.ip()) {
-            return self.route_to_workload(source, target, workload, None, rng);
+            return self.route_to_workload(source, target, workload, None, choose);
         }
         if !self.synced {
             return OutboundRoute::Refused(OutboundRefusal::NotSynced(target));
@@ -189,17 +202,17 @@ impl Snapshot {
         source: &Workload,
         target: SocketAddr,
         known: &ServiceState,
-        rng: &mut impl Rng,
+        choose: &mut Chooser<'_, impl Rng>,
     ) -> OutboundRoute {
         let service = &known.service;
-        if let Some(waypoint) = waypoint_of(service, rng) {
+        if let Some(waypoint) = waypoint_of(service, choose.rng) {
             // What comes from the waypoint has been through it, though it is captured like anything else.
             if !self.is_instance(source, waypoint) {
-                return self.through_waypoint(source, target, waypoint, Some(service), rng);
+                return self.through_waypoint(source, target, waypoint, Some(service), choose);
             }
         }
         if service.mode() == Mode::Passthrough {
-            return self.pass_through(source, target, service, rng);
+            return self.pass_through(source, target, service, choose);
         }
         let Some(port) = service.ports.find(target.port()) else {
             return OutboundRoute::Refused(OutboundRefusal::UnknownPort {
@@ -216,7 +229,7 @@ impl Snapshot {
             asked: target.ip(),
             wanted: Wanted::Destination,
         };
-        match balance::pick(&request, &known.endpoints, rng) {
+        match balance::pick(&request, &known.endpoints, choose) {
             // The workload's own waypoint is for traffic by its address only.
             Ok((endpoint, Place::Here(addr))) => connect(
                 addr,
@@ -227,7 +240,7 @@ impl Snapshot {
             Ok((endpoint, Place::Behind)) => {
                 let workload = &endpoint.workload;
                 let expected = known.endpoints.expected_in(service, &workload.network);
-                self.across_networks(source, target, workload, expected, service, rng)
+                self.across_networks(source, target, workload, expected, service, choose)
             }
             Err(why) => OutboundRoute::Refused(refusal(why, target, service)),
         }
@@ -239,11 +252,11 @@ impl Snapshot {
         source: &Workload,
         target: SocketAddr,
         service: &Arc<Service>,
-        rng: &mut impl Rng,
+        choose: &mut Chooser<'_, impl Rng>,
     ) -> OutboundRoute {
         let service = Some(Arc::clone(service));
         match self.workload_by_ip(target.ip()) {
-            Some(workload) => self.route_to_workload(source, target, workload, service, rng),
+            Some(workload) => self.route_to_workload(source, target, workload, service, choose),
             None if !self.synced => OutboundRoute::Refused(OutboundRefusal::NotSynced(target)),
             None => OutboundRoute::Passthrough { target, service },
         }
@@ -255,11 +268,11 @@ impl Snapshot {
         target: SocketAddr,
         workload: &Arc<Workload>,
         service: Option<Arc<Service>>,
-        rng: &mut impl Rng,
+        choose: &mut Chooser<'_, impl Rng>,
     ) -> OutboundRoute {
         match &workload.waypoint {
             Some(waypoint) if !self.is_instance(source, waypoint) => {
-                self.through_waypoint(source, target, waypoint, service.as_ref(), rng)
+                self.through_waypoint(source, target, waypoint, service.as_ref(), choose)
             }
             Some(_) | None => connect(target, workload, workload.expected_identities(), service),
         }
@@ -272,10 +285,10 @@ impl Snapshot {
         target: SocketAddr,
         waypoint: &Gateway,
         service: Option<&Arc<Service>>,
-        rng: &mut impl Rng,
+        choose: &mut Chooser<'_, impl Rng>,
     ) -> OutboundRoute {
         let named = || Box::new(waypoint.clone());
-        let refused = match self.find_waypoint(waypoint, source, target, rng) {
+        let refused = match self.find_waypoint(waypoint, source, target, choose) {
             Ok(Found::Here(end)) => {
                 return OutboundRoute::Hbone(HboneRoute {
                     tunnel: end.tunnel,
@@ -287,7 +300,8 @@ impl Snapshot {
             }
             Ok(Found::Behind { workload, expected }) => match service {
                 Some(service) => {
-                    return self.across_networks(source, target, &workload, expected, service, rng);
+                    return self
+                        .across_networks(source, target, &workload, expected, service, choose);
                 }
                 // Its address means nothing in another network.
                 None => OutboundRefusal::OtherNetwork { target },
@@ -317,9 +331,9 @@ impl Snapshot {
         workload: &Arc<Workload>,
         expected: Arc<[Identity]>,
         service: &Arc<Service>,
-        rng: &mut impl Rng,
+        choose: &mut Chooser<'_, impl Rng>,
     ) -> OutboundRoute {
-        let gateway = self.find_network_gateway(workload, source, target, rng);
+        let gateway = self.find_network_gateway(workload, source, target, choose);
         // Somebody must be expected at the end.
         let Some(gateway) = gateway.filter(|_| !expected.is_empty()) else {
             return OutboundRoute::Refused(OutboundRefusal::OtherNetwork { target });

@@ -36,6 +36,9 @@ pub struct Service {
     pub weighted_waypoints: Box<[WeightedGateway]>,
     /// How an endpoint is chosen; absent means any healthy one.
     pub load_balancer: Option<LoadBalancing>,
+    /// Whether a client stays with its endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_affinity: Option<SessionAffinity>,
     /// Address families that it serves; absent means any.
     pub ip_families: Option<IpFamilies>,
     /// Whether it is the chosen one among services of one host name in several namespaces.
@@ -177,6 +180,14 @@ pub enum RoutingScope {
     Cluster,
     /// Network.
     Network,
+}
+
+/// Kubernetes' `sessionAffinity: ClientIP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionAffinity {
+    /// For how long after its last connection a client is kept with its endpoint.
+    pub timeout_seconds: u32,
 }
 
 /// Which endpoints a service keeps.

@@ -9,6 +9,8 @@ pub mod mesh;
 pub mod metrics;
 pub mod traffic;
 
+pub mod endpoints;
+
 /// Why logs or metrics cannot be set up, or a level not be set.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {

@@ -31,6 +31,7 @@ pub fn install() -> Result<MetricsHandle, TelemetryError> {
         .map_err(|_occupied| TelemetryError::AlreadyInstalled("metrics"))?;
     traffic::describe();
     mesh::describe();
+    crate::endpoints::describe();
     metrics::describe_counter!(
         "leyline_http_connections_refused_total",
         "Connections to the process's own pages that were closed because there were too many."

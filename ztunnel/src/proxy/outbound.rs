@@ -1,5 +1,6 @@
 //! Outbound (port 15001): a connection that an application of the pod made, captured on its way out.
 
+mod attempts;
 mod double;
 mod plain;
 mod tunnel;
@@ -8,7 +9,9 @@ use std::sync::Arc;
 
 use leyline_net::{Accepted, orig_dst};
 use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Snapshot, Workload};
-use leyline_telemetry::traffic::{Direction, OpenSocket, Refusal, Reporter, early_failure};
+use leyline_telemetry::traffic::{
+    Direction, OpenSocket, Refusal, Reporter, ResponseFlag, early_failure,
+};
 use leyline_types::{OrigDst, PeerAddr};
 use tokio::net::TcpStream;
 
@@ -37,54 +40,99 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         let error = "failed to fetch information about local workload";
         return refused(stream, Refusal::UnknownSource, &error);
     };
-    let route = snapshot.route_outbound(&source, orig_dst, &mut rand::rng());
-    match route {
-        OutboundRoute::Hbone(route) => {
-            Box::pin(carry_hbone(
-                &pod, &snapshot, &source, stream, peer, orig_dst, route,
-            ))
-            .await;
-        }
-        OutboundRoute::DoubleHbone(route) => {
-            let connection = double::Captured {
-                pod: &pod,
-                source: &source,
-                peer,
-                orig_dst,
-                network: snapshot.network(),
-            };
-            Box::pin(double::carry(connection, stream, route)).await;
-        }
+    let decide = |snapshot: &Snapshot| {
+        let view = pod.shared.endpoints.view(peer.ip(), &[]);
+        snapshot.route_outbound_among(&source, orig_dst, &view, &mut rand::rng())
+    };
+    let (snapshot, route) = pod.shared.decide(snapshot, decide).await;
+    let captured = Captured {
+        pod: &pod,
+        source: &source,
+        peer,
+        orig_dst,
+        snapshot: &snapshot,
+    };
+    let route = match route {
+        OutboundRoute::Hbone(route) => Route::Tunnel(route),
         OutboundRoute::Tcp {
             target,
             workload,
             service,
-        } => {
-            let route = PlainRoute::to(target, Some(workload), service);
-            Box::pin(plain::carry(&pod, &source, stream, peer, orig_dst, route)).await;
+        } => Route::Plain(PlainRoute {
+            target,
+            workload: Some(workload),
+            service,
+        }),
+        OutboundRoute::Passthrough { target, service } => Route::Plain(PlainRoute {
+            target,
+            workload: None,
+            service,
+        }),
+        OutboundRoute::DoubleHbone(route) => {
+            return Box::pin(double::carry(captured, stream, route)).await;
         }
-        OutboundRoute::Passthrough { target, service } => {
-            let route = PlainRoute::to(target, None, service);
-            Box::pin(plain::carry(&pod, &source, stream, peer, orig_dst, route)).await;
-        }
-        OutboundRoute::Refused(error) => refused(stream, refusal_of(&error), &error),
+        OutboundRoute::Refused(error) => return refused(stream, refusal_of(&error), &error),
+    };
+    if let Route::Tunnel(route) = &route
+        && let Some(to) = local::destination(&pod, &snapshot, &source, peer, route)
+    {
+        // Inside the process, as both pods are ours.
+        return Box::pin(carry_locally(captured, stream, route.clone(), to)).await;
     }
+    Box::pin(attempts::carry(captured, stream, route)).await;
 }
 
-/// Inside the process if both pods are ours, else in a tunnel.
-async fn carry_hbone(
-    pod: &Arc<Pod>,
-    snapshot: &Snapshot,
-    source: &Arc<Workload>,
+async fn carry_locally(
+    captured: Captured<'_>,
     stream: TcpStream,
+    route: HboneRoute,
+    to: local::Destination,
+) {
+    let Captured {
+        pod,
+        source,
+        peer,
+        orig_dst,
+        ..
+    } = captured;
+    let endpoints = &pod.shared.endpoints;
+    let _load = endpoints.begin(&route.workload.uid);
+    if let Some(service) = &route.service {
+        endpoints.keep(peer.ip(), service, &route.workload.uid);
+    }
+    local::carry(pod, source, stream, peer, orig_dst, route.service, to).await;
+}
+
+/// A captured connection, and the mesh that it is decided on.
+#[derive(Clone, Copy)]
+struct Captured<'a> {
+    pod: &'a Arc<Pod>,
+    source: &'a Arc<Workload>,
     peer: PeerAddr,
     orig_dst: OrigDst,
-    route: HboneRoute,
-) {
-    match local::destination(pod, snapshot, source, peer, &route) {
-        Some(to) => local::carry(pod, source, stream, peer, orig_dst, route.service, to).await,
-        None => tunnel::carry(pod, source, stream, peer, orig_dst, route).await,
-    }
+    snapshot: &'a Snapshot,
+}
+
+/// A route that ends at one known place.
+enum Route {
+    Tunnel(HboneRoute),
+    Plain(PlainRoute),
+}
+
+/// Why a place could not be reached.
+struct Failure {
+    flag: ResponseFlag,
+    error: String,
+    fault: Fault,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// The place's: another may do better.
+    Endpoint,
+    /// Ours, or a verdict on us that another place would not change.
+    Ours,
 }
 
 fn refusal_of(error: &OutboundRefusal) -> Refusal {

@@ -31,6 +31,11 @@ impl Record {
         &self.log
     }
 
+    /// The destination could not be reached, and another is tried.
+    pub(super) fn redirect(&mut self, flag: ResponseFlag, connection: Connection) {
+        self.log.redirect(flag, connection);
+    }
+
     /// The connection has ended, well or not.
     pub(super) fn end<E: Display>(mut self, result: Result<(), (ResponseFlag, E)>) {
         self.ended = true;

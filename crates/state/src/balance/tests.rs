@@ -4,11 +4,12 @@ use leyline_proto::istio::workload::{
     self as wire,
     load_balancing::{HealthPolicy, Mode, Scope},
 };
-use leyline_types::OrigDst;
+use leyline_types::{OrigDst, WorkloadUid};
+use prost::Message;
 
 use crate::{
-    OutboundRoute,
-    testing::{hbone, in_service, rng, service, store, workload_of},
+    EndpointView, OutboundRoute, Service, Standing,
+    testing::{hbone, in_service, rng, service, store, uid, workload_of},
 };
 
 /// An endpoint at a place `region/zone/node`, with a capacity.
@@ -178,4 +179,153 @@ fn readiness_counts_unless_the_service_says_otherwise() {
     };
     check(HealthPolicy::OnlyHealthy, "no_healthy_upstream");
     check(HealthPolicy::AllowAll, "starting");
+}
+
+/// What the application would tell of endpoints.
+#[derive(Default)]
+struct Seen {
+    loads: BTreeMap<WorkloadUid, u64>,
+    standings: BTreeMap<WorkloadUid, Standing>,
+    kept: Option<WorkloadUid>,
+}
+
+impl EndpointView for Seen {
+    fn load(&self, endpoint: &WorkloadUid) -> u64 {
+        self.loads.get(endpoint).copied().unwrap_or(0)
+    }
+
+    fn standing(&self, endpoint: &WorkloadUid) -> Standing {
+        let known = self.standings.get(endpoint).copied();
+        known.unwrap_or(Standing::Good)
+    }
+
+    fn kept(&self, _service: &Service) -> Option<WorkloadUid> {
+        self.kept.clone()
+    }
+}
+
+/// As [`picks`], by what is seen; the endpoints `near-0`, `near-1` are in the client's zone, `far` is not.
+fn picks_seeing(web: wire::Service, seen: &Seen) -> BTreeMap<String, u32> {
+    let mut client = endpoint("client", "10.0.0.1", "r/z/a", 1);
+    client.services.clear();
+    let snapshot = store([
+        client.into(),
+        web.into(),
+        endpoint("near-0", "10.0.0.2", "r/z/b", 1).into(),
+        endpoint("near-1", "10.0.0.3", "r/z/c", 1).into(),
+        endpoint("far", "10.0.0.4", "r/y/d", 1).into(),
+    ])
+    .snapshot();
+    let client = workload_of(&snapshot, "client");
+    let (mut rng, mut counts) = (rng(), BTreeMap::new());
+    for _ in 0..1000 {
+        let dst = OrigDst::new("10.1.0.1:80".parse().unwrap());
+        let name = match snapshot.route_outbound_among(client, dst, seen, &mut rng) {
+            OutboundRoute::Hbone(route) => route.workload.name.name.to_string(),
+            OutboundRoute::Refused(why) => why.reason().to_owned(),
+            other => format!("{other:?}"),
+        };
+        *counts.entry(name).or_insert(0) += 1;
+    }
+    counts
+}
+
+fn everywhere() -> wire::Service {
+    service("web", &["10.1.0.1"])
+}
+
+fn by_zone(mode: Mode) -> wire::Service {
+    wire::Service {
+        load_balancing: Some(prefer(mode, &[Scope::Region, Scope::Zone])),
+        ..everywhere()
+    }
+}
+
+#[test]
+fn of_two_the_less_loaded_is_taken() {
+    let check = |web: wire::Service, busy: &str, expected: std::ops::Range<u32>| {
+        let mut seen = Seen::default();
+        seen.loads.insert(uid(busy), 100);
+        let counts = picks_seeing(web, &seen);
+        let times = counts.get(busy).copied().unwrap_or(0);
+        assert!(expected.contains(&times), "{busy}: {counts:?}");
+    };
+    // Only when both draws fall on it.
+    check(everywhere(), "near-0", 80..150);
+    check(by_zone(Mode::Failover), "near-0", 200..300);
+    // Load does not outweigh distance.
+    check(by_zone(Mode::Failover), "far", 0..1);
+}
+
+#[test]
+fn what_has_failed_is_avoided_as_long_as_there_is_another() {
+    use Standing::{Avoided, Excluded};
+    let check = |web: wire::Service, standings: &[(&str, Standing)], expected: &[&str]| {
+        let standings = standings
+            .iter()
+            .map(|(name, as_seen)| (uid(name), *as_seen));
+        let seen = Seen {
+            standings: standings.collect(),
+            ..Seen::default()
+        };
+        assert_eq!(names(&picks_seeing(web, &seen)), expected);
+    };
+    let all = |standing| ["near-0", "near-1", "far"].map(|name| (name, standing));
+    check(everywhere(), &[("far", Avoided)], &["near-0", "near-1"]);
+    check(everywhere(), &[("far", Excluded)], &["near-0", "near-1"]);
+    check(everywhere(), &all(Avoided), &["far", "near-0", "near-1"]);
+    check(everywhere(), &all(Excluded), &["no_healthy_upstream"]);
+    let near = &[("near-0", Avoided), ("near-1", Avoided)];
+    check(by_zone(Mode::Failover), near, &["far"]);
+    check(by_zone(Mode::Strict), near, &["near-0", "near-1"]);
+    let one = &[("near-0", Excluded), ("near-1", Avoided)];
+    check(by_zone(Mode::Strict), one, &["near-1"]);
+}
+
+#[test]
+fn a_client_stays_where_it_was_if_the_service_wants_it() {
+    let sticky = |web: wire::Service| wire::Service {
+        extensions: vec![wire::Extension {
+            name: "leyline.io/session-affinity".to_owned(),
+            config: Some(prost_types::Any {
+                type_url: "type.googleapis.com/google.protobuf.Duration".to_owned(),
+                value: prost_types::Duration {
+                    seconds: 10_800,
+                    nanos: 0,
+                }
+                .encode_to_vec(),
+            }),
+        }],
+        ..web
+    };
+    let check = |web: wire::Service, kept: &str, standing: Standing, expected: &[&str]| {
+        let seen = Seen {
+            loads: [(uid(kept), 100)].into(),
+            standings: [(uid(kept), standing)].into(),
+            kept: Some(uid(kept)),
+        };
+        assert_eq!(names(&picks_seeing(web, &seen)), expected);
+    };
+    let good = Standing::Good;
+    check(sticky(everywhere()), "near-1", good, &["near-1"]);
+    check(sticky(by_zone(Mode::Failover)), "far", good, &["far"]);
+    check(
+        sticky(by_zone(Mode::Strict)),
+        "far",
+        good,
+        &["near-0", "near-1"],
+    );
+    check(
+        sticky(everywhere()),
+        "near-1",
+        Standing::Avoided,
+        &["far", "near-0"],
+    );
+    check(
+        sticky(everywhere()),
+        "gone",
+        good,
+        &["far", "near-0", "near-1"],
+    );
+    check(everywhere(), "near-1", good, &["far", "near-0", "near-1"]);
 }

@@ -74,6 +74,9 @@ pub enum Problem {
     /// Not the key of a service.
     #[error("{0}")]
     ServiceKey(#[source] ServiceKeyError),
+    /// Kubernetes' bounds of a session's timeout.
+    #[error("is not a duration of 1 to 86400 seconds")]
+    Timeout,
     /// The resource says another name than it was sent under.
     #[error("the resource says `{0}`")]
     OtherName(String),

@@ -2,6 +2,7 @@
 
 use leyline_proto::istio::workload as proto;
 use leyline_types::{Network, NetworkAddress};
+use prost::Message;
 
 use super::{
     error::{ConvertError, FieldError, Problem},
@@ -10,10 +11,15 @@ use super::{
 use crate::{
     service::{
         HealthPolicy, IpFamilies, LoadBalancing, Mode, NetworkBlock, RoutingScope, Service,
-        ServicePort, ServicePorts, Visibility, WeightedGateway,
+        ServicePort, ServicePorts, SessionAffinity, Visibility, WeightedGateway,
     },
     workload::Gateway,
 };
+
+/// Name of the extension that carries `sessionAffinity: ClientIP`.
+const SESSION_AFFINITY: &str = "leyline.io/session-affinity";
+/// A day, Kubernetes' limit of `sessionAffinityConfig.clientIP.timeoutSeconds`.
+const MAX_AFFINITY_SECONDS: u32 = 86_400;
 
 /// Converts a service.
 ///
@@ -46,6 +52,7 @@ fn convert(wire: proto::Service) -> Result<Service, FieldError> {
             .transpose()
             .map_err(|error| error.within("waypoint"))?,
         weighted_waypoints: weighted_waypoints(wire.weighted_waypoints)?,
+        session_affinity: session_affinity(&wire.extensions)?,
         load_balancer: wire.load_balancing.map(load_balancing).transpose()?,
         ip_families: match field::known("ip_families", wire.ip_families)? {
             proto::IpFamilies::Automatic => None,
@@ -113,6 +120,23 @@ fn weighted_waypoints(
         })
     };
     wire.into_iter().enumerate().map(parse).collect()
+}
+
+/// Ours travels as an extension, which Istio's ztunnel ignores and istiod never sends: named
+/// [`SESSION_AFFINITY`], a `google.protobuf.Duration` with the timeout. Extensions of other names are none of ours.
+fn session_affinity(wire: &[proto::Extension]) -> Result<Option<SessionAffinity>, FieldError> {
+    let Some(extension) = wire.iter().find(|one| one.name == SESSION_AFFINITY) else {
+        return Ok(None);
+    };
+    let timeout = extension
+        .config
+        .as_ref()
+        .and_then(|config| prost_types::Duration::decode(&config.value[..]).ok())
+        .and_then(|timeout| u32::try_from(timeout.seconds).ok())
+        .filter(|seconds| (1..=MAX_AFFINITY_SECONDS).contains(seconds));
+    let field = format!("extensions[{SESSION_AFFINITY}]");
+    let timeout_seconds = timeout.ok_or_else(|| FieldError::new(field, Problem::Timeout))?;
+    Ok(Some(SessionAffinity { timeout_seconds }))
 }
 
 fn load_balancing(wire: proto::LoadBalancing) -> Result<LoadBalancing, FieldError> {

@@ -31,6 +31,8 @@ pub struct AccessLog {
     opened: Instant,
     sent: AtomicU64,
     received: AtomicU64,
+    /// Destinations that were tried.
+    attempts: u32,
     failure: Option<Failure>,
 }
 
@@ -48,32 +50,46 @@ impl AccessLog {
 
     /// The same, of a connection that need not go by the wire.
     pub fn open_carried_by(connection: Connection, carrier: Carrier) -> Self {
-        let labels = LabelSet {
-            reporter: connection.reporter,
-            security: connection.security,
-            source: connection.source,
-            destination: connection.destination,
-            service: connection.service,
-            source_identity: connection.source_identity,
-            destination_identity: connection.destination_identity,
-        };
+        let (direction, src_addr) = (connection.direction, connection.src_addr);
+        let (dst_addr, hbone_addr) = (connection.dst_addr, connection.hbone_addr.clone());
+        let labels = labels_of(connection);
         let handles = Handles::of(&labels);
         handles.opened.increment(1);
         let log = Self {
             labels,
-            direction: connection.direction,
-            src_addr: connection.src_addr,
-            dst_addr: connection.dst_addr,
-            hbone_addr: connection.hbone_addr,
+            direction,
+            src_addr,
+            dst_addr,
+            hbone_addr,
             carrier,
             handles,
             opened: Instant::now(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
+            attempts: 1,
             failure: None,
         };
         log.emit_opened();
         log
+    }
+
+    /// The destination could not be reached, and another is tried. The metrics count what was tried as a connection that
+    /// failed; the log has one line, of the last destination, and says how many there were.
+    pub fn redirect(&mut self, flag: ResponseFlag, connection: Connection) {
+        self.handles.closed(flag).increment(1);
+        self.handles.failed(flag).increment(1);
+        self.dst_addr = connection.dst_addr;
+        self.hbone_addr.clone_from(&connection.hbone_addr);
+        self.labels = labels_of(connection);
+        self.handles = Handles::of(&self.labels);
+        self.handles.opened.increment(1);
+        self.attempts += 1;
+        self.emit_opened();
+    }
+
+    /// Left out where the first destination was the last.
+    fn told_attempts(&self) -> Option<u32> {
+        (self.attempts > 1).then_some(self.attempts)
     }
 
     /// Bytes that the reporting workload has sent to its peer.
@@ -140,6 +156,18 @@ impl AccessLog {
     }
 }
 
+fn labels_of(connection: Connection) -> LabelSet {
+    LabelSet {
+        reporter: connection.reporter,
+        security: connection.security,
+        source: connection.source,
+        destination: connection.destination,
+        service: connection.service,
+        source_identity: connection.source_identity,
+        destination_identity: connection.destination_identity,
+    }
+}
+
 impl Drop for AccessLog {
     fn drop(&mut self) {
         match &self.failure {
@@ -201,7 +229,8 @@ impl AccessLog {
             "connection complete",
             bytes_sent = self.sent.load(Ordering::Relaxed),
             bytes_recv = self.received.load(Ordering::Relaxed),
-            duration = self.duration()
+            duration = self.duration(),
+            attempts = self.told_attempts()
         );
     }
 
@@ -213,6 +242,7 @@ impl AccessLog {
             bytes_sent = self.sent.load(Ordering::Relaxed),
             bytes_recv = self.received.load(Ordering::Relaxed),
             duration = self.duration(),
+            attempts = self.told_attempts(),
             error = error
         );
     }

@@ -7,31 +7,23 @@
 use std::sync::{Arc, OnceLock};
 
 use leyline_hbone::{Baggage, ConnectRequest, DialError, HboneStream, Pool, PoolKey};
-use leyline_state::{DoubleHboneRoute, Workload};
+use leyline_state::DoubleHboneRoute;
 use leyline_telemetry::traffic::{
     Connection, Direction, Reporter, ResponseFlag, Security, WorkloadLabels,
 };
-use leyline_types::{Identity, Network, OrigDst, PeerAddr};
+use leyline_types::Identity;
 use tokio::net::TcpStream;
 
-use super::tunnel::{self, DialFailure};
+use super::{
+    Captured, Failure,
+    tunnel::{self, DialFailure},
+};
 use crate::proxy::{
     Pod,
     connections::{Protocol, Shown},
     forward, labels,
     record::Record,
 };
-
-/// A captured connection.
-#[derive(Clone, Copy)]
-pub(super) struct Captured<'a> {
-    pub(super) pod: &'a Arc<Pod>,
-    pub(super) source: &'a Arc<Workload>,
-    pub(super) peer: PeerAddr,
-    pub(super) orig_dst: OrigDst,
-    /// Ours.
-    pub(super) network: &'a Network,
-}
 
 /// The open stream of an inner tunnel, and who is at its end.
 struct Inner {
@@ -90,15 +82,15 @@ async fn open(
         destinations: route.expected.to_vec(),
         ..outer.clone()
     };
-    let named = |(flag, error): (ResponseFlag, String)| {
-        let at = gateway.tunnel;
-        (flag, format!("network gateway {at}: {error}"))
+    let named = |failure: Failure| {
+        let (at, error) = (gateway.tunnel, failure.error);
+        (failure.flag, format!("network gateway {at}: {error}"))
     };
     let stream = tunnel::open(pod, outer, request.clone())
         .await
         .map_err(named)?;
     let request = ConnectRequest {
-        forwarded_network: Some(captured.network.clone()),
+        forwarded_network: Some(captured.snapshot.network().clone()),
         ..request
     };
     within(pod, stream, inner, request).await.map_err(named)
@@ -110,7 +102,7 @@ async fn within(
     outer: HboneStream,
     key: PoolKey,
     request: ConnectRequest,
-) -> Result<Inner, (ResponseFlag, String)> {
+) -> Result<Inner, Failure> {
     let verdict = Arc::new(OnceLock::new());
     let proven = Arc::new(OnceLock::new());
     let dial = {

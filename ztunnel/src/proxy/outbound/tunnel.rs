@@ -7,30 +7,18 @@ use std::{
 
 use leyline_hbone::{ConnectRequest, HboneError, HboneStream, PoolKey};
 use leyline_net::{ConnectError, connect};
-use leyline_state::{HboneRoute, Workload};
+use leyline_state::HboneRoute;
 use leyline_telemetry::traffic::{Connection, Direction, Reporter, ResponseFlag, Security};
 use leyline_tls::{ClientTls, IdentityError, TlsError, Verdict};
-use leyline_types::{OrigDst, PeerAddr};
-use tokio::net::TcpStream;
 
-use crate::proxy::{
-    Pod,
-    connections::{Protocol, Shown},
-    forward, labels,
-    record::Record,
-};
+use super::{Captured, Failure, Fault};
+use crate::proxy::{Pod, labels};
 
-/// Carries the connection to its end.
-pub(super) async fn carry(
-    pod: &Arc<Pod>,
-    source: &Arc<Workload>,
-    stream: TcpStream,
-    peer: PeerAddr,
-    orig_dst: OrigDst,
-    route: HboneRoute,
-) {
-    let labels = &pod.shared.labels;
-    let record = Record::open(Connection {
+/// What the access log says of the connection.
+pub(super) fn connection(captured: Captured<'_>, route: &HboneRoute) -> Connection {
+    let Captured { source, peer, .. } = captured;
+    let labels = &captured.pod.shared.labels;
+    Connection {
         reporter: Reporter::Source,
         direction: Direction::Outbound,
         security: Security::MutualTls,
@@ -45,39 +33,17 @@ pub(super) async fn carry(
         src_addr: peer.addr(),
         dst_addr: route.tunnel,
         hbone_addr: Some(route.authority.to_string()),
-    });
-    let _registered = pod.connections.track(Shown {
-        src: peer.addr(),
-        original_dst: orig_dst.to_string(),
-        actual_dst: route.tunnel,
-        protocol: Protocol::Hbone,
-    });
-
-    let mut upstream = match open_stream(pod, source, peer, &route).await {
-        Ok(upstream) => upstream,
-        Err(failure) => {
-            forward::reset(stream);
-            return record.end(Err(failure));
-        }
-    };
-    pod.limit_send(&mut upstream);
-    let carried = forward::outbound(
-        stream,
-        upstream.into_split(),
-        pod.read_share(),
-        record.log(),
-    )
-    .await;
-    record.end(carried.map_err(|error| (error.flag(), error)));
+    }
 }
 
 /// A stream in a tunnel that there is, or in a new one.
-async fn open_stream(
-    pod: &Arc<Pod>,
-    source: &Workload,
-    peer: PeerAddr,
+pub(super) async fn open_stream(
+    captured: Captured<'_>,
     route: &HboneRoute,
-) -> Result<HboneStream, (ResponseFlag, String)> {
+) -> Result<HboneStream, Failure> {
+    let Captured {
+        pod, source, peer, ..
+    } = captured;
     let key = PoolKey {
         source: source.identity.clone(),
         destinations: route.expected.to_vec(),
@@ -100,7 +66,7 @@ pub(super) async fn open(
     pod: &Arc<Pod>,
     key: PoolKey,
     request: ConnectRequest,
-) -> Result<HboneStream, (ResponseFlag, String)> {
+) -> Result<HboneStream, Failure> {
     let verdict = Arc::new(OnceLock::new());
     let dial = {
         let (pod, key, verdict) = (pod.clone(), key.clone(), verdict.clone());
@@ -112,15 +78,40 @@ pub(super) async fn open(
         .map_err(|error| failure(&error, &verdict))
 }
 
-/// What the access log says of a tunnel that could not be had.
-pub(super) fn failure(error: &HboneError, verdict: &OnceLock<Verdict>) -> (ResponseFlag, String) {
+/// What is to be said and done about a tunnel that could not be had.
+pub(super) fn failure(error: &HboneError, verdict: &OnceLock<Verdict>) -> Failure {
     // In TLS 1.3 the server judges our certificate when the handshake has ended on our side.
     match verdict.get().and_then(Verdict::refusal) {
-        Some(refusal) => (
-            ResponseFlag::TlsFailure,
-            format!("peer refused us: {refusal}"),
-        ),
-        None => (flag_of(error), explain(error)),
+        Some(refusal) => Failure {
+            flag: ResponseFlag::TlsFailure,
+            error: format!("peer refused us: {refusal}"),
+            fault: Fault::Endpoint,
+        },
+        None => Failure {
+            flag: flag_of(error),
+            error: explain(error),
+            fault: fault_of(error),
+        },
+    }
+}
+
+fn fault_of(error: &HboneError) -> Fault {
+    match error {
+        HboneError::Dial(_) => match dial_failure(error) {
+            Some(DialFailure::Connect(_) | DialFailure::Tls(_)) => Fault::Endpoint,
+            Some(DialFailure::Identity(_)) | None => Fault::Ours,
+        },
+        // The application behind it is not there; every other status is a verdict on the request.
+        HboneError::Status(http::StatusCode::SERVICE_UNAVAILABLE) => Fault::Endpoint,
+        HboneError::Status(_) | HboneError::Request(_) => Fault::Ours,
+        HboneError::DialDeadline
+        | HboneError::Handshake(_)
+        | HboneError::HandshakeDeadline
+        | HboneError::ResponseDeadline
+        | HboneError::Tunnel(_)
+        | HboneError::Transport(_)
+        | HboneError::PingDeadline => Fault::Endpoint,
+        HboneError::Full | HboneError::TooManyKeys | HboneError::Closed => Fault::Ours,
     }
 }
 
