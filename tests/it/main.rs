@@ -11,6 +11,7 @@ mod lifecycle;
 mod local;
 mod mesh;
 mod networks;
+mod observability;
 mod operator;
 mod peer;
 mod policy;

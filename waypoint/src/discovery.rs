@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use leyline_proto::ADDRESS_TYPE;
 use leyline_state::{Change, convert};
-use leyline_telemetry::mesh::{self, XdsTermination};
+use leyline_telemetry::mesh;
 use leyline_xds::{
-    client::{Observed, Termination},
+    client::Observed,
     session::{Rejection, Resource, Update},
 };
 use tracing::{info, warn};
@@ -57,12 +57,7 @@ pub(crate) fn observe(observed: &Observed<'_>) {
             error,
             retry_in,
         } => {
-            mesh::xds_terminated(match reason {
-                Termination::ConnectionError => XdsTermination::ConnectionError,
-                Termination::Error => XdsTermination::Error,
-                Termination::Reconnect => XdsTermination::Reconnect,
-                Termination::Complete => XdsTermination::Complete,
-            });
+            mesh::xds_terminated(reason.as_str());
             let error = error.map(|error| error as &dyn std::error::Error);
             warn!(
                 reason = reason.as_str(),

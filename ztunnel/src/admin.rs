@@ -3,11 +3,15 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{
+    HeaderValue, Method, Request, Response, StatusCode,
+    header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, HeaderName, VARY},
+};
 use http_body_util::Full;
 use leyline_runtime::{Drain, Readiness, http as server};
 use leyline_telemetry::{log::LogHandle, metrics::MetricsHandle};
 use leyline_types::WorkloadName;
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -16,11 +20,13 @@ use tracing::info;
 use crate::{
     agent::pods::{PodSet, Pods},
     config::Config,
+    explain,
     proxy::{Shared, connections::Shown},
 };
 
 const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\
 <li><a href=\"/config_dump\">config_dump</a>: workloads, services, policies, certificates, connections</li>\
+<li>/explain?from=NAMESPACE/POD&amp;to=ADDRESS:PORT: what would become of a connection (&amp;format=json for programs)</li>\
 <li>POST /logging?level=LEVEL: log levels at run time</li>\
 <li>POST /quitquitquit: graceful shutdown</li></ul>";
 
@@ -48,6 +54,7 @@ impl Admin {
                 Ok(body) => server::typed(StatusCode::OK, "application/json", body),
                 Err(error) => server::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
             },
+            "/explain" => self.explain(request.uri().query().unwrap_or_default()),
             "/logging" => {
                 let (status, body) = self
                     .log
@@ -62,6 +69,31 @@ impl Admin {
             }
             "/quitquitquit" => server::text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed\n"),
             _ => server::text(StatusCode::NOT_FOUND, "not found\n"),
+        }
+    }
+
+    fn explain(&self, query: &str) -> Response<Full<Bytes>> {
+        let value = |key: &str| {
+            let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+            let found = pairs.find_map(|(name, value)| (name == key).then_some(value));
+            found.map(|value| percent_decode_str(value).decode_utf8_lossy().into_owned())
+        };
+        let Some((from, to)) = value("from").zip(value("to")) else {
+            let usage = "usage: /explain?from=NAMESPACE/POD&to=ADDRESS:PORT[&format=json]\n";
+            return server::text(StatusCode::BAD_REQUEST, usage);
+        };
+        let snapshot = self.shared.store.snapshot();
+        let question = explain::Question { from, to };
+        let explained = match explain::explain(&snapshot, &self.shared.certificates, &question) {
+            Ok(explained) => explained,
+            Err(error) => return server::text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+        };
+        if value("format").as_deref() != Some("json") {
+            return server::text(StatusCode::OK, explain::render(&explained));
+        }
+        match serde_json::to_string_pretty(&explained) {
+            Ok(json) => server::typed(StatusCode::OK, "application/json", json + "\n"),
+            Err(error) => server::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
     }
 
@@ -152,12 +184,21 @@ fn status_code(status: u16) -> StatusCode {
 /// `/metrics` and `/stats/prometheus`.
 pub(crate) fn metrics_handler(metrics: MetricsHandle) -> server::Handler {
     server::handler(move |request: Request<_>| {
+        let header = |name| {
+            let value = request.headers().get::<HeaderName>(name)?;
+            value.to_str().ok()
+        };
         let answer = match request.uri().path() {
-            "/metrics" | "/stats/prometheus" => server::typed(
-                StatusCode::OK,
-                "text/plain; version=0.0.4; charset=utf-8",
-                metrics.render(),
-            ),
+            "/metrics" | "/stats/prometheus" => {
+                let page = metrics.page(header(ACCEPT), header(ACCEPT_ENCODING));
+                let mut answer = server::typed(StatusCode::OK, page.content_type, page.body);
+                let headers = answer.headers_mut();
+                headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+                if let Some(encoding) = page.encoding {
+                    headers.insert(CONTENT_ENCODING, HeaderValue::from_static(encoding));
+                }
+                answer
+            }
             _ => server::text(StatusCode::NOT_FOUND, "not found\n"),
         };
         std::future::ready(answer)

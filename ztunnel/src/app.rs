@@ -33,13 +33,15 @@ use tracing::{Span, info, warn};
 
 use crate::{
     admin::{self, Admin},
-    agent::{enrolment, pods},
+    agent::{counters, enrolment, pods},
     config::{CaptureConfig, Config, PagesConfig},
     discovery::{self, Discovery},
     proxy::Shared,
     version,
 };
 
+/// How often metrics are looked through for what nobody uses any more.
+const METRICS_UPKEEP: Duration = Duration::from_secs(15);
 /// For the last lines of the log. A reader that has stalled must not hold up the end of the process.
 const FLUSH_DEADLINE: Duration = Duration::from_millis(300);
 
@@ -52,7 +54,6 @@ pub fn run(env: &dyn EnvSource) -> Result<()> {
     leyline_tls::install_crypto_policy(config.crypto);
     let log = log::init(config.log.clone())?;
     threads::raise_open_files_limit().context("cannot raise the limit of open files")?;
-    mesh::build("ztunnel", &config.node.istio_version);
     info!(version = version::line(), config = %config.shown(), "starting");
 
     let workers = threads::worker_runtime(config.worker_threads, "ztunnel")
@@ -114,6 +115,7 @@ fn capture_config(config: &Config) -> leyline_capture::NodeConfig {
 async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Result<()> {
     let mut signals = ShutdownSignals::listen().context("cannot listen for signals")?;
     let metrics = metrics::install()?;
+    mesh::build("ztunnel", &config.node.istio_version);
     metrics.observe_runtime(workers.clone());
     let readiness = Readiness::new();
     let state_ready = readiness.register("state manager");
@@ -122,12 +124,20 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     // What connections need until the last one has ended: policies, certificates.
     let background = Drain::new();
     let servers = Drain::new();
+    keep_metrics(&metrics, &background);
 
     // First, because a second ztunnel by mistake fails here, before it takes pods from the first.
     let listeners = ServerListeners::open(&config.pages, &workers)?;
     let shared = start_state(&config, &background)?;
-    let (manager, commands) =
-        start_agent(&config, &shared, &drain, &background, &workers, pods_ready)?;
+    let (manager, commands) = start_agent(
+        &config,
+        &shared,
+        &drain,
+        &background,
+        &workers,
+        pods_ready,
+        &metrics,
+    )?;
     follow_xds(
         &config,
         Discovery::new(shared.clone(), manager.clone()),
@@ -155,6 +165,21 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     background.run(Duration::ZERO).await;
     servers.run(Duration::ZERO).await;
     Ok(())
+}
+
+/// Lets old series go, also where nobody scrapes.
+fn keep_metrics(metrics: &metrics::MetricsHandle, background: &Drain) {
+    let (metrics, ends) = (metrics.clone(), background.clone());
+    let upkeep = async move {
+        let mut due = tokio::time::interval(METRICS_UPKEEP);
+        loop {
+            tokio::select! {
+                () = ends.started() => return,
+                _ = due.tick() => metrics.upkeep(),
+            }
+        }
+    };
+    spawn("metrics upkeep", Span::none(), background, upkeep);
 }
 
 /// Waits for connections until the deadline, or until somebody at a terminal has enough.
@@ -218,9 +243,11 @@ fn start_agent(
     background: &Drain,
     workers: &Handle,
     ready: ReadinessTask,
+    metrics: &metrics::MetricsHandle,
 ) -> Result<(Arc<pods::PodSet>, mpsc::Sender<pods::Command>)> {
     let capture =
         NodeCapture::attach(capture_config(config)).context("cannot capture on this node")?;
+    let kernel = capture.counters();
     let (commands, commanded) = mpsc::channel(pods::COMMANDS);
     let (outcomes, reported) = mpsc::channel(pods::COMMANDS);
     let manager = pods::PodManager::new(
@@ -233,6 +260,7 @@ fn start_agent(
         ready,
     );
     let set = manager.set();
+    counters::export(metrics, kernel, set.clone());
     {
         let _on_workers = workers.enter();
         spawn(

@@ -9,10 +9,10 @@ use leyline_proto::{
     istio::security::{self, Authorization},
 };
 use leyline_state::{Applied, Change, Snapshot, convert};
-use leyline_telemetry::mesh::{self, XdsTermination};
+use leyline_telemetry::mesh;
 use leyline_types::NamespacedName;
 use leyline_xds::{
-    client::{Observed, Termination},
+    client::Observed,
     session::{Rejection, Resource, Update},
 };
 use prost::Message;
@@ -186,13 +186,7 @@ pub(crate) fn observe(observed: &Observed<'_>) {
             error,
             retry_in,
         } => {
-            let class = match reason {
-                Termination::ConnectionError => XdsTermination::ConnectionError,
-                Termination::Error => XdsTermination::Error,
-                Termination::Reconnect => XdsTermination::Reconnect,
-                Termination::Complete => XdsTermination::Complete,
-            };
-            mesh::xds_terminated(class);
+            mesh::xds_terminated(reason.as_str());
             let error = error.map(|error| error as &dyn std::error::Error);
             warn!(
                 reason = reason.as_str(),

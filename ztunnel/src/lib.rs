@@ -6,9 +6,11 @@ mod agent;
 mod app;
 mod config;
 mod discovery;
+mod explain;
 mod proxy;
 mod version;
 
 pub use app::{cleanup, run};
 pub use config::variables;
+pub use explain::client::explain;
 pub use version::line as version_line;

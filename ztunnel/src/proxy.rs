@@ -164,6 +164,8 @@ pub(crate) struct Pod {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) connections: Arc<Connections>,
+    /// For its counters.
+    pub(crate) capture: Arc<PodCapture>,
     pub(crate) drain: Drain,
     outbound_places: Arc<Places>,
     /// Tunnels, their streams, and plaintext connections.
@@ -203,9 +205,12 @@ impl Pod {
         shared: Arc<Shared>,
         drain: Drain,
     ) -> Arc<Self> {
-        let announce = capture.needs_announcements().then(|| announcer(capture));
+        let announce = capture
+            .needs_announcements()
+            .then(|| announcer(Arc::clone(&capture)));
         Arc::new(Self {
             announce,
+            capture,
             draining: AtomicBool::new(false),
             uid,
             name,

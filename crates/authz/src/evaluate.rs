@@ -4,6 +4,8 @@
 //! Order, each step with a final answer: a named policy is missing, a policy is malformed, a DENY matches, there is no
 //! ALLOW, an ALLOW matches, nothing matched. Dry-run policies take no part; [`dry_run`] tells what they would have done.
 
+mod opinions;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -11,6 +13,8 @@ use std::{
 
 use ipnet::IpNet;
 use leyline_types::{Identity, NamespacedName};
+
+pub use opinions::{PolicyMatch, PolicyOpinion, opinions};
 
 use crate::policy::{Action, Clause, Match, Policy, Rule, ServiceAccountMatch};
 

@@ -13,7 +13,10 @@ mod evaluate;
 mod policy;
 mod request;
 
-pub use evaluate::{ConnectionFacts, Denial, DryRun, Permit, PolicySet, dry_run, evaluate};
+pub use evaluate::{
+    ConnectionFacts, Denial, DryRun, Permit, PolicyMatch, PolicyOpinion, PolicySet, dry_run,
+    evaluate, opinions,
+};
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
 pub use request::{
     Condition, ConnectionRules, HeaderMatch, HeaderName, NotOfConnections, PatternError,

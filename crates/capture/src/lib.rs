@@ -25,6 +25,6 @@ pub use config::{HostProbes, NodeConfig, PodOptions, PodSockets, SteerProgram, W
 pub use error::{CaptureError, Cause, NodeStep, PodStep};
 pub use leyline_ebpf_abi::{BYPASS_MARK, CAPTURE_MARK, NodeCounter, PodCounter};
 pub use netlink::{RULE_PRIORITY_DNS, RULE_PRIORITY_MARK, TABLE};
-pub use node::NodeCapture;
+pub use node::{NodeCapture, NodeCounters};
 pub use pod::{LocalConnect, PodCapture};
 pub use removal::{Removed, remove_instance};

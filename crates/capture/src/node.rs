@@ -169,7 +169,26 @@ impl NodeCapture {
     /// # Errors
     /// When the map cannot be read.
     pub fn counter(&self, counter: NodeCounter) -> Result<u64, CaptureError> {
-        sum(&self.shared.maps.lock().counters, counter as u32)
+        self.counters().get(counter)
+    }
+
+    /// To read counters while somebody else has the capture.
+    pub fn counters(&self) -> NodeCounters {
+        NodeCounters(Arc::clone(&self.shared))
+    }
+}
+
+/// Reads the counters of a node's capture.
+#[derive(Clone)]
+pub struct NodeCounters(Arc<Shared>);
+
+impl NodeCounters {
+    /// Sum of a counter over all pods and processors since the hooks were first attached.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn get(&self, counter: NodeCounter) -> Result<u64, CaptureError> {
+        sum(&self.0.maps.lock().counters, counter as u32)
             .map_err(CaptureError::node(NodeStep::LoadObject))
     }
 }

@@ -207,7 +207,7 @@ impl Request<'_> {
     }
 
     /// How near a workload is to the source, larger is nearer; `None` if it may not be used.
-    fn rank(&self, workload: &Workload) -> Option<usize> {
+    pub(crate) fn rank(&self, workload: &Workload) -> Option<usize> {
         let Some(lb) = &self.service.load_balancer else {
             return Some(0);
         };
@@ -226,7 +226,7 @@ impl Request<'_> {
 
     /// Where an endpoint is reached, if it can be: by an address of a family that is served and with a known port (its
     /// own, else the service's), or in a tunnel through the gateway of its network.
-    fn target(&self, endpoint: &Endpoint) -> Result<Place, Unusable> {
+    pub(crate) fn target(&self, endpoint: &Endpoint) -> Result<Place, Unusable> {
         let workload = &endpoint.workload;
         if workload.network != *self.network {
             let speaks_hbone =

@@ -192,7 +192,7 @@ impl Snapshot {
         candidates.iter().next().map(|candidate| &candidate.0)
     }
 
-    fn service_of(&self, address: &NetworkAddress) -> Option<&ServiceState> {
+    pub(crate) fn service_of(&self, address: &NetworkAddress) -> Option<&ServiceState> {
         let network = self.networks.get(&address.network)?;
         let keys = network.vips.get(&address.address)?;
         keys.iter().find_map(|key| self.services.get(key))

@@ -32,11 +32,16 @@ mod index;
 
 mod dump;
 
+mod explain;
+
 #[cfg(test)]
 mod testing;
 
 pub use choice::{EndpointView, Standing, Unobserved};
 pub use dump::Dump;
+pub use explain::{
+    Candidate, CandidateOutcome, Destination, RouteExplanation, WaypointExplanation,
+};
 pub use inbound::{Delivery, InboundRefusal, InboundTarget, is_proxy_port};
 pub use outbound::{DoubleHboneRoute, HboneEnd, HboneRoute, OutboundRefusal, OutboundRoute};
 pub use service::{

@@ -352,7 +352,7 @@ impl Snapshot {
 }
 
 /// Ports of ours at an address where we listen for this pod.
-fn is_own_listener(source: &Workload, target: SocketAddr) -> bool {
+pub(crate) fn is_own_listener(source: &Workload, target: SocketAddr) -> bool {
     let ip = target.ip();
     is_proxy_port(target.port())
         && (ip.is_loopback() || ip.is_unspecified() || source.addresses.contains(&ip))

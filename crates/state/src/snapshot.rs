@@ -70,6 +70,11 @@ impl Snapshot {
         self.workloads.get(uid)
     }
 
+    /// All workloads, in no order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
+        self.workloads.values().map(Arc::as_ref)
+    }
+
     /// A workload of this node by what the node knows of it.
     pub fn local_workload(&self, name: &WorkloadName) -> Option<&Arc<Workload>> {
         self.names

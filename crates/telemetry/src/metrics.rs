@@ -3,7 +3,9 @@
 //! [`install`] is called once at start, before anything counts; counters resolved earlier would count nowhere.
 //! Names are given in full in code (`…_total`), and the exporter adds no suffix.
 
+mod page;
 mod sampled;
+mod samples;
 
 use std::sync::Arc;
 
@@ -12,9 +14,12 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::{TelemetryError, mesh, traffic};
+pub use samples::Samples;
 
-/// Content type of [`MetricsHandle::render`].
-pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+pub use page::{OPEN_METRICS, Page, TEXT};
+
+/// Appends samples that are read when somebody asks.
+type Source = Arc<dyn Fn(&mut Samples) + Send + Sync>;
 
 /// Renders the metrics of this process; clones are the same.
 #[derive(Clone)]
@@ -22,6 +27,8 @@ pub struct MetricsHandle {
     exporter: PrometheusHandle,
     /// Held only to add one or to copy them.
     runtimes: Arc<Mutex<Vec<Handle>>>,
+    /// Likewise.
+    sources: Arc<Mutex<Vec<Source>>>,
 }
 
 /// Installs the registry. Fails when something else has installed one.
@@ -39,6 +46,7 @@ pub fn install() -> Result<MetricsHandle, TelemetryError> {
     Ok(MetricsHandle {
         exporter,
         runtimes: Arc::default(),
+        sources: Arc::default(),
     })
 }
 
@@ -48,18 +56,36 @@ impl MetricsHandle {
         self.runtimes.lock().push(runtime);
     }
 
+    /// Adds metrics that are read at each scrape. They must be quick to read.
+    pub fn add_source(&self, source: impl Fn(&mut Samples) + Send + Sync + 'static) {
+        self.sources.lock().push(Arc::new(source));
+    }
+
+    /// All metrics, in the form and encoding that a scraper's `Accept` and `Accept-Encoding` ask for.
+    pub fn page(&self, accept: Option<&str>, accept_encoding: Option<&str>) -> Page {
+        Page::new(self.render(), accept, accept_encoding)
+    }
+
     /// All metrics as Prometheus text.
     pub fn render(&self) -> String {
         let mut text = self.exporter.render();
         let runtimes = self.runtimes.lock().clone();
         sampled::append(&mut text, &runtimes);
+        traffic::append(&mut text);
+        let sources = self.sources.lock().clone();
+        for source in sources {
+            let mut samples = Samples::default();
+            source(&mut samples);
+            samples.append(&mut text);
+        }
         text
     }
 
     /// Moves recorded histogram values into their buckets; to be called every few seconds, so that a process that
-    /// nobody scrapes does not keep them.
+    /// nobody scrapes does not keep them, and series of workloads that are gone are forgotten.
     pub fn upkeep(&self) {
         self.exporter.run_upkeep();
+        traffic::expire();
     }
 }
 

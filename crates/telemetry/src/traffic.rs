@@ -4,17 +4,19 @@
 //! reported by [`early_failure`]. Labels, keys and their order are Istio's (facts A19, A20).
 
 mod access_log;
-mod handles;
 mod refusal;
+mod series;
+mod sockets;
 
 use std::{net::SocketAddr, sync::Arc};
 
 use leyline_types::{Identity, Str};
 
 pub use access_log::AccessLog;
-pub use handles::OpenSocket;
-pub(crate) use handles::describe;
 pub use refusal::{Refusal, early_failure};
+pub(crate) use series::{append, expire};
+pub use sockets::OpenSocket;
+pub(crate) use sockets::describe;
 
 /// Which end of a connection reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,7 +117,18 @@ pub enum ResponseFlag {
 }
 
 impl ResponseFlag {
-    const COUNT: usize = 8;
+    const COUNT: usize = Self::ALL.len();
+    /// In order of their index.
+    const ALL: [Self; 8] = [
+        Self::None,
+        Self::Deny,
+        Self::Connect,
+        Self::TlsFailure,
+        Self::H2HandshakeFailure,
+        Self::NetworkPolicy,
+        Self::IdentityError,
+        Self::CertRevoked,
+    ];
 
     /// The label's value.
     pub fn as_str(self) -> &'static str {

@@ -7,7 +7,7 @@ use std::{
     fs,
 };
 
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeMetrics};
 
 use crate::log;
 
@@ -21,37 +21,52 @@ enum Kind {
 pub(super) fn append(text: &mut String, runtimes: &[Handle]) {
     use Kind::{Counter, Gauge};
     let open = fs::read_dir("/proc/self/fd").ok().map(Iterator::count);
-    single(text, Gauge, "process_open_fds", open);
-    single(text, Gauge, "process_max_fds", max_open_files());
+    let dropped = Some(log::dropped_lines());
+    single(
+        text,
+        Gauge,
+        "process_open_fds",
+        "Open file descriptors.",
+        open,
+    );
+    single(
+        text,
+        Gauge,
+        "process_max_fds",
+        "File descriptors that may be open.",
+        max_open_files(),
+    );
     single(
         text,
         Gauge,
         "process_resident_memory_bytes",
+        "Resident memory.",
         resident_bytes(),
     );
-    let dropped = Some(log::dropped_lines());
-    single(text, Counter, "leyline_log_lines_dropped_total", dropped);
+    single(
+        text,
+        Counter,
+        "leyline_log_lines_dropped_total",
+        "Log lines that found the queue full.",
+        dropped,
+    );
     append_runtimes(text, runtimes);
 }
 
 fn append_runtimes(text: &mut String, runtimes: &[Handle]) {
-    use Kind::{Counter, Gauge};
-    let sum = |value: fn(&tokio::runtime::RuntimeMetrics) -> usize| {
+    let mut sum = |name: &str, help: &str, value: fn(&RuntimeMetrics) -> usize| {
         let all = runtimes.iter().map(|runtime| value(&runtime.metrics()));
-        (!runtimes.is_empty()).then(|| all.sum::<usize>())
+        let sum = (!runtimes.is_empty()).then(|| all.sum::<usize>());
+        single(text, Kind::Gauge, name, help, sum);
     };
-    single(text, Gauge, "tokio_num_workers", sum(|m| m.num_workers()));
-    single(
-        text,
-        Gauge,
-        "tokio_num_alive_tasks",
-        sum(|m| m.num_alive_tasks()),
-    );
-    single(
-        text,
-        Gauge,
+    sum("tokio_num_workers", "Worker threads.", |m| m.num_workers());
+    sum("tokio_num_alive_tasks", "Tasks that have not ended.", |m| {
+        m.num_alive_tasks()
+    });
+    sum(
         "tokio_global_queue_depth",
-        sum(|m| m.global_queue_depth()),
+        "Tasks that wait for any worker.",
+        |m| m.global_queue_depth(),
     );
 
     let workers: Vec<_> = runtimes
@@ -59,43 +74,50 @@ fn append_runtimes(text: &mut String, runtimes: &[Handle]) {
         .map(Handle::metrics)
         .flat_map(|metrics| (0..metrics.num_workers()).map(move |worker| (metrics.clone(), worker)))
         .collect();
-    let mut per_worker =
-        |name: &str, value: &dyn Fn(&tokio::runtime::RuntimeMetrics, usize) -> f64| {
-            if !workers.is_empty() {
-                head(text, Counter, name);
-            }
-            for (number, (metrics, worker)) in workers.iter().enumerate() {
-                let value = value(metrics, *worker);
-                line(text, format_args!("{name}{{worker=\"{number}\"}} {value}"));
-            }
-        };
+    let mut per_worker = |name: &str, help: &str, value: fn(&RuntimeMetrics, usize) -> f64| {
+        if !workers.is_empty() {
+            head(text, Kind::Counter, name, help);
+        }
+        for (number, (metrics, worker)) in workers.iter().enumerate() {
+            let value = value(metrics, *worker);
+            line(text, format_args!("{name}{{worker=\"{number}\"}} {value}"));
+        }
+    };
     per_worker(
         "tokio_worker_total_busy_duration_seconds_total",
-        &|m, worker| m.worker_total_busy_duration(worker).as_secs_f64(),
+        "Time that a worker was busy.",
+        |m, worker| m.worker_total_busy_duration(worker).as_secs_f64(),
     );
     // Exact up to 2^53, which no counter of a process's life reaches.
-    per_worker("tokio_worker_park_count_total", &|m, worker| {
-        m.worker_park_count(worker) as f64
-    });
-    per_worker("tokio_worker_park_unpark_count_total", &|m, worker| {
-        m.worker_park_unpark_count(worker) as f64
-    });
+    per_worker(
+        "tokio_worker_park_count_total",
+        "How often a worker went to sleep.",
+        |m, worker| m.worker_park_count(worker) as f64,
+    );
+    per_worker(
+        "tokio_worker_park_unpark_count_total",
+        "How often a worker went to sleep or woke up.",
+        |m, worker| m.worker_park_unpark_count(worker) as f64,
+    );
 }
 
 /// A metric without labels, left out when it cannot be read.
-fn single(text: &mut String, kind: Kind, name: &str, value: Option<impl Display>) {
+fn single(text: &mut String, kind: Kind, name: &str, help: &str, value: Option<impl Display>) {
     if let Some(value) = value {
-        head(text, kind, name);
+        head(text, kind, name, help);
         line(text, format_args!("{name} {value}"));
     }
 }
 
-fn head(text: &mut String, kind: Kind, name: &str) {
+fn head(text: &mut String, kind: Kind, name: &str, help: &str) {
     let kind = match kind {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
     };
-    line(text, format_args!("# TYPE {name} {kind}"));
+    line(
+        text,
+        format_args!("# HELP {name} {help}\n# TYPE {name} {kind}"),
+    );
 }
 
 fn line(text: &mut String, content: std::fmt::Arguments<'_>) {

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{
     Carrier, Connection, Direction, Reporter, ResponseFlag, Security, ServiceLabels,
     WorkloadLabels,
-    handles::{Handles, LabelSet},
+    series::{LabelSet, Series},
 };
 
 /// One connection in the access log and the traffic metrics. Dropped at the end of the connection.
@@ -27,7 +27,7 @@ pub struct AccessLog {
     dst_addr: SocketAddr,
     hbone_addr: Option<String>,
     carrier: Carrier,
-    handles: Arc<Handles>,
+    series: Arc<Series>,
     opened: Instant,
     sent: AtomicU64,
     received: AtomicU64,
@@ -53,8 +53,8 @@ impl AccessLog {
         let (direction, src_addr) = (connection.direction, connection.src_addr);
         let (dst_addr, hbone_addr) = (connection.dst_addr, connection.hbone_addr.clone());
         let labels = labels_of(connection);
-        let handles = Handles::of(&labels);
-        handles.opened.increment(1);
+        let series = Series::of(&labels);
+        series.opened.increment(1);
         let log = Self {
             labels,
             direction,
@@ -62,7 +62,7 @@ impl AccessLog {
             dst_addr,
             hbone_addr,
             carrier,
-            handles,
+            series,
             opened: Instant::now(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -76,13 +76,13 @@ impl AccessLog {
     /// The destination could not be reached, and another is tried. The metrics count what was tried as a connection that
     /// failed; the log has one line, of the last destination, and says how many there were.
     pub fn redirect(&mut self, flag: ResponseFlag, connection: Connection) {
-        self.handles.closed(flag).increment(1);
-        self.handles.failed(flag).increment(1);
+        self.series.closed(flag).increment(1);
+        self.series.failed(flag).increment(1);
         self.dst_addr = connection.dst_addr;
         self.hbone_addr.clone_from(&connection.hbone_addr);
         self.labels = labels_of(connection);
-        self.handles = Handles::of(&self.labels);
-        self.handles.opened.increment(1);
+        self.series = Series::of(&self.labels);
+        self.series.opened.increment(1);
         self.attempts += 1;
         self.emit_opened();
     }
@@ -97,8 +97,8 @@ impl AccessLog {
         self.sent.fetch_add(bytes, Ordering::Relaxed);
         // The metrics name both directions from the destination's side, whoever reports.
         match self.labels.reporter {
-            Reporter::Source => self.handles.received.increment(bytes),
-            Reporter::Destination => self.handles.sent.increment(bytes),
+            Reporter::Source => self.series.received.increment(bytes),
+            Reporter::Destination => self.series.sent.increment(bytes),
         }
     }
 
@@ -106,8 +106,8 @@ impl AccessLog {
     fn received(&self, bytes: u64) {
         self.received.fetch_add(bytes, Ordering::Relaxed);
         match self.labels.reporter {
-            Reporter::Source => self.handles.sent.increment(bytes),
-            Reporter::Destination => self.handles.received.increment(bytes),
+            Reporter::Source => self.series.sent.increment(bytes),
+            Reporter::Destination => self.series.received.increment(bytes),
         }
     }
 
@@ -172,13 +172,13 @@ impl Drop for AccessLog {
     fn drop(&mut self) {
         match &self.failure {
             None => {
-                self.handles.closed(ResponseFlag::None).increment(1);
+                self.series.closed(ResponseFlag::None).increment(1);
                 self.emit_complete();
             }
             Some(failure) => {
-                self.handles.closed(failure.flag).increment(1);
+                self.series.closed(failure.flag).increment(1);
                 if failure.flag != ResponseFlag::None {
-                    self.handles.failed(failure.flag).increment(1);
+                    self.series.failed(failure.flag).increment(1);
                 }
                 self.emit_failed(&failure.error);
             }

@@ -254,6 +254,7 @@ fn flags_have_distinct_slots_and_names() {
         H2HandshakeFailure,
         NetworkPolicy,
         IdentityError,
+        CertRevoked,
     ];
     assert_eq!(all.len(), ResponseFlag::COUNT);
     for (index, flag) in all.into_iter().enumerate() {
