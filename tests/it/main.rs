@@ -6,6 +6,7 @@
 
 mod certificates;
 mod cluster;
+mod dns;
 mod enrolment;
 mod lifecycle;
 mod local;

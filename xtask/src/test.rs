@@ -18,7 +18,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::{codegen, ebpf, tidy};
 
 /// What the tests need besides Rust and gcc: peers that share no code with us.
-const TOOLS: [Tool; 3] = [
+const TOOLS: [Tool; 6] = [
     Tool {
         probe: &["python3", "-c", "import ensurepip, venv"],
         package: "python3-venv",
@@ -30,6 +30,18 @@ const TOOLS: [Tool; 3] = [
     Tool {
         probe: &["openssl", "version"],
         package: "openssl",
+    },
+    Tool {
+        probe: &["dig", "-v"],
+        package: "bind9-dnsutils",
+    },
+    Tool {
+        probe: &["dnsmasq", "--version"],
+        package: "dnsmasq-base",
+    },
+    Tool {
+        probe: &["musl-gcc", "--version"],
+        package: "musl-tools",
     },
 ];
 

@@ -28,7 +28,7 @@ use serde::Serialize;
 pub use variables::listing as variables;
 
 use self::mesh::MeshDefaults;
-use crate::proxy::connections::DecisionLevel;
+use crate::proxy::{DnsConfig, connections::DecisionLevel};
 
 /// Mark of the proxy's own sockets, which capture leaves alone (facts A4).
 const PACKET_MARK: u32 = 0x539;
@@ -131,6 +131,7 @@ pub(crate) struct ProxyConfig {
     /// Whether connections between pods of this node stay inside the process.
     pub(crate) node_local: bool,
     pub(crate) hbone: HboneConfig,
+    pub(crate) dns: DnsConfig,
 }
 
 /// What an application sees as the source of a connection.
@@ -288,6 +289,7 @@ impl ProxyConfig {
             decisions: decisions(env),
             node_local: env.bool("LEYLINE_NODE_LOCAL", true),
             hbone: hbone(env, defaults),
+            dns: DnsConfig::read(env),
         }
     }
 }

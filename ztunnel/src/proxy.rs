@@ -4,6 +4,7 @@
 //! what is here: the node's state, and the pod's own listeners, tunnels and connections.
 
 pub(crate) mod connections;
+mod dns;
 pub(crate) mod endpoints;
 mod forward;
 mod inbound;
@@ -31,7 +32,10 @@ use leyline_hbone::{HboneStream, Pool};
 use leyline_net::{Accepted, ConnectOptions, ListenOptions, NetNs, Source, accept, listen};
 use leyline_runtime::{Drain, spawn};
 use leyline_state::{OutboundRefusal, OutboundRoute, Snapshot, Store, Workload};
-use leyline_telemetry::traffic::{Direction, Refusal, early_failure};
+use leyline_telemetry::{
+    dns::dns_listen_failed,
+    traffic::{Direction, Refusal, early_failure},
+};
 use leyline_tls::CertificateStore;
 use leyline_types::{NamespacedName, WorkloadName, WorkloadUid, ports};
 use tokio::{
@@ -39,8 +43,10 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout_at},
 };
-use tracing::{Span, error};
+use tracing::{Span, error, warn};
 
+pub(crate) use self::dns::DnsConfig;
+use self::dns::DnsListeners;
 use self::{
     connections::Connections,
     endpoints::EndpointTable,
@@ -244,6 +250,7 @@ impl Pod {
             outbound,
             inbound,
             hbone,
+            dns,
         } = listeners;
         self.shared.local_pods.enter(self);
         self.serve_one("outbound", Direction::Outbound, outbound, outbound::handle);
@@ -259,6 +266,15 @@ impl Pod {
             hbone,
             inbound::handle_connection,
         );
+        match dns {
+            Some(Ok(dns)) => dns.serve(self),
+            Some(Err(error)) => {
+                // Its other traffic is carried all the same.
+                dns_listen_failed();
+                warn!(pod = %self.name, %error, "port 15053 cannot be opened in the pod; its DNS is not captured");
+            }
+            None => {}
+        }
     }
 
     fn serve_one<F>(
@@ -373,6 +389,8 @@ pub(crate) struct Listeners {
     outbound: TcpListener,
     inbound: TcpListener,
     hbone: TcpListener,
+    /// What became of them; none where DNS is not captured.
+    dns: Option<io::Result<DnsListeners>>,
 }
 
 impl Listeners {
@@ -384,6 +402,7 @@ impl Listeners {
                 transparent: true,
                 // A pod that is enrolled again listens while its earlier instance still drains.
                 reuse_port: true,
+                loopback_only: false,
                 keepalive: config.keepalive,
                 families: config.families,
             };
@@ -394,6 +413,10 @@ impl Listeners {
             outbound: open(ports::OUTBOUND, config.capture_mark)?,
             inbound: open(ports::INBOUND_PLAINTEXT, config.bypass_mark)?,
             hbone: open(ports::HBONE, config.bypass_mark)?,
+            dns: config
+                .dns
+                .enabled
+                .then(|| DnsListeners::open(netns, config)),
         })
     }
 
@@ -407,6 +430,18 @@ impl Listeners {
 
     pub(crate) fn hbone_fd(&self) -> BorrowedFd<'_> {
         self.hbone.as_fd()
+    }
+
+    fn dns(&self) -> Option<&DnsListeners> {
+        self.dns.as_ref()?.as_ref().ok()
+    }
+
+    pub(crate) fn dns_udp_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.dns().map(DnsListeners::udp_fd)
+    }
+
+    pub(crate) fn dns_tcp_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.dns().map(DnsListeners::tcp_fd)
     }
 }
 

@@ -12,6 +12,7 @@ pub mod proxy_protocol;
 pub mod read_ahead;
 pub mod sockopt;
 pub mod tcp;
+pub mod udp;
 
 pub use accept::{Accepted, accept};
 pub use connect::{Announce, ConnectError, ConnectOptions, Source, connect};

@@ -25,6 +25,8 @@ pub struct ListenOptions {
     pub transparent: bool,
     /// `SO_REUSEPORT`: another socket of the same user may listen on the port too.
     pub reuse_port: bool,
+    /// Bound to the loopback device: nothing from outside the namespace reaches it.
+    pub loopback_only: bool,
     /// Inherited by accepted sockets.
     pub keepalive: Option<Keepalive>,
     /// Which families [`listen`] takes.
@@ -90,12 +92,15 @@ pub fn listen_on(
     if options.transparent {
         sockopt::set_transparent(&socket, domain)?;
     }
+    if options.loopback_only {
+        socket.bind_device(Some(b"lo"))?;
+    }
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())
 }
 
-fn is_no_ipv6(error: &io::Error) -> bool {
+pub(crate) fn is_no_ipv6(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)

@@ -33,6 +33,7 @@ mod index;
 mod dump;
 
 mod explain;
+mod hosts;
 
 #[cfg(test)]
 mod testing;
@@ -42,6 +43,7 @@ pub use dump::Dump;
 pub use explain::{
     Candidate, CandidateOutcome, Destination, RouteExplanation, WaypointExplanation,
 };
+pub use hosts::{HostView, KnownHost};
 pub use inbound::{Delivery, InboundRefusal, InboundTarget, is_proxy_port};
 pub use outbound::{DoubleHboneRoute, HboneEnd, HboneRoute, OutboundRefusal, OutboundRoute};
 pub use service::{

@@ -4,6 +4,7 @@
 //! connection. Names, labels, keys and their order are Istio's (facts A19, A20) and are tested contracts. Nothing here
 //! ever blocks or slows traffic: a log line that cannot be written is dropped and counted.
 
+pub mod dns;
 pub mod log;
 pub mod mesh;
 pub mod metrics;
@@ -22,6 +23,9 @@ pub enum TelemetryError {
     /// Something else installed itself first.
     #[error("{0} are already set up in this process")]
     AlreadyInstalled(&'static str),
+    /// A histogram has no bounds.
+    #[error("a histogram has no bounds")]
+    Buckets,
     /// The log's writer thread cannot be started.
     #[error("starting the log writer")]
     Writer(#[source] std::io::Error),

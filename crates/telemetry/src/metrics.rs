@@ -9,11 +9,11 @@ mod samples;
 
 use std::sync::Arc;
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::{TelemetryError, mesh, traffic};
+use crate::{TelemetryError, dns, mesh, traffic};
 pub use samples::Samples;
 
 pub use page::{OPEN_METRICS, Page, TEXT};
@@ -34,11 +34,17 @@ pub struct MetricsHandle {
 /// Installs the registry. Fails when something else has installed one.
 pub fn install() -> Result<MetricsHandle, TelemetryError> {
     let exporter = PrometheusBuilder::new()
+        .set_buckets_for_metric(
+            Matcher::Full(dns::DURATION.to_owned()),
+            &dns::DURATION_BUCKETS,
+        )
+        .map_err(|_empty| TelemetryError::Buckets)?
         .install_recorder()
         .map_err(|_occupied| TelemetryError::AlreadyInstalled("metrics"))?;
     traffic::describe();
     mesh::describe();
     crate::endpoints::describe();
+    dns::describe();
     metrics::describe_counter!(
         "leyline_http_connections_refused_total",
         "Connections to the process's own pages that were closed because there were too many."

@@ -302,8 +302,8 @@ impl PodManager {
             outbound: listeners.outbound_fd(),
             inbound: listeners.inbound_fd(),
             hbone: listeners.hbone_fd(),
-            dns_udp: None,
-            dns_tcp: None,
+            dns_udp: listeners.dns_udp_fd(),
+            dns_tcp: listeners.dns_tcp_fd(),
         };
         let addresses = workload.addresses.to_vec();
         let capture = self

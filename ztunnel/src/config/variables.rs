@@ -136,7 +136,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "true",
         "applications see the client's address; false: the pod's own",
     ),
-    ("IPV6_ENABLED", "true", "false: listen on IPv4 only"),
+    (
+        "IPV6_ENABLED",
+        "true",
+        "false: listen on IPv4 only, and tell mesh services without IPv6 addresses",
+    ),
     (
         "ENABLE_RESPONSE_BAGGAGE",
         "true",
@@ -172,6 +176,27 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "LOCALHOST_APP_TUNNEL",
         "true",
         "application tunnels end at the pod's loopback address",
+    ),
+    ("", "", "DNS of pods"),
+    (
+        "ISTIO_META_DNS_CAPTURE",
+        "true",
+        "anything else: DNS is left alone",
+    ),
+    (
+        "ISTIO_META_DNS_PROXY_ADDR",
+        "localhost:15053",
+        "nothing else: capture leads there",
+    ),
+    (
+        "CLUSTER_DOMAIN",
+        "cluster.local",
+        "last part of the names of Kubernetes services",
+    ),
+    (
+        "PREFERED_SERVICE_NAMESPACE",
+        "",
+        "whose service answers to a name that several namespaces have",
     ),
     ("", "", "process"),
     (
