@@ -168,7 +168,7 @@ impl Scene {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_of_the_mesh_are_answered_here() {
-    let scene = Scene::start().await;
+    let scene = Box::pin(Scene::start()).await;
     let full = "server.shop.svc.cluster.local";
     let check = async |question: &[&str], expected: &[&str]| {
         assert_eq!(scene.dig(question).await, expected, "{question:?}");
@@ -220,7 +220,7 @@ async fn names_of_the_mesh_are_answered_here() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn other_names_go_to_the_pods_own_resolver() {
-    let scene = Scene::start().await;
+    let scene = Box::pin(Scene::start()).await;
     let check = async |question: &[&str], expected: &[&str]| {
         assert_eq!(scene.dig(question).await, expected, "{question:?}");
     };
@@ -289,7 +289,7 @@ async fn other_names_go_to_the_pods_own_resolver() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resolver_libraries_find_services_and_reach_them() {
-    let scene = Scene::start().await;
+    let scene = Box::pin(Scene::start()).await;
     let dir = scene.mesh.cluster().run().dir().to_owned();
     fs::write(dir.join("resolve.c"), RESOLVE).unwrap();
     let source = dir.join("resolve.c").display().to_string();

@@ -5,10 +5,10 @@ mod double;
 mod plain;
 mod tunnel;
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use leyline_net::{Accepted, orig_dst};
-use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Snapshot, Workload};
+use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Service, Snapshot, Workload};
 use leyline_telemetry::traffic::{
     Direction, OpenSocket, Refusal, Reporter, ResponseFlag, early_failure,
 };
@@ -58,16 +58,8 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
             target,
             workload,
             service,
-        } => Route::Plain(PlainRoute {
-            target,
-            workload: Some(workload),
-            service,
-        }),
-        OutboundRoute::Passthrough { target, service } => Route::Plain(PlainRoute {
-            target,
-            workload: None,
-            service,
-        }),
+        } => plain_route(target, Some(workload), service),
+        OutboundRoute::Passthrough { target, service } => plain_route(target, None, service),
         OutboundRoute::DoubleHbone(route) => {
             return Box::pin(double::carry(captured, stream, route)).await;
         }
@@ -80,6 +72,18 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         return Box::pin(carry_locally(captured, stream, route.clone(), to)).await;
     }
     Box::pin(attempts::carry(captured, stream, route)).await;
+}
+
+fn plain_route(
+    target: SocketAddr,
+    workload: Option<Arc<Workload>>,
+    service: Option<Arc<Service>>,
+) -> Route {
+    Route::Plain(PlainRoute {
+        target,
+        workload,
+        service,
+    })
 }
 
 async fn carry_locally(
