@@ -230,6 +230,11 @@ async fn a_pod_that_is_gone_is_let_go() {
     mesh.cluster().config().write("late.yaml", LATE).unwrap();
     mesh.cluster_mut().follow_pods().await.unwrap();
     served(&mesh, true).await.unwrap();
+    // The node that calls learns of it later than the node that serves it.
+    let known = eventually("it is reached through tunnels", RETRIED, || async {
+        mesh.dumps().await?["node-a"].check_enrolled(&uid("shop/late"))
+    });
+    known.await.unwrap();
     // Connections that its death leaves behind: out of it and into it, in tunnels and not.
     let mut held = hold(&mesh, "shop/client", "shop/late").await;
     let out = hold(&mesh, "shop/late", "legacy/legacy").await;
