@@ -77,22 +77,23 @@ async fn kernel_state(mesh: &Mesh, pod: &str) -> BTreeMap<String, String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_left_in_a_released_pod() {
     let mesh = mesh().await;
-    let pods = ["shop/client", "shop/server-v1"];
-    for pod in pods {
-        let before = kernel_state(&mesh, pod).await;
-        mesh.set_enrolment("shop", Enrolment::Ambient)
-            .await
-            .unwrap();
-        assert_ne!(
-            kernel_state(&mesh, pod).await,
-            before,
-            "capture has set nothing"
-        );
-        mesh.set_enrolment("shop", Enrolment::None).await.unwrap();
+    let mut untouched = BTreeMap::new();
+    for pod in ["shop/client", "shop/server-v1"] {
+        untouched.insert(pod, kernel_state(&mesh, pod).await);
+    }
+    mesh.set_enrolment("shop", Enrolment::Ambient)
+        .await
+        .unwrap();
+    for (pod, before) in &untouched {
+        let now = kernel_state(&mesh, pod).await;
+        assert_ne!(&now, before, "capture has set nothing in {pod}");
+    }
+    mesh.set_enrolment("shop", Enrolment::None).await.unwrap();
+    for (pod, before) in &untouched {
         let what = format!("all of capture is gone from {pod}");
         let gone = eventually(what, SOON, || async {
             let now = kernel_state(&mesh, pod).await;
-            anyhow::ensure!(now == before, "before {before:#?}\nnow {now:#?}");
+            anyhow::ensure!(&now == before, "before {before:#?}\nnow {now:#?}");
             Ok(())
         });
         gone.await.unwrap();
