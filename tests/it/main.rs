@@ -22,5 +22,7 @@ mod support;
 mod takeover;
 mod trouble;
 mod waypoint;
+mod waypoint_balance;
 mod waypoint_hops;
 mod waypoint_policy;
+mod waypoint_session;

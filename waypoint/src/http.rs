@@ -4,6 +4,7 @@ pub(crate) mod server;
 
 pub(crate) mod pipeline;
 
+pub(crate) mod affinity;
 pub(crate) mod deadline;
 pub(crate) mod filters;
 pub(crate) mod forward;

@@ -19,10 +19,10 @@ use tracing::info;
 use crate::{
     app::Shared,
     config::{Config, tcp::TcpChain},
-    http::server::Destination,
+    http::{affinity::hash_of_client, server::Destination},
     listener::Client,
     upstream::{
-        balance,
+        balance::{self, Wanted},
         connect::{For, UpstreamIo, connect},
     },
 };
@@ -51,7 +51,7 @@ pub(crate) async fn carry(
     let result = match opened {
         Ok((mut upstream, active, addr)) => {
             upstream_host = Some(addr);
-            let copied = copy(&mut io, &mut upstream, chain.idle, &mut bytes).await;
+            let copied = copy(&mut io, &mut upstream, chain, &mut bytes).await;
             drop(active);
             copied
         }
@@ -98,7 +98,11 @@ async fn open(
     let mut tried = Vec::new();
     let mut failure = "no healthy upstream".to_owned();
     while tried.len() < ATTEMPTS {
-        let Some(endpoint) = balance::pick(cluster, set, &tried, &mut rand::rng()) else {
+        let wanted = Wanted {
+            tried: &tried,
+            hash: chain.by_client.then(|| hash_of_client(client.addr.ip())),
+        };
+        let Some(endpoint) = balance::pick_for(cluster, set, wanted, &mut rand::rng()) else {
             break;
         };
         let purpose = For {
@@ -118,11 +122,11 @@ async fn open(
     Err(failure)
 }
 
-/// Copies both ways until both have ended, or nothing has moved for long.
+/// Copies both ways until both have ended, nothing has moved for long, or the connection is too old.
 async fn copy(
     client: &mut HboneIo,
     upstream: &mut UpstreamIo,
-    idle: Option<Duration>,
+    chain: &TcpChain,
     bytes: &mut (u64, u64),
 ) -> Result<(), String> {
     let moved = Moved::default();
@@ -141,13 +145,21 @@ async fn copy(
     };
     let result = tokio::select! {
         result = both => result.map(|_| ()).map_err(|error| error.to_string()),
-        () = moved.idle(idle) => Err("idle timeout".to_owned()),
+        () = moved.idle(chain.idle) => Err("idle timeout".to_owned()),
+        () = at_age(chain.max_duration) => Err("max connection duration".to_owned()),
     };
     *bytes = (
         moved.received.load(Ordering::Relaxed),
         moved.sent.load(Ordering::Relaxed),
     );
     result
+}
+
+async fn at_age(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => sleep(limit).await,
+        None => std::future::pending().await,
+    }
 }
 
 #[derive(Debug, Default)]

@@ -1,6 +1,7 @@
-//! Towards endpoints: which one, over which connection.
+//! Towards the endpoints: which one, over which connection, and one attempt.
 
 pub(crate) mod balance;
 pub(crate) mod connect;
 pub(crate) mod endpoint;
 pub(crate) mod send;
+pub(crate) mod state;

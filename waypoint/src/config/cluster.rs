@@ -1,12 +1,14 @@
 //! Clusters: a named set of endpoints, and how requests to them are balanced, limited and sent.
 
+pub(crate) mod balance;
+
 use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
         config::cluster::v3::{
             self as proto,
-            cluster::{ClusterDiscoveryType, DiscoveryType, LbPolicy},
+            cluster::{ClusterDiscoveryType, DiscoveryType},
         },
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
@@ -20,11 +22,13 @@ use envoy_types::pb::{
 use leyline_types::Str;
 use prost::Name;
 
+use self::balance::Balancing;
 use super::{
     any::{decode, duration, limit, text},
     endpoints::EndpointSet,
     error::{At, Compiled, Unsupported},
 };
+use crate::upstream::{balance::BalancerCell, state::ClusterState};
 
 /// Istio's default.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,13 +40,17 @@ const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptio
 pub(crate) struct Cluster {
     pub(crate) name: Str,
     pub(crate) endpoints: EndpointSource,
-    pub(crate) balance: Balance,
+    pub(crate) balancing: Balancing,
     pub(crate) http: UpstreamHttp,
     pub(crate) connect_timeout: Duration,
     /// An upstream connection without a request for so long is closed.
     pub(crate) idle: Option<Duration>,
     /// What telemetry calls the destination.
     pub(crate) service: Option<ServiceRef>,
+    /// Made of the endpoints that are known now.
+    pub(crate) balancer: BalancerCell,
+    /// Kept over updates.
+    pub(crate) state: Arc<ClusterState>,
 }
 
 /// Where the endpoints are told.
@@ -52,14 +60,6 @@ pub(crate) enum EndpointSource {
     Eds(Str),
     /// In the cluster.
     Static(Arc<EndpointSet>),
-}
-
-/// How an endpoint is picked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Balance {
-    LeastRequest,
-    RoundRobin,
-    Random,
 }
 
 /// Which HTTP the endpoints speak.
@@ -80,7 +80,8 @@ pub(crate) struct ServiceRef {
 }
 
 impl Cluster {
-    pub(crate) fn compile(proto: &proto::Cluster) -> Compiled<Self> {
+    /// Compiles a cluster; what it counts goes on from that of `before`, which had its name.
+    pub(crate) fn compile(proto: &proto::Cluster, before: Option<&Self>) -> Compiled<Self> {
         let options = proto.typed_extension_protocol_options.get(HTTP_OPTIONS);
         let options: Option<HttpProtocolOptions> = options.map(decode).transpose()?;
         let connect_timeout = proto.connect_timeout.as_ref();
@@ -91,11 +92,13 @@ impl Cluster {
         Ok(Self {
             name: proto.name.as_str().into(),
             endpoints: endpoints(proto)?,
-            balance: balance(proto)?,
+            balancing: Balancing::compile(proto)?,
             http: http(options.as_ref())?,
             connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
             idle: limit(common.and_then(|common| common.idle_timeout.as_ref()))?,
             service: service(proto),
+            balancer: BalancerCell::default(),
+            state: before.map_or_else(Arc::default, |before| before.state.clone()),
         })
         .and_then(|cluster| require_transport(proto).map(|()| cluster))
     }
@@ -123,23 +126,6 @@ fn endpoints(proto: &proto::Cluster) -> Compiled<EndpointSource> {
             ))
         }
         Err(_) => Err(Unsupported::new("type")),
-    }
-}
-
-fn balance(proto: &proto::Cluster) -> Compiled<Balance> {
-    if proto.load_balancing_policy.is_some() || proto.lb_subset_config.is_some() {
-        return Err(Unsupported::new(
-            "load_balancing_policy or lb_subset_config",
-        ));
-    }
-    match LbPolicy::try_from(proto.lb_policy) {
-        Ok(LbPolicy::RoundRobin) => Ok(Balance::RoundRobin),
-        Ok(LbPolicy::LeastRequest) => Ok(Balance::LeastRequest),
-        Ok(LbPolicy::Random) => Ok(Balance::Random),
-        Ok(LbPolicy::RingHash | LbPolicy::Maglev) => Err(Unsupported::new("consistent hashing")),
-        Ok(LbPolicy::ClusterProvided | LbPolicy::LoadBalancingPolicyConfig) | Err(_) => {
-            Err(Unsupported::new("lb_policy"))
-        }
     }
 }
 

@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use envoy_types::pb::{
@@ -18,6 +21,7 @@ use envoy_types::pb::{
     },
     google::protobuf::Struct,
 };
+use tokio::time::Instant;
 
 use super::{
     any::text,
@@ -27,23 +31,47 @@ use crate::upstream::endpoint::EndpointState;
 
 /// The internal listener that stands for "through HBONE".
 const CONNECT_ORIGINATE: &str = "connect_originate";
+/// Envoy's default, in percent.
+const OVERPROVISIONING: u32 = 140;
 /// Metadata that says where a tunnel goes.
 const ORIGINAL_DST: &str = "envoy.filters.listener.original_dst";
 
 /// The endpoints of one cluster.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct EndpointSet {
-    /// Priority 0 first; endpoints of a priority in order of localities.
-    pub(crate) priorities: Vec<Vec<Arc<Endpoint>>>,
+    /// Later ones are greater; of two sets of a cluster it tells which is the newer.
+    pub(crate) version: u64,
+    /// Priority 0 first.
+    pub(crate) priorities: Vec<Vec<Locality>>,
+    /// How much more than its part a priority is trusted to carry, in percent: with 140, one that has lost a quarter
+    /// of its endpoints still takes everything.
+    pub(crate) overprovisioning: u32,
+}
+
+/// Endpoints of one priority that are near each other.
+#[derive(Debug, Default)]
+pub(crate) struct Locality {
+    /// Its share where localities have shares; 0 is none.
+    pub(crate) weight: u32,
+    pub(crate) endpoints: Vec<Arc<Endpoint>>,
 }
 
 /// One endpoint.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: EndpointAddress,
-    /// Relative, at least 1; includes that of its locality.
+    /// Relative, at least 1.
     pub(crate) weight: u32,
+    /// What the control plane says of it.
+    pub(crate) told_healthy: bool,
     pub(crate) state: Arc<EndpointState>,
+}
+
+impl Endpoint {
+    /// Whether it is to be used: nothing bad is told of it, and it has not been ejected for what it did.
+    pub(crate) fn is_healthy(&self, now: Instant) -> bool {
+        self.told_healthy && self.state.back_at(now).is_none()
+    }
 }
 
 /// How an endpoint is reached.
@@ -64,6 +92,15 @@ impl EndpointAddress {
 }
 
 impl EndpointSet {
+    pub(crate) fn new(priorities: Vec<Vec<Locality>>, overprovisioning: u32) -> Self {
+        static VERSION: AtomicU64 = AtomicU64::new(1);
+        Self {
+            version: VERSION.fetch_add(1, Ordering::Relaxed),
+            priorities,
+            overprovisioning,
+        }
+    }
+
     /// Compiles an assignment; endpoints that `before` has keep their state.
     pub(crate) fn compile(
         assignment: &ClusterLoadAssignment,
@@ -74,58 +111,71 @@ impl EndpointSet {
             .flat_map(Self::all)
             .map(|endpoint| (endpoint.address, &endpoint.state))
             .collect();
-        let mut set = Self::default();
+        let policy = assignment.policy.as_ref();
+        if policy.is_some_and(|policy| !policy.drop_overloads.is_empty()) {
+            return Err(Unsupported::new("policy.drop_overloads"));
+        }
+        let factor = policy.and_then(|policy| policy.overprovisioning_factor.as_ref());
+        let mut priorities = Vec::new();
         for (index, locality) in assignment.endpoints.iter().enumerate() {
-            set.add(locality, &known).at_item("endpoints", index)?;
+            add(&mut priorities, locality, &known).at_item("endpoints", index)?;
         }
-        Ok(set)
-    }
-
-    fn add(
-        &mut self,
-        locality: &LocalityLbEndpoints,
-        known: &HashMap<EndpointAddress, &Arc<EndpointState>>,
-    ) -> Compiled<()> {
-        /// Envoy's own limit.
-        const MAX_PRIORITY: usize = 128;
-        let priority = usize::try_from(locality.priority).unwrap_or(usize::MAX);
-        if priority > MAX_PRIORITY {
-            return Err(Unsupported::new("priority"));
-        }
-        if self.priorities.len() <= priority {
-            self.priorities.resize_with(priority + 1, Vec::new);
-        }
-        let Some(endpoints) = self.priorities.get_mut(priority) else {
-            return Ok(());
-        };
-        for (index, endpoint) in locality.lb_endpoints.iter().enumerate() {
-            if !is_usable(endpoint) {
-                continue;
-            }
-            let address = address(endpoint).at_item("lb_endpoints", index)?;
-            let state = known.get(&address).map(|state| Arc::clone(state));
-            let weight = endpoint.load_balancing_weight.as_ref();
-            endpoints.push(Arc::new(Endpoint {
-                address,
-                weight: weight.map_or(1, |weight| weight.value.max(1)),
-                state: state.unwrap_or_default(),
-            }));
-        }
-        Ok(())
+        let factor = factor.map_or(OVERPROVISIONING, |factor| factor.value.max(100));
+        Ok(Self::new(priorities, factor))
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.priorities.iter().flatten()
+        let localities = self.priorities.iter().flatten();
+        localities.flat_map(|locality| &locality.endpoints)
     }
 }
 
-/// What is known to be bad is not asked; a control plane that says nothing means healthy.
-fn is_usable(endpoint: &LbEndpoint) -> bool {
+fn add(
+    priorities: &mut Vec<Vec<Locality>>,
+    locality: &LocalityLbEndpoints,
+    known: &HashMap<EndpointAddress, &Arc<EndpointState>>,
+) -> Compiled<()> {
+    /// Envoy's own limit.
+    const MAX_PRIORITY: usize = 128;
+    let priority = usize::try_from(locality.priority).unwrap_or(usize::MAX);
+    if priority > MAX_PRIORITY {
+        return Err(Unsupported::new("priority"));
+    }
+    if priorities.len() <= priority {
+        priorities.resize_with(priority + 1, Vec::new);
+    }
+    let Some(localities) = priorities.get_mut(priority) else {
+        return Ok(());
+    };
+    let weight = locality.load_balancing_weight.as_ref();
+    let mut endpoints = Vec::with_capacity(locality.lb_endpoints.len());
+    for (index, endpoint) in locality.lb_endpoints.iter().enumerate() {
+        let Some(told_healthy) = told_health(endpoint) else {
+            continue;
+        };
+        let address = address(endpoint).at_item("lb_endpoints", index)?;
+        let state = known.get(&address).map(|state| Arc::clone(state));
+        let weight = endpoint.load_balancing_weight.as_ref();
+        endpoints.push(Arc::new(Endpoint {
+            address,
+            weight: weight.map_or(1, |weight| weight.value.max(1)),
+            told_healthy,
+            state: state.unwrap_or_default(),
+        }));
+    }
+    localities.push(Locality {
+        weight: weight.map_or(0, |weight| weight.value),
+        endpoints,
+    });
+    Ok(())
+}
+
+/// A control plane that says nothing means healthy. What is being drained is not even used when all others are bad.
+fn told_health(endpoint: &LbEndpoint) -> Option<bool> {
     match HealthStatus::try_from(endpoint.health_status) {
-        Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => true,
-        Ok(HealthStatus::Unhealthy | HealthStatus::Draining | HealthStatus::Timeout) | Err(_) => {
-            false
-        }
+        Ok(HealthStatus::Unknown | HealthStatus::Healthy | HealthStatus::Degraded) => Some(true),
+        Ok(HealthStatus::Unhealthy | HealthStatus::Timeout) => Some(false),
+        Ok(HealthStatus::Draining) | Err(_) => None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! written for others because the right one could not be understood.
 
 pub(crate) mod action;
+pub(crate) mod hash;
 pub(crate) mod headers;
 pub(crate) mod matching;
 pub(crate) mod retry;

@@ -23,6 +23,7 @@ use super::{
     listener::{Chain, Main},
     route::RouteTable,
 };
+use crate::upstream::balance;
 
 /// The listener with the services.
 const MAIN: &str = "main_internal";
@@ -148,9 +149,17 @@ impl Config {
         if BUILT_IN_CLUSTERS.contains(&name.as_str()) {
             return Ok(());
         }
-        match decode_bytes::<ClusterProto>(body).and_then(|proto| Cluster::compile(&proto)) {
+        let before = self.clusters.get(&name).cloned();
+        let compiled = decode_bytes::<ClusterProto>(body)
+            .and_then(|proto| Cluster::compile(&proto, before.as_deref()));
+        match compiled {
             Ok(cluster) => {
-                self.clusters.insert(name, Arc::new(cluster));
+                let cluster = Arc::new(cluster);
+                // Here and not with the first request, because tables for hashes take a while.
+                if let Some(set) = self.endpoints(&cluster) {
+                    balance::prepare(&cluster, set);
+                }
+                self.clusters.insert(name, cluster);
                 Ok(())
             }
             Err(error) => {
@@ -165,7 +174,12 @@ impl Config {
         let assignment: ClusterLoadAssignment = decode_bytes(body)?;
         let before = self.assignments.get(&name).cloned();
         let set = EndpointSet::compile(&assignment, before.as_deref())?;
-        self.assignments.insert(name, Arc::new(set));
+        let set = Arc::new(set);
+        // Assignments bear the name of their cluster, with istiod and with our control plane.
+        if let Some(cluster) = self.clusters.get(&name) {
+            balance::prepare(cluster, &set);
+        }
+        self.assignments.insert(name, set);
         Ok(())
     }
 

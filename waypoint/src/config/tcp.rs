@@ -8,10 +8,10 @@ use envoy_types::pb::envoy::{
         rbac::v3::Rbac,
         tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
     },
+    r#type::v3::hash_policy::PolicySpecifier,
 };
 use leyline_types::Str;
 use prost::Name;
-use tracing::warn;
 
 use super::{
     any::limit,
@@ -40,6 +40,10 @@ pub(crate) struct TcpChain {
     pub(crate) clusters: Weighted<Str>,
     /// A connection without bytes either way for so long is closed.
     pub(crate) idle: Option<Duration>,
+    /// However busy it is, a connection is closed after so long.
+    pub(crate) max_duration: Option<Duration>,
+    /// The client's address ties its connections to an endpoint, where the cluster balances by hash.
+    pub(crate) by_client: bool,
 }
 
 impl TcpChain {
@@ -59,12 +63,6 @@ impl TcpChain {
         if proxy.tunneling_config.is_some() {
             return Err(Unsupported::new("tunneling_config"));
         }
-        if !proxy.hash_policy.is_empty() {
-            warn!(
-                chain = name,
-                "TCP hash policy is ignored: load balancing by source address is not supported"
-            );
-        }
         let idle = match &proxy.idle_timeout {
             Some(_) => limit(proxy.idle_timeout.as_ref()).at("idle_timeout")?,
             None => Some(IDLE),
@@ -74,8 +72,20 @@ impl TcpChain {
             rbac: checks,
             clusters: clusters(proxy)?,
             idle,
+            max_duration: limit(proxy.max_downstream_connection_duration.as_ref())
+                .at("max_downstream_connection_duration")?,
+            by_client: by_client(proxy)?,
         })
     }
+}
+
+fn by_client(proxy: &TcpProxy) -> Compiled<bool> {
+    let mut policies = proxy.hash_policy.iter();
+    if policies.any(|policy| !matches!(policy.policy_specifier, Some(PolicySpecifier::SourceIp(_))))
+    {
+        return Err(Unsupported::new("hash_policy that is not source_ip"));
+    }
+    Ok(!proxy.hash_policy.is_empty())
 }
 
 fn clusters(proxy: &TcpProxy) -> Compiled<Weighted<Str>> {

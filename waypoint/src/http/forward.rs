@@ -11,6 +11,7 @@ use tokio::time::{Duration, Instant, sleep, timeout_at};
 use tracing::debug;
 
 use super::{
+    affinity::Affinity,
     body::Body,
     mirror,
     pipeline::Exchange,
@@ -34,7 +35,7 @@ use crate::{
         },
     },
     upstream::{
-        balance,
+        balance::{self, Wanted},
         send::{SendFailure, send},
     },
 };
@@ -89,15 +90,22 @@ pub(crate) async fn forward(
     let deadline = action.timeout.map(|timeout| Instant::now() + timeout);
     let body = Replay::new(log.count_request(body), REPLAY_BYTES);
     mirror::copy(forwarding, &exchange, || body.is_empty().then(Body::empty));
+    let affinity = if cluster.balancing.policy.is_by_hash() {
+        Affinity::of(&action.hash, &exchange, forwarding.conn.client.addr.ip())
+    } else {
+        Affinity::default()
+    };
     let attempts = Attempts {
         forwarding,
         cluster,
         exchange: &exchange,
+        hash: affinity.hash,
         body,
         deadline,
     };
     let mut response = Box::pin(attempts.run(log)).await?;
     target.headers.response.apply(response.headers_mut());
+    affinity.mark(response.headers_mut());
     match upgrade {
         Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             upgrade.join(&forwarding.conn.shared, &mut response);
@@ -159,6 +167,7 @@ struct Attempts<'a> {
     forwarding: Forwarding<'a>,
     cluster: &'a Arc<Cluster>,
     exchange: &'a Exchange,
+    hash: Option<u64>,
     body: Replay,
     deadline: Option<Instant>,
 }
@@ -231,7 +240,11 @@ impl Attempts<'_> {
 
     fn pick(&self, avoid: &[EndpointAddress]) -> Result<Arc<Endpoint>, Reply> {
         let set = self.forwarding.config.endpoints(self.cluster);
-        set.and_then(|set| balance::pick(self.cluster, set, avoid, &mut rand::rng()))
+        let wanted = Wanted {
+            tried: avoid,
+            hash: self.hash,
+        };
+        set.and_then(|set| balance::pick_for(self.cluster, set, wanted, &mut rand::rng()))
             .ok_or_else(|| {
                 let (status, flag) = (StatusCode::SERVICE_UNAVAILABLE, Flag::NoHealthyUpstream);
                 Reply::new(status, flag, "no_healthy_upstream", "no healthy upstream")

@@ -16,8 +16,10 @@ use crate::http::body::Body;
 const MAX_IDLE: usize = 128;
 
 /// State of one endpoint of one cluster.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct EndpointState {
+    /// When it came.
+    since: Instant,
     /// Requests and TCP connections under way.
     active: AtomicUsize,
     connections: Mutex<Connections>,
@@ -42,10 +44,31 @@ struct Idle {
 #[derive(Debug)]
 pub(crate) struct Active(Arc<EndpointState>);
 
+impl Default for EndpointState {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            active: AtomicUsize::default(),
+            connections: Mutex::default(),
+        }
+    }
+}
+
 impl EndpointState {
+    /// When the endpoint came.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// Requests and connections under way.
     pub(crate) fn active(&self) -> usize {
         self.active.load(Ordering::Relaxed)
+    }
+
+    /// When it comes back, if it is ejected.
+    pub(crate) fn back_at(&self, now: Instant) -> Option<Instant> {
+        let _ = now;
+        None
     }
 
     /// Counts one more.

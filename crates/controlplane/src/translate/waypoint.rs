@@ -230,6 +230,8 @@ impl PortContext<'_, '_> {
         ServedPort {
             port: number,
             protocol: port.protocol,
+            tcp_options: clusters
+                .tcp_options(targets.first().map(|(target, _)| target), service.host),
             tcp_targets: targets
                 .iter()
                 .map(|(target, weight)| (clusters.cluster(target), *weight))

@@ -18,7 +18,7 @@ use http::StatusCode;
 use leyline_types::Str;
 use regex::Regex;
 
-use super::{headers::HeaderOps, matching::Fraction, retry::RetryPolicy};
+use super::{hash::HashPolicy, headers::HeaderOps, matching::Fraction, retry::RetryPolicy};
 use crate::config::{
     any::limit,
     error::{At, Compiled, Unsupported},
@@ -49,6 +49,8 @@ pub(crate) struct Forward {
     pub(crate) timeout: Option<Duration>,
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) mirrors: Vec<Mirror>,
+    /// What ties requests to endpoints, where the cluster balances by hash.
+    pub(crate) hash: Vec<HashPolicy>,
     /// Status where the cluster is not there.
     pub(crate) unknown_cluster: StatusCode,
 }
@@ -144,6 +146,7 @@ impl Forward {
                 .transpose()
                 .at("retry_policy")?,
             mirrors,
+            hash: HashPolicy::compile_all(&action.hash_policy)?,
             unknown_cluster: match action.cluster_not_found_response_code {
                 1 => StatusCode::NOT_FOUND,
                 2 => StatusCode::INTERNAL_SERVER_ERROR,

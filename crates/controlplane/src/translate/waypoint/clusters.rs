@@ -46,7 +46,7 @@ use super::{
 use crate::objects::duration;
 use policy::{balance, circuit_breakers, connect_timeout, outlier_detection};
 
-pub(super) use policy::Policy;
+pub(super) use policy::{Policy, TcpOptions};
 
 /// The listener inside a waypoint that opens tunnels.
 pub(super) const CONNECT_ORIGINATE: &str = "connect_originate";

@@ -46,6 +46,10 @@ use envoy_types::pb::envoy::{
     },
 };
 use envoy_types::pb::{
+    envoy::r#type::v3::{
+        HashPolicy,
+        hash_policy::{PolicySpecifier, SourceIp},
+    },
     google::protobuf::{Any, StringValue},
     xds::{
         core::v3::TypedExtensionConfig,
@@ -59,7 +63,7 @@ use leyline_proto::{IP_MATCHER_TYPE, xds::matcher::v3 as ip};
 use prost::{Message, Name};
 
 use super::{
-    clusters::by_ads,
+    clusters::{TcpOptions, by_ads},
     pb,
     view::{PortProtocol, ServiceView},
 };
@@ -90,6 +94,7 @@ pub(super) struct ServedPort {
     pub(super) tcp: String,
     pub(super) checks: Checks,
     pub(super) tcp_targets: TcpTargets,
+    pub(super) tcp_options: TcpOptions,
 }
 
 /// A service with its ports.
@@ -249,8 +254,15 @@ fn tcp_chain(port: &ServedPort) -> FilterChain {
                 .collect(),
         }),
     };
+    let options = port.tcp_options;
+    let by_client = HashPolicy {
+        policy_specifier: Some(PolicySpecifier::SourceIp(SourceIp {})),
+    };
     let proxy = TcpProxy {
         stat_prefix: port.tcp.clone(),
+        idle_timeout: options.idle_timeout.and_then(pb::duration),
+        max_downstream_connection_duration: options.max_duration.and_then(pb::duration),
+        hash_policy: options.by_client.then_some(by_client).into_iter().collect(),
         cluster_specifier: Some(clusters),
         ..TcpProxy::default()
     };

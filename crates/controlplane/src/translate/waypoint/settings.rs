@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::config::{
 use leyline_types::NamespacedName;
 
 use super::{
-    clusters::{self, Policy, Traffic, Which},
+    clusters::{self, Policy, TcpOptions, Traffic, Which},
     names::{fit, full_host, is_exported},
     pb,
     policies::Named,
@@ -209,6 +209,20 @@ impl<'a> Settings<'a> {
             found.1.insert(endpoints.cluster_name.clone(), endpoints);
         }
         found
+    }
+}
+
+impl ClustersOf<'_, '_> {
+    /// Istio takes those of the first destination.
+    pub(super) fn tcp_options(&self, target: Option<&Target>, host: &str) -> TcpOptions {
+        let (host, port, subset) = match target {
+            Some(Target::Service { host, port, subset }) => {
+                (host.as_str(), port.unwrap_or(self.port), subset.as_deref())
+            }
+            Some(_) => return TcpOptions::default(),
+            None => (host, self.port, None),
+        };
+        self.settings.policy(host, port, subset).tcp_options()
     }
 }
 

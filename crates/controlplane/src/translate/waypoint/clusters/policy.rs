@@ -169,6 +169,15 @@ fn slow_start(balancer: &LoadBalancer) -> Option<SlowStartConfig> {
     })
 }
 
+/// How the connections of a TCP port are treated.
+#[derive(Clone, Copy, Debug, Default)]
+pub(in super::super) struct TcpOptions {
+    /// The client's address chooses the endpoint.
+    pub(in super::super) by_client: bool,
+    pub(in super::super) idle_timeout: Option<Duration>,
+    pub(in super::super) max_duration: Option<Duration>,
+}
+
 /// The policy of one cluster: that of the rule, over it that of the port, over both that of the subset.
 #[derive(Clone, Debug, Default)]
 pub(in super::super) struct Policy {
@@ -228,6 +237,23 @@ impl Policy {
         }
         if layer.retry_budget.is_some() {
             self.retry_budget = layer.retry_budget.clone();
+        }
+    }
+
+    /// What the proxy of a port's connections is told.
+    pub(in super::super) fn tcp_options(&self) -> TcpOptions {
+        let hash = self
+            .load_balancer
+            .as_ref()
+            .and_then(|balancer| balancer.consistent_hash.as_ref());
+        let tcp = self
+            .connection_pool
+            .as_ref()
+            .and_then(|pool| pool.tcp.as_ref());
+        TcpOptions {
+            by_client: hash.and_then(|hash| hash.use_source_ip) == Some(true),
+            idle_timeout: tcp.and_then(|tcp| time(tcp.idle_timeout.as_ref())),
+            max_duration: tcp.and_then(|tcp| time(tcp.max_connection_duration.as_ref())),
         }
     }
 
