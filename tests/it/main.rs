@@ -24,5 +24,6 @@ mod trouble;
 mod waypoint;
 mod waypoint_balance;
 mod waypoint_hops;
+mod waypoint_limits;
 mod waypoint_policy;
 mod waypoint_session;

@@ -13,6 +13,7 @@ pub(crate) mod http;
 pub(crate) mod tcp;
 
 pub(crate) mod cluster;
+pub(crate) mod descriptors;
 pub(crate) mod endpoints;
 pub(crate) mod rbac;
 pub(crate) mod route;

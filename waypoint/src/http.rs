@@ -12,6 +12,7 @@ pub(crate) mod mirror;
 pub(crate) mod path;
 pub(crate) mod reply;
 pub(crate) mod request_log;
+pub(crate) mod request_source;
 pub(crate) mod rewrite;
 pub(crate) mod upgrade;
 

@@ -13,6 +13,7 @@ mod upstream;
 
 mod config;
 mod discovery;
+mod format;
 
 mod admin;
 mod settings;

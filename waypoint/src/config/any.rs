@@ -1,6 +1,6 @@
 //! Messages inside messages: `Any`, `TypedStruct`, and the small wrappers that Envoy's protos use everywhere.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use envoy_types::pb::google::protobuf::{Any, Duration as ProtoDuration, Struct, value::Kind};
 use prost::{Message, Name};
@@ -41,17 +41,20 @@ pub(crate) fn decode_bytes<M: Message + Default>(bytes: &[u8]) -> Compiled<M> {
 
 /// An extension's type and how it is configured.
 pub(crate) enum Extension<'a> {
-    /// By a message of this type.
-    Message(&'a Any),
-    /// By a struct, for the type of this URL. Who needs its fields adds them here.
-    Struct(String),
+    /// By a message of this type, or by a struct that became one.
+    Message(Cow<'a, Any>),
+    /// By a struct, for the type of this URL.
+    Struct(
+        String,
+        #[expect(dead_code, reason = "read by filters of Istio's own")] Struct,
+    ),
 }
 
 impl Extension<'_> {
     pub(crate) fn type_url(&self) -> &str {
         match self {
             Self::Message(any) => &any.type_url,
-            Self::Struct(type_url) => type_url,
+            Self::Struct(type_url, _) => type_url,
         }
     }
 }
@@ -59,10 +62,16 @@ impl Extension<'_> {
 /// Looks through a `TypedStruct`.
 pub(crate) fn extension(any: &Any) -> Compiled<Extension<'_>> {
     if !TYPED_STRUCTS.contains(&any.type_url.as_str()) {
-        return Ok(Extension::Message(any));
+        return Ok(Extension::Message(Cow::Borrowed(any)));
     }
-    let TypedStruct { type_url, .. } = decode_bytes(&any.value)?;
-    Ok(Extension::Struct(type_url))
+    let TypedStruct { type_url, value } = decode_bytes(&any.value)?;
+    let value = value.unwrap_or_default();
+    // Users write these into EnvoyFilters.
+    match leyline_envoy_json::to_any(&type_url, &leyline_envoy_json::from_struct(&value)) {
+        Some(Ok(any)) => Ok(Extension::Message(Cow::Owned(any))),
+        Some(Err(error)) => Err(Unsupported::new(error.to_string())),
+        None => Ok(Extension::Struct(type_url, value)),
+    }
 }
 
 /// A text field of a struct.

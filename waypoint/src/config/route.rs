@@ -11,7 +11,10 @@ use envoy_types::pb::envoy::config::route::v3 as proto;
 use leyline_types::Str;
 
 use self::{action::Action, headers::HeaderOps, matching::RouteMatch};
-use super::error::{At, Compiled, Unsupported};
+use super::{
+    descriptors::Limit,
+    error::{At, Compiled, Unsupported},
+};
 use crate::http::filters::Overrides;
 
 /// The routes of one service port.
@@ -28,6 +31,7 @@ pub(crate) struct VirtualHost {
     domains: Vec<Domain>,
     pub(crate) routes: Vec<Route>,
     pub(crate) headers: HeaderOps,
+    pub(crate) rate_limits: Vec<Limit>,
 }
 
 /// In the order in which Envoy prefers them.
@@ -50,6 +54,7 @@ pub(crate) struct Route {
     pub(crate) action: Action,
     pub(crate) headers: HeaderOps,
     pub(crate) overrides: Overrides,
+    pub(crate) rate_limits: Vec<Limit>,
 }
 
 impl RouteTable {
@@ -117,6 +122,7 @@ impl VirtualHost {
                 .map(|domain| Domain::of(domain))
                 .collect(),
             routes,
+            rate_limits: Limit::compile_all(&host.rate_limits)?,
             headers: HeaderOps::compile(
                 &host.request_headers_to_remove,
                 &host.request_headers_to_add,
@@ -148,8 +154,22 @@ impl Route {
                 &route.response_headers_to_add,
             )?,
             overrides,
+            rate_limits: rate_limits(route, host)?,
         })
     }
+}
+
+/// Those of the route, with those of its host where it says so.
+#[expect(deprecated, reason = "the filter's own option came later")]
+fn rate_limits(route: &proto::Route, host: &proto::VirtualHost) -> Compiled<Vec<Limit>> {
+    let Some(proto::route::Action::Route(action)) = &route.action else {
+        return Ok(Vec::new());
+    };
+    let mut limits = Limit::compile_all(&action.rate_limits)?;
+    if action.include_vh_rate_limits.is_some_and(|flag| flag.value) && !limits.is_empty() {
+        limits.extend(Limit::compile_all(&host.rate_limits)?);
+    }
+    Ok(limits)
 }
 
 impl Domain {

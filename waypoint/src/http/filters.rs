@@ -5,6 +5,8 @@
 //! chain; one that only observes is left out with a warning.
 
 pub(crate) mod fault;
+pub(crate) mod local_ratelimit;
+pub(crate) mod ratelimit;
 pub(crate) mod rbac;
 
 use std::collections::HashMap;
@@ -15,13 +17,14 @@ use envoy_types::pb::{
         extensions::filters::{
             http::{
                 cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats,
-                rbac::v3::Rbac, router::v3::Router,
+                local_ratelimit::v3::LocalRateLimit, rbac::v3::Rbac, router::v3::Router,
             },
             network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
         },
     },
     google::protobuf::Any,
 };
+use leyline_types::Str;
 use prost::Name;
 use tracing::warn;
 
@@ -43,12 +46,15 @@ const OBSERVING: [&str; 4] = [
 pub(crate) struct Filters {
     /// In the order of the chain: AUDIT, DENY, ALLOW.
     pub(crate) rbac: Vec<rbac::Config>,
+    /// By the name that routes replace them by.
+    pub(crate) local_rate_limits: Vec<(Str, local_ratelimit::Config)>,
 }
 
 /// What a route, a virtual host or a weighted cluster sets differently.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overrides {
     pub(crate) fault: Option<fault::Config>,
+    pub(crate) local_rate_limits: Vec<(Str, local_ratelimit::Config)>,
 }
 
 impl Filters {
@@ -76,6 +82,11 @@ impl Filters {
             url if url == Rbac::type_url() => {
                 self.rbac.push(rbac::Config::compile(&message(&config)?)?)
             }
+            url if url == LocalRateLimit::type_url() => {
+                let limit = local_ratelimit::Config::compile(&message(&config)?)?;
+                self.local_rate_limits
+                    .push((filter.name.as_str().into(), limit));
+            }
             // Active only where routes carry a policy, which then is what cannot be compiled.
             url if url == Cors::type_url() => {}
             url if url == HttpFault::type_url() => require_empty::<HttpFault>(&config)?,
@@ -90,7 +101,7 @@ impl Overrides {
     pub(crate) fn compile(configs: &HashMap<String, Any>) -> Compiled<Self> {
         let mut overrides = Self::default();
         for (name, any) in configs {
-            overrides.add(any).at(format!("filter {name}"))?;
+            overrides.add(name, any).at(format!("filter {name}"))?;
         }
         Ok(overrides)
     }
@@ -100,25 +111,40 @@ impl Overrides {
         if self.fault.is_none() {
             self.fault.clone_from(&above.fault);
         }
+        for (name, limit) in &above.local_rate_limits {
+            if !self
+                .local_rate_limits
+                .iter()
+                .any(|(known, _)| known == name)
+            {
+                self.local_rate_limits.push((name.clone(), limit.clone()));
+            }
+        }
     }
 
-    fn add(&mut self, any: &Any) -> Compiled<()> {
+    fn add(&mut self, name: &str, any: &Any) -> Compiled<()> {
         match any.type_url.as_str() {
             url if url == FilterConfig::type_url() => {
                 let inner: FilterConfig = decode(any)?;
                 let config = inner.config.filter(|_| !inner.disabled);
                 let config =
                     config.ok_or_else(|| Unsupported::new("a filter disabled on a route"))?;
-                self.add_plain(&config)
+                self.add_plain(name, &config)
             }
-            _ => self.add_plain(any),
+            _ => self.add_plain(name, any),
         }
     }
 
-    fn add_plain(&mut self, any: &Any) -> Compiled<()> {
-        match any.type_url.as_str() {
+    fn add_plain(&mut self, name: &str, any: &Any) -> Compiled<()> {
+        let config = extension(any)?;
+        match config.type_url() {
             url if url == HttpFault::type_url() => {
-                self.fault = Some(fault::Config::compile(&decode(any)?)?);
+                self.fault = Some(fault::Config::compile(&message(&config)?)?);
+                Ok(())
+            }
+            url if url == LocalRateLimit::type_url() => {
+                let limit = local_ratelimit::Config::compile(&message(&config)?)?;
+                self.local_rate_limits.push((name.into(), limit));
                 Ok(())
             }
             url => Err(Unsupported::new(format!("override of {url}"))),
@@ -152,7 +178,7 @@ fn typed_config(filter: &HttpFilter) -> Compiled<Extension<'_>> {
 fn message<M: prost::Message + Name + Default>(config: &Extension<'_>) -> Compiled<M> {
     match config {
         Extension::Message(any) => decode(any),
-        Extension::Struct(url) => {
+        Extension::Struct(url, _) => {
             warn!(url, "a filter is configured by a struct");
             Err(Unsupported::new("configured by a struct"))
         }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     body::Body,
-    filters::{fault, rbac},
+    filters::{fault, local_ratelimit, ratelimit::RouteLimits, rbac},
     forward::{self, Forwarding},
     path::{Normalized, normalize},
     reply::{Flag, Reply},
@@ -82,6 +82,11 @@ async fn answer(
     let (host, route) = chosen.ok_or_else(Reply::no_route)?;
     log.routed(&route.name);
 
+    // Who is refused must not use up the limits of others.
+    let limits = RouteLimits::of(host, route);
+    let local = &chain.filters.local_rate_limits;
+    let quota = local_ratelimit::check(local, &limits, &mut exchange, conn)?;
+
     // After authorization, so that nobody is delayed for something that he may not do.
     fault::inject(route.overrides.fault.as_ref(), &exchange, log).await?;
 
@@ -90,12 +95,8 @@ async fn answer(
             return Err(rewrite::redirect(&exchange, &route.matching.path, action));
         }
         Action::Direct { status, body } => {
-            return Err(Reply::new(
-                *status,
-                Flag::None,
-                "direct_response",
-                body.clone(),
-            ));
+            let details = "direct_response";
+            return Err(Reply::new(*status, Flag::None, details, body.clone()));
         }
         Action::Forward(action) => {
             let levels = [&route.headers, &host.headers, &table.headers];
@@ -113,6 +114,7 @@ async fn answer(
             with_headers(response, &table, host, route)
         }
     };
+    quota.apply(response.headers_mut());
     set_server(&chain.server_header, response.headers_mut());
     Ok(response)
 }
@@ -225,13 +227,17 @@ impl Exchange {
             head: self.request_head(),
             peer: Some(&conn.client.principal),
             source_ip: conn.client.addr.ip(),
-            remote_ip: self
-                .forwarded_for()
-                .unwrap_or_else(|| conn.client.addr.ip()),
+            remote_ip: self.remote_ip(conn),
             destination: conn.destination.address(),
             destination_port: conn.destination.port(),
             metadata: &self.metadata,
         }
+    }
+
+    /// The client as the request says.
+    pub(crate) fn remote_ip(&self, conn: &HttpConnection) -> IpAddr {
+        self.forwarded_for()
+            .unwrap_or_else(|| conn.client.addr.ip())
     }
 
     /// The last address of `x-forwarded-for`: who the previous proxy saw (Envoy without trusted hops).

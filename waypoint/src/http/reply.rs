@@ -34,6 +34,8 @@ pub(crate) enum Flag {
     Denied,
     /// The client went away.
     Downstream,
+    /// A limit of requests.
+    RateLimited,
     /// A fault was injected.
     FaultInjected,
     /// A delay was injected.
@@ -54,6 +56,7 @@ impl Flag {
             // A denied request carries no flag, only details.
             Self::Denied => "-",
             Self::Downstream => "DC",
+            Self::RateLimited => "RL",
             Self::FaultInjected => "FI",
             Self::DelayInjected => "DI",
         }
@@ -69,6 +72,8 @@ pub(crate) struct Reply {
     pub(crate) flag: Flag,
     /// `RESPONSE_CODE_DETAILS`.
     pub(crate) details: String,
+    /// For gRPC, where it is not that of the HTTP status.
+    pub(crate) grpc_status: Option<u16>,
 }
 
 impl Reply {
@@ -84,6 +89,7 @@ impl Reply {
             headers: Vec::new(),
             flag,
             details: details.into(),
+            grpc_status: None,
         }
     }
 
@@ -124,7 +130,8 @@ impl Reply {
             let mut response = Response::new(Body::empty());
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
-            headers.insert("grpc-status", grpc_status(self.status).into());
+            let status = self.grpc_status.unwrap_or_else(|| grpc_status(self.status));
+            headers.insert("grpc-status", status.into());
             if let Ok(message) = HeaderValue::from_bytes(&self.body)
                 && !message.is_empty()
             {

@@ -14,11 +14,12 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use super::Finding;
 
 /// Our crates by layer; a crate may use lower layers only.
-const LAYERS: [(&str, u8); 15] = [
+const LAYERS: [(&str, u8); 16] = [
     ("leyline-types", 0),
     ("leyline-ebpf-abi", 0),
     ("leyline-net", 1),
     ("leyline-authz", 1),
+    ("leyline-envoy-json", 1),
     ("leyline-proto", 1),
     ("leyline-tls", 2),
     ("leyline-xds", 2),
@@ -62,7 +63,14 @@ const OWNED: [(&str, &[&str]); 14] = [
     ("rcgen", &["leyline-tls", "leyline-controlplane"]),
     ("x509-parser", &["leyline-tls", "leyline-controlplane"]),
     ("h2", &["leyline-hbone"]),
-    ("envoy-types", &["leyline-waypoint", "leyline-controlplane"]),
+    (
+        "envoy-types",
+        &[
+            "leyline-waypoint",
+            "leyline-controlplane",
+            "leyline-envoy-json",
+        ],
+    ),
     ("k8s-openapi", &["leyline-controlplane"]),
     ("kube", &["leyline-controlplane", "leyline-ztunnel"]),
     ("metrics-exporter-prometheus", &["leyline-telemetry"]),

@@ -249,6 +249,7 @@ fn decode_kind(kind: Kind, part: Part, tree: &Node) -> KindResult {
             Object::DestinationRule(strict(value, validate::destination_rule)?)
         }
         Kind::Telemetry => Object::Telemetry(strict(value, validate::telemetry)?),
+        Kind::EnvoyFilter => Object::EnvoyFilter(strict(value, validate::envoy_filter)?),
         Kind::HttpRoute => Object::HttpRoute(strict(value, validate::http_route)?),
         Kind::GrpcRoute => Object::GrpcRoute(strict(value, validate::grpc_route)?),
         Kind::TcpRoute => Object::TcpRoute(strict(value, validate::tcp_route)?),

@@ -31,6 +31,8 @@ pub enum Kind {
     DestinationRule,
     /// Of Istio, for waypoints.
     Telemetry,
+    /// Of Istio, for waypoints.
+    EnvoyFilter,
     /// Of the Gateway API, for waypoints.
     HttpRoute,
     /// Of the Gateway API, for waypoints.
@@ -67,7 +69,7 @@ struct Facts {
 }
 
 impl Kind {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -81,6 +83,7 @@ impl Kind {
         Self::VirtualService,
         Self::DestinationRule,
         Self::Telemetry,
+        Self::EnvoyFilter,
         Self::HttpRoute,
         Self::GrpcRoute,
         Self::TcpRoute,
@@ -134,6 +137,7 @@ impl Kind {
             Self::VirtualService => of("VirtualService", NETWORKING),
             Self::DestinationRule => of("DestinationRule", NETWORKING),
             Self::Telemetry => of("Telemetry", TELEMETRY),
+            Self::EnvoyFilter => of("EnvoyFilter", NETWORKING),
             Self::HttpRoute => of("HTTPRoute", GATEWAY),
             Self::GrpcRoute => of("GRPCRoute", GATEWAY),
             Self::TcpRoute => of("TCPRoute", GATEWAY_ALPHA),

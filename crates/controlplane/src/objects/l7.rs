@@ -3,6 +3,7 @@
 //! act on is warned of by the translation, never ignored in silence.
 
 pub mod destination_rule;
+pub mod envoy_filter;
 pub mod gateway_route;
 pub mod rate_limit;
 pub mod request_authentication;

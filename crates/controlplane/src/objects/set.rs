@@ -14,6 +14,7 @@ use crate::objects::{
     key::{Kind, ObjectKey},
     l7::{
         destination_rule::DestinationRule,
+        envoy_filter::EnvoyFilter,
         gateway_route::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
         rate_limit::RateLimit,
         request_authentication::RequestAuthentication,
@@ -58,6 +59,8 @@ pub struct Objects {
     pub destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
     /// Telemetry settings.
     pub telemetries: BTreeMap<NamespacedName, Arc<Telemetry>>,
+    /// Patches of proxies' configuration.
+    pub envoy_filters: BTreeMap<NamespacedName, Arc<EnvoyFilter>>,
     /// HTTP routes of the Gateway API.
     pub http_routes: BTreeMap<NamespacedName, Arc<HttpRoute>>,
     /// gRPC routes of the Gateway API.
@@ -96,6 +99,7 @@ impl Objects {
             (Kind::VirtualService, self.virtual_services.len()),
             (Kind::DestinationRule, self.destination_rules.len()),
             (Kind::Telemetry, self.telemetries.len()),
+            (Kind::EnvoyFilter, self.envoy_filters.len()),
             (Kind::HttpRoute, self.http_routes.len()),
             (Kind::GrpcRoute, self.grpc_routes.len()),
             (Kind::TcpRoute, self.tcp_routes.len()),
@@ -143,6 +147,7 @@ pub(crate) enum Object {
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
     Telemetry(Arc<Telemetry>),
+    EnvoyFilter(Arc<EnvoyFilter>),
     HttpRoute(Arc<HttpRoute>),
     GrpcRoute(Arc<GrpcRoute>),
     TcpRoute(Arc<TcpRoute>),
@@ -181,6 +186,7 @@ impl Objects {
             Object::VirtualService(object) => drop(self.virtual_services.insert(name, object)),
             Object::DestinationRule(object) => drop(self.destination_rules.insert(name, object)),
             Object::Telemetry(object) => drop(self.telemetries.insert(name, object)),
+            Object::EnvoyFilter(object) => drop(self.envoy_filters.insert(name, object)),
             Object::HttpRoute(object) => drop(self.http_routes.insert(name, object)),
             Object::GrpcRoute(object) => drop(self.grpc_routes.insert(name, object)),
             Object::TcpRoute(object) => drop(self.tcp_routes.insert(name, object)),

@@ -1,6 +1,7 @@
 //! What an API server would refuse beyond the schema, as far as it matters to a mesh.
 
 mod destination;
+mod envoy_filter;
 mod gateway;
 mod gateway_route;
 mod http;
@@ -30,6 +31,7 @@ use k8s_openapi::{
 use crate::objects::{field::Field, key::Kind};
 
 pub(crate) use destination::destination_rule;
+pub(crate) use envoy_filter::envoy_filter;
 pub(crate) use gateway::gateway;
 pub(crate) use gateway_route::{grpc_route, http_route, reference_grant, tcp_route, tls_route};
 pub(crate) use limit::rate_limit;

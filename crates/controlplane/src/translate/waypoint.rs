@@ -2,8 +2,10 @@
 //! endpoints and routes. Pure: the same objects give equal messages.
 
 mod clusters;
+mod envoy_filters;
 mod from_gateway_api;
 mod from_virtual_service;
+mod limits;
 mod listeners;
 mod names;
 mod pb;
@@ -128,12 +130,14 @@ pub(super) fn configs(
     advice: &mut Vec<Advice>,
 ) -> WaypointConfigs {
     let config = mesh_config::of(inputs.objects, inputs.mesh, advice);
-    if inputs.gateways.is_empty() {
+    envoy_filters::advise(inputs.objects, advice);
+    if inputs.gateways.is_empty() && inputs.objects.rate_limits.is_empty() {
         return WaypointConfigs::new();
     }
     let services = inputs.services.iter().copied();
     let objects = (inputs.objects, inputs.mesh, &*config);
     let view = View::new(objects, services, inputs.members);
+    limits::advise(&view, &inputs.gateways, advice);
     inputs
         .gateways
         .iter()
@@ -215,6 +219,15 @@ impl PortContext<'_, '_> {
             which.name(service.host)
         };
         let (http, tcp) = (name(Traffic::Http), name(Traffic::Tcp));
+        let root = self.view.mesh.root_namespace.as_str();
+        let patches = envoy_filters::patches(
+            self.view.objects,
+            self.settings,
+            self.gateway,
+            root,
+            service,
+            number,
+        );
         if port.protocol.may_be_http() {
             let rules = rules::http(self.view, self.gateway, service, number, advice);
             let table = routes::Table {
@@ -223,10 +236,17 @@ impl PortContext<'_, '_> {
                 port: number,
             };
             let clusters = self.settings.clusters_of(number, Traffic::Http);
-            routes.insert(http.clone(), routes::table(&table, &rules, &clusters));
+            let mut table = routes::table(&table, &rules, &clusters);
+            patches.apply(&mut table);
+            routes.insert(http.clone(), table);
         }
         let clusters = self.settings.clusters_of(number, Traffic::Tcp);
         let targets = rules::tcp(self.view, self.gateway, service, number);
+        let mut checks = policies::checks(&self.settings.policies_of(service));
+        checks
+            .http
+            .extend(limits::filters(self.view, self.settings, service));
+        checks.http.extend(patches.filters());
         ServedPort {
             port: number,
             protocol: port.protocol,
@@ -236,7 +256,7 @@ impl PortContext<'_, '_> {
                 .iter()
                 .map(|(target, weight)| (clusters.cluster(target), *weight))
                 .collect(),
-            checks: policies::checks(&self.settings.policies_of(service)),
+            checks,
             http,
             tcp,
         }

@@ -322,7 +322,6 @@ fn kinds_that_exist_and_are_not_read_hold_nothing() {
         ("v1", "ConfigMap"),
         ("v1", "Endpoints"),
         ("apps/v1", "Deployment"),
-        ("networking.istio.io/v1", "EnvoyFilter"),
         ("networking.istio.io/v1", "Sidecar"),
     ] {
         let mut fixture = Fixture::new();

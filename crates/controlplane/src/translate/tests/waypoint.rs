@@ -334,3 +334,148 @@ spec:
         assert!(Arc::ptr_eq(&one.routes.resources, &other.routes.resources));
     }
 }
+
+/// The names of the HTTP filters of each chain.
+fn filters(config: &WaypointConfig) -> String {
+    use envoy_types::pb::envoy::{
+        config::listener::v3::filter::ConfigType,
+        extensions::filters::network::http_connection_manager::v3::HttpConnectionManager,
+    };
+    let mut text = String::new();
+    for listener in decoded::<Listener>(&config.listeners.resources) {
+        for chain in listener
+            .filter_chains
+            .iter()
+            .filter(|it| it.name.contains("|http|"))
+        {
+            let Some(ConfigType::TypedConfig(any)) = &chain.filters.last().unwrap().config_type
+            else {
+                panic!("{}", chain.name);
+            };
+            let manager = HttpConnectionManager::decode(any.value.as_slice()).unwrap();
+            let names = manager.http_filters.iter().map(|it| it.name.as_str());
+            let names: Vec<&str> = names
+                .map(|name| name.trim_start_matches("envoy.filters.http."))
+                .collect();
+            writeln!(text, "{} {}", chain.name, names.join(" ")).unwrap();
+        }
+    }
+    text
+}
+
+fn advice(translation: &Translation) -> String {
+    let mut text = String::new();
+    for Advice {
+        object,
+        field,
+        reason,
+    } in &translation.advice
+    {
+        writeln!(text, "{object} {field}: {reason}").unwrap();
+    }
+    text
+}
+
+#[test]
+fn rate_limits_become_filters_before_the_router() {
+    let (translation, config) = config(
+        "
+apiVersion: leyline.io/v1alpha1
+kind: RateLimit
+metadata: {name: per-client, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: server}]
+  limits:
+  - {requests: 100, unit: Minute, burst: 20, key: [{clientIdentity: {}}]}
+  - {requests: 1000, unit: Second}
+---
+apiVersion: leyline.io/v1alpha1
+kind: RateLimit
+metadata: {name: nobody, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: other}, {kind: Gateway, group: gateway.networking.k8s.io, name: gone}]
+  limits: [{requests: 1, unit: Day}]
+",
+    );
+    expect_test::expect![[r#"
+        inbound-vip|80|http|server.shop.svc.cluster.local leyline.io/RateLimit/shop/per-client/0 leyline.io/RateLimit/shop/per-client/1 grpc_stats fault cors router
+        inbound-vip|90|http|server.shop.svc.cluster.local leyline.io/RateLimit/shop/per-client/0 leyline.io/RateLimit/shop/per-client/1 grpc_stats fault cors router
+    "#]]
+    .assert_eq(&filters(&config));
+    expect_test::expect![[r#"
+        RateLimit shop/nobody spec.targetRefs[0]: there is no waypoint for Service other: its requests are not limited
+        RateLimit shop/nobody spec.targetRefs[1]: there is no waypoint for Gateway gone: its requests are not limited
+    "#]]
+    .assert_eq(&advice(&translation));
+}
+
+#[test]
+fn envoy_filters_add_rate_limits_and_nothing_else() {
+    let (translation, config) = config(
+        "
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {name: limit, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: server}]
+  configPatches:
+  - applyTo: HTTP_FILTER
+    match:
+      context: SIDECAR_INBOUND
+      listener: {portNumber: 80, filterChain: {filter: {name: envoy.filters.network.http_connection_manager}}}
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: envoy.filters.http.local_ratelimit
+        typed_config:
+          '@type': type.googleapis.com/udpa.type.v1.TypedStruct
+          type_url: type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+          value: {stat_prefix: http_local_rate_limiter}
+  - applyTo: HTTP_ROUTE
+    match: {routeConfiguration: {vhost: {name: 'inbound|http|80', route: {action: ANY}}}}
+    patch:
+      operation: MERGE
+      value:
+        route: {rate_limits: [{actions: [{remote_address: {}}]}]}
+        typed_per_filter_config:
+          envoy.filters.http.local_ratelimit:
+            '@type': type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+            stat_prefix: of_route
+            token_bucket: {max_tokens: 4, fill_interval: 60s}
+  - applyTo: HTTP_FILTER
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: lua
+        typed_config: {'@type': type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua}
+  - applyTo: CLUSTER
+    patch: {operation: MERGE, value: {connect_timeout: 1s}}
+  - applyTo: VIRTUAL_HOST
+    patch: {operation: MERGE, value: {rate_limits: [{actions: [{no_such: {}}]}]}}
+---
+apiVersion: networking.istio.io/v1
+kind: EnvoyFilter
+metadata: {name: everywhere, namespace: shop}
+spec: {configPatches: []}
+",
+    );
+    expect_test::expect![[r#"
+        inbound-vip|80|http|server.shop.svc.cluster.local local_ratelimit grpc_stats fault cors router
+        inbound-vip|90|http|server.shop.svc.cluster.local grpc_stats fault cors router
+    "#]]
+    .assert_eq(&filters(&config));
+    expect_test::expect![[r#"
+        inbound-vip|80|http|server.shop.svc.cluster.local
+          /* -> inbound-vip|80|http|server.shop.svc.cluster.local envoy.filters.http.local_ratelimit
+        inbound-vip|90|http|server.shop.svc.cluster.local
+          /* -> inbound-vip|90|http|server.shop.svc.cluster.local
+    "#]]
+    .assert_eq(&routes(&config));
+    expect_test::expect![[r#"
+        EnvoyFilter shop/everywhere spec: has no effect: waypoints are chosen by targetRefs, or by a selector of the one label gateway.networking.k8s.io/gateway-name
+        EnvoyFilter shop/limit spec.configPatches[2].patch.value.typed_config: this patch has no effect: type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua is not supported; rate limits are
+        EnvoyFilter shop/limit spec.configPatches[3].applyTo: this patch has no effect: CLUSTER is not supported
+        EnvoyFilter shop/limit spec.configPatches[4].patch.value.rate_limits: this patch has no effect: [0].actions[0].no_such: unknown field `no_such`, expected one of `source_cluster`, `destination_cluster`, `remote_address`, `request_headers`, `query_parameters`, `generic_key`, `header_value_match`, `query_parameter_value_match`, `masked_remote_address`
+    "#]]
+    .assert_eq(&advice(&translation));
+}
