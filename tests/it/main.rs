@@ -13,6 +13,7 @@ mod local;
 mod mesh;
 mod networks;
 mod observability;
+mod observe;
 mod operator;
 mod peer;
 mod policy;

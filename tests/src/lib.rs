@@ -33,6 +33,7 @@ pub mod access_log;
 pub mod certificates;
 pub mod metrics;
 pub mod peers;
+pub mod scraper;
 pub mod sniffer;
 
 pub mod bench;

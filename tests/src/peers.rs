@@ -282,14 +282,14 @@ pub struct Server<'a> {
     pub expected: &'a str,
 }
 
-fn script(name: &str) -> PathBuf {
+pub(crate) fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("peers")
         .join(name)
 }
 
 /// A virtual environment with pip. Debian keeps what is needed for one in a package of its own.
-async fn make_environment(directory: &Path) -> Result<()> {
+pub(crate) async fn make_environment(directory: &Path) -> Result<()> {
     let make = || {
         let mut command = Command::new("python3");
         command.args(["-m", "venv", "--clear"]).arg(directory);
@@ -316,11 +316,11 @@ async fn make_environment(directory: &Path) -> Result<()> {
     run_to_end(&mut make()).await
 }
 
-async fn works(program: &Path, args: &[&str]) -> bool {
+pub(crate) async fn works(program: &Path, args: &[&str]) -> bool {
     program.exists() && run_to_end(Command::new(program).args(args)).await.is_ok()
 }
 
-async fn run_to_end(command: &mut Command) -> Result<()> {
+pub(crate) async fn run_to_end(command: &mut Command) -> Result<()> {
     let what = format!("{:?}", command.as_std());
     let running = command.kill_on_drop(true).output();
     let output = match tokio::time::timeout(INSTALL_DEADLINE, running).await {
