@@ -2,10 +2,12 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use anyhow::ensure;
 use bytes::Bytes;
 use leyline_tests::{
     client::End,
     cluster::Family,
+    eventually::eventually,
     payload::{hash, pattern},
     run,
     sniffer::Sniffer,
@@ -149,10 +151,15 @@ async fn nothing_is_left_of_a_run() {
     assert!(!dir.exists());
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     assert!(!mounts.contains(&id), "{mounts}");
-    for pid in apps {
-        // Killed; a zombie until it is reaped has no command line.
-        let command = fs::read(Path::new("/proc").join(&pid).join("cmdline")).unwrap_or_default();
-        assert!(command.is_empty(), "process {pid} lives");
-    }
+    let ended = eventually("every process ends", SOON, async || {
+        for pid in &apps {
+            // Killed; a zombie until it is reaped has no command line.
+            let path = Path::new("/proc").join(pid).join("cmdline");
+            let command = fs::read(path).unwrap_or_default();
+            ensure!(command.is_empty(), "process {pid} lives");
+        }
+        Ok(())
+    });
+    ended.await.unwrap();
     assert_eq!(run::remove(&id).unwrap(), run::Removed::default());
 }
