@@ -27,4 +27,5 @@ mod waypoint_balance;
 mod waypoint_hops;
 mod waypoint_limits;
 mod waypoint_policy;
+mod waypoint_resilience;
 mod waypoint_session;

@@ -8,7 +8,7 @@ use http_body_util::Full;
 use leyline_runtime::http as server;
 use leyline_telemetry::{log::LogHandle, metrics::MetricsHandle};
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tracing::info;
 
 use crate::{
@@ -106,6 +106,8 @@ fn clusters(config: &Config) -> Value {
                 "tunnel": matches!(endpoint.address, crate::config::endpoints::EndpointAddress::Hbone(_)),
                 "weight": endpoint.weight,
                 "active": endpoint.state.active(),
+                "healthy": endpoint.told_healthy,
+                "ejected": endpoint.state.back_at(Instant::now()).is_some(),
             })
         });
         (cluster.name.to_string(), Value::from_iter(endpoints))

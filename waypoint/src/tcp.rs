@@ -24,6 +24,9 @@ use crate::{
     upstream::{
         balance::{self, Wanted},
         connect::{For, UpstreamIo, connect},
+        endpoint::Active,
+        outlier::{self, Showed},
+        state::{Place, Resource},
     },
 };
 
@@ -75,11 +78,7 @@ pub(crate) async fn carry(
     );
 }
 
-type Opened = (
-    UpstreamIo,
-    crate::upstream::endpoint::Active,
-    std::net::SocketAddr,
-);
+type Opened = (UpstreamIo, (Active, Place), std::net::SocketAddr);
 
 async fn open(
     _permit: Permit,
@@ -109,10 +108,21 @@ async fn open(
             client: client.addr,
             service: cluster.service.as_ref().map(|service| service.host.clone()),
         };
-        let active = endpoint.state.enter();
+        let limit = cluster.limits.connections;
+        let Some(place) = cluster.state.enter(Resource::Connections, limit) else {
+            Resource::Connections.overflow();
+            return Err("overflow of connections".to_owned());
+        };
+        let active = (endpoint.state.enter(), place);
         match connect(shared, endpoint.address, purpose, cluster.connect_timeout).await {
-            Ok(io) => return Ok((io, active, endpoint.address.addr())),
-            Err(error) => failure = error.to_string(),
+            Ok(io) => {
+                outlier::report(cluster, &endpoint, Showed::Status(200));
+                return Ok((io, active, endpoint.address.addr()));
+            }
+            Err(error) => {
+                outlier::report(cluster, &endpoint, Showed::Broken);
+                failure = error.to_string();
+            }
         }
         if tried.contains(&endpoint.address) {
             break;

@@ -3,5 +3,7 @@
 pub(crate) mod balance;
 pub(crate) mod connect;
 pub(crate) mod endpoint;
+pub(crate) mod outlier;
+mod pool;
 pub(crate) mod send;
 pub(crate) mod state;

@@ -1,5 +1,5 @@
-//! The HTTP port of the echo app. `/bytes/N` downloads N bytes of the pattern, `/slow/MS` answers after a while, and
-//! every path describes the request, with the hash of its body.
+//! The HTTP port of the echo app. `/bytes/N` downloads N bytes of the pattern, `/slow/MS` answers after a while,
+//! `/fail/VERSION/STATUS` fails where the version is the app's, and every path describes the request, with the hash of its body.
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -60,6 +60,16 @@ async fn answer(
             millis.parse().context("/slow/ takes milliseconds")?,
         ))
         .await;
+    }
+    if let Some(failure) = path.strip_prefix("/fail/") {
+        let failure = failure
+            .split_once('/')
+            .context("/fail/ takes a version and a status")?;
+        if failure.0 == me.version {
+            let mut reply = Response::new(Full::default());
+            *reply.status_mut() = failure.1.parse()?;
+            return Ok(reply);
+        }
     }
     let description = Description {
         pod: me.pod.clone(),

@@ -1,6 +1,8 @@
 //! Clusters: a named set of endpoints, and how requests to them are balanced, limited and sent.
 
 pub(crate) mod balance;
+pub(crate) mod limits;
+pub(crate) mod outlier;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,9 +24,13 @@ use envoy_types::pb::{
 use leyline_types::Str;
 use prost::Name;
 
-use self::balance::Balancing;
+use self::{
+    balance::Balancing,
+    limits::{ConnectionUse, Limits},
+    outlier::OutlierDetection,
+};
 use super::{
-    any::{decode, duration, limit, text},
+    any::{decode, duration, text},
     endpoints::EndpointSet,
     error::{At, Compiled, Unsupported},
 };
@@ -43,8 +49,9 @@ pub(crate) struct Cluster {
     pub(crate) balancing: Balancing,
     pub(crate) http: UpstreamHttp,
     pub(crate) connect_timeout: Duration,
-    /// An upstream connection without a request for so long is closed.
-    pub(crate) idle: Option<Duration>,
+    pub(crate) outlier: Option<OutlierDetection>,
+    pub(crate) limits: Limits,
+    pub(crate) connections: ConnectionUse,
     /// What telemetry calls the destination.
     pub(crate) service: Option<ServiceRef>,
     /// Made of the endpoints that are known now.
@@ -86,16 +93,15 @@ impl Cluster {
         let options: Option<HttpProtocolOptions> = options.map(decode).transpose()?;
         let connect_timeout = proto.connect_timeout.as_ref();
         let connect_timeout = connect_timeout.map(duration).transpose()?;
-        let common = options
-            .as_ref()
-            .and_then(|it| it.common_http_protocol_options.as_ref());
         Ok(Self {
             name: proto.name.as_str().into(),
             endpoints: endpoints(proto)?,
             balancing: Balancing::compile(proto)?,
             http: http(options.as_ref())?,
             connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
-            idle: limit(common.and_then(|common| common.idle_timeout.as_ref()))?,
+            outlier: OutlierDetection::compile(proto).at("outlier_detection")?,
+            limits: Limits::compile(proto)?,
+            connections: ConnectionUse::compile(options.as_ref())?,
             service: service(proto),
             balancer: BalancerCell::default(),
             state: before.map_or_else(Arc::default, |before| before.state.clone()),

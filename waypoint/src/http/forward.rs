@@ -13,7 +13,7 @@ use tracing::debug;
 use super::{
     affinity::Affinity,
     body::Body,
-    mirror,
+    grpc_timeout, mirror,
     pipeline::Exchange,
     replay::Replay,
     reply::{Flag, Reply},
@@ -36,7 +36,9 @@ use crate::{
     },
     upstream::{
         balance::{self, Wanted},
+        outlier::{self, Showed},
         send::{SendFailure, send},
+        state::{Place, Resource},
     },
 };
 
@@ -87,7 +89,8 @@ pub(crate) async fn forward(
     if let Some(upgrade) = &upgrade {
         upgrade.ask(&mut exchange.head.headers);
     }
-    let deadline = action.timeout.map(|timeout| Instant::now() + timeout);
+    let timeout = grpc_timeout::of(action, &exchange.head.headers);
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let body = Replay::new(log.count_request(body), REPLAY_BYTES);
     mirror::copy(forwarding, &exchange, || body.is_empty().then(Body::empty));
     let affinity = if cluster.balancing.policy.is_by_hash() {
@@ -176,8 +179,10 @@ struct Attempts<'a> {
 enum Outcome {
     Response(Response<Body>),
     Failed(SendFailure),
-    /// The deadline of one attempt.
+    /// No answer before the deadline of the attempt.
     TooLate,
+    /// No answer before the deadline of the route.
+    Ended,
 }
 
 impl Attempts<'_> {
@@ -188,16 +193,7 @@ impl Attempts<'_> {
         };
         match timeout_at(deadline, work).await {
             Ok(result) => result,
-            Err(_elapsed) => {
-                let (status, flag) = (StatusCode::GATEWAY_TIMEOUT, Flag::UpstreamTimeout);
-                let details = "response_timeout";
-                Err(Reply::new(
-                    status,
-                    flag,
-                    details,
-                    "upstream request timeout",
-                ))
-            }
+            Err(_elapsed) => Err(response_timeout()),
         }
     }
 
@@ -205,6 +201,8 @@ impl Attempts<'_> {
         let policy = self.forwarding.action.retry.as_ref();
         let mut tried: Vec<EndpointAddress> = Vec::new();
         let mut retries = 0;
+        // Held until the next retry, or the end.
+        let mut retrying = None;
         loop {
             let avoid = if policy.is_some_and(|policy| policy.other_hosts) {
                 tried.as_slice()
@@ -215,11 +213,17 @@ impl Attempts<'_> {
             tried.push(endpoint.address);
             log.upstream(endpoint.address.addr());
             let outcome = self.attempt(&endpoint, policy, retries).await?;
+            drop(retrying.take());
             let again = policy.filter(|policy| {
                 retries < policy.retries
                     && self.body.can_begin_again()
                     && is_retriable(policy, &outcome, self.exchange)
             });
+            let place = again.and_then(|_policy| self.enter_retry());
+            if again.is_some() && place.is_none() {
+                log.flag(Flag::UpstreamOverflow);
+                return finish(outcome, false, log);
+            }
             let Some(policy) = again else {
                 let exhausted = policy.is_some_and(|policy| {
                     policy.retries > 0
@@ -234,8 +238,21 @@ impl Attempts<'_> {
                 debug!(error = %failure, retries, "attempt failed, trying again");
             }
             drop(outcome);
+            retrying = place;
             sleep(pause(policy, retries)).await;
         }
+    }
+
+    /// Room for one more retry.
+    fn enter_retry(&self) -> Option<Place> {
+        let (state, limits) = (&self.cluster.state, &self.cluster.limits);
+        let active = state.in_use(Resource::Requests) + state.in_use(Resource::Pending);
+        // The request that is tried again counts as well.
+        let place = state.enter(Resource::Retries, limits.retries(active + 1));
+        if place.is_none() {
+            Resource::Retries.overflow();
+        }
+        place
     }
 
     fn pick(&self, avoid: &[EndpointAddress]) -> Result<Arc<Endpoint>, Reply> {
@@ -253,7 +270,7 @@ impl Attempts<'_> {
 
     async fn attempt(
         &self,
-        endpoint: &Endpoint,
+        endpoint: &Arc<Endpoint>,
         policy: Option<&RetryPolicy>,
         retries: u32,
     ) -> Result<Outcome, Reply> {
@@ -261,11 +278,20 @@ impl Attempts<'_> {
         let shared = &self.forwarding.conn.shared;
         let version = self.exchange.head.version;
         let sent = send(shared, self.cluster, endpoint, version, request);
-        let sent = match policy.and_then(|policy| policy.per_try) {
+        let per_try = policy.and_then(|policy| policy.per_try);
+        let per_try = per_try.map(|per_try| Instant::now() + per_try);
+        let sent = match per_try.into_iter().chain(self.deadline).min() {
             None => sent.await,
-            Some(per_try) => match timeout_at(Instant::now() + per_try, sent).await {
+            Some(limit) => match timeout_at(limit, sent).await {
                 Ok(sent) => sent,
-                Err(_elapsed) => return Ok(Outcome::TooLate),
+                Err(_elapsed) => {
+                    outlier::report(self.cluster, endpoint, Showed::Late);
+                    return Ok(if self.deadline == Some(limit) {
+                        Outcome::Ended
+                    } else {
+                        Outcome::TooLate
+                    });
+                }
             },
         };
         Ok(match sent {
@@ -293,6 +319,11 @@ impl Attempts<'_> {
         }
         Ok(Request::from_parts(parts, body))
     }
+}
+
+fn response_timeout() -> Reply {
+    let (status, flag) = (StatusCode::GATEWAY_TIMEOUT, Flag::UpstreamTimeout);
+    Reply::new(status, flag, "response_timeout", "upstream request timeout")
 }
 
 pub(crate) fn upstream_version(cluster: &Cluster, downstream: Version) -> Version {
@@ -326,6 +357,17 @@ fn finish(
             "upstream_per_try_timeout",
             "upstream request timeout",
         )),
+        Outcome::Ended => Err(response_timeout()),
+        Outcome::Failed(SendFailure::Overflow(_)) => {
+            let mut reply = unavailable(
+                Flag::UpstreamOverflow,
+                "upstream_reset_before_response_started{overflow}".to_owned(),
+                "upstream connect error or disconnect/reset before headers. reset reason: overflow".to_owned(),
+            );
+            let overloaded = HeaderName::from_static("x-envoy-overloaded");
+            reply.headers.push((overloaded, HeaderValue::from_static("true")));
+            Err(reply)
+        }
         Outcome::Failed(failure @ SendFailure::Connect(_)) => Err(unavailable(
             Flag::UpstreamConnect,
             format!("upstream_reset_before_response_started{{connection_failure|{failure}}}"),
@@ -358,6 +400,8 @@ fn is_retriable(policy: &RetryPolicy, outcome: &Outcome, exchange: &Exchange) ->
         }
         Outcome::Failed(SendFailure::Reset(_)) => on.reset || on.server_error || on.gateway_error,
         Outcome::TooLate => on.server_error || on.gateway_error || on.reset,
+        // Another try would only add to what is too much, or come too late.
+        Outcome::Failed(SendFailure::Overflow(_)) | Outcome::Ended => false,
         Outcome::Response(response) => is_retriable_response(policy, response, exchange),
     }
 }

@@ -26,6 +26,8 @@ pub(crate) enum Flag {
     UpstreamConnect,
     /// The connection broke.
     UpstreamReset,
+    /// A limit of the cluster is reached.
+    UpstreamOverflow,
     /// The route's deadline.
     UpstreamTimeout,
     /// All retries failed.
@@ -51,6 +53,7 @@ impl Flag {
             Self::NoHealthyUpstream => "UH",
             Self::UpstreamConnect => "UF",
             Self::UpstreamReset => "UC",
+            Self::UpstreamOverflow => "UO",
             Self::UpstreamTimeout => "UT",
             Self::RetryLimit => "URX",
             // A denied request carries no flag, only details.

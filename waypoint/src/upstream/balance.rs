@@ -23,6 +23,13 @@ use crate::config::{
 #[derive(Debug, Default)]
 pub(crate) struct BalancerCell(ArcSwapOption<Balancer>);
 
+impl BalancerCell {
+    /// The endpoints that are balanced now.
+    pub(super) fn set(&self) -> Option<Arc<EndpointSet>> {
+        Some(self.0.load().as_ref()?.set().clone())
+    }
+}
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted<'a> {

@@ -1,19 +1,15 @@
-//! What changes while an endpoint is used: its load and its connections. Kept over updates of the configuration for as
-//! long as the endpoint stays.
+//! What changes while an endpoint is used: its load, its connections, its failures. Kept over updates of the
+//! configuration for as long as the endpoint stays.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicU32, AtomicUsize, Ordering},
 };
 
-use hyper::client::conn::{http1, http2};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use crate::http::body::Body;
-
-/// Idle HTTP/1 connections that one endpoint may keep. More are closed: they cost a stream of a tunnel each.
-const MAX_IDLE: usize = 128;
+use super::{outlier::Record, pool::Connections};
 
 /// State of one endpoint of one cluster.
 #[derive(Debug)]
@@ -22,22 +18,13 @@ pub(crate) struct EndpointState {
     since: Instant,
     /// Requests and TCP connections under way.
     active: AtomicUsize,
+    pub(crate) record: Record,
+    /// Connections for HTTP, used or not.
+    pub(super) open: Arc<AtomicU32>,
+    /// Those that are ready for requests. Held for a look or a change.
     connections: Mutex<Connections>,
-}
-
-#[derive(Debug, Default)]
-struct Connections {
-    /// The one used last at the end.
-    http1: Vec<Idle>,
-    http2: Option<http2::SendRequest<Body>>,
-}
-
-/// An HTTP/1 connection that waits for a request.
-#[derive(Debug)]
-struct Idle {
-    sender: http1::SendRequest<Body>,
-    /// When it is too old to be used.
-    until: Instant,
+    /// Held while an HTTP/2 connection is made, so that a burst of requests makes one and not one each.
+    pub(super) dialling: tokio::sync::Mutex<()>,
 }
 
 /// Counts a request or connection for as long as it is there.
@@ -49,7 +36,10 @@ impl Default for EndpointState {
         Self {
             since: Instant::now(),
             active: AtomicUsize::default(),
+            record: Record::default(),
+            open: Arc::default(),
             connections: Mutex::default(),
+            dialling: tokio::sync::Mutex::default(),
         }
     }
 }
@@ -67,8 +57,7 @@ impl EndpointState {
 
     /// When it comes back, if it is ejected.
     pub(crate) fn back_at(&self, now: Instant) -> Option<Instant> {
-        let _ = now;
-        None
+        self.record.back_at(now)
     }
 
     /// Counts one more.
@@ -77,39 +66,8 @@ impl EndpointState {
         Active(self.clone())
     }
 
-    /// An HTTP/1 connection that was used before and is open as far as is known.
-    pub(crate) fn take_http1(&self) -> Option<http1::SendRequest<Body>> {
-        let now = Instant::now();
-        let mut connections = self.connections.lock();
-        while let Some(idle) = connections.http1.pop() {
-            if idle.until > now && !idle.sender.is_closed() {
-                return Some(idle.sender);
-            }
-        }
-        None
-    }
-
-    /// Gives an HTTP/1 connection back after a whole exchange.
-    pub(crate) fn put_http1(&self, sender: http1::SendRequest<Body>, until: Instant) {
-        if sender.is_closed() {
-            return;
-        }
-        let mut connections = self.connections.lock();
-        if connections.http1.len() < MAX_IDLE {
-            connections.http1.push(Idle { sender, until });
-        }
-    }
-
-    /// The HTTP/2 connection, if there is one.
-    pub(crate) fn http2(&self) -> Option<http2::SendRequest<Body>> {
-        let mut connections = self.connections.lock();
-        connections.http2.take_if(|sender| sender.is_closed());
-        connections.http2.clone()
-    }
-
-    /// Lets others use an HTTP/2 connection too.
-    pub(crate) fn share_http2(&self, sender: http2::SendRequest<Body>) {
-        self.connections.lock().http2 = Some(sender);
+    pub(super) fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock()
     }
 }
 

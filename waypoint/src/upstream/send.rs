@@ -7,19 +7,18 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, Version};
+use http::{HeaderMap, Request, Response, Version, header::CONTENT_TYPE};
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
-    client::conn::{TrySendError, http1, http2},
+    client::conn::TrySendError,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
-use leyline_runtime::spawn;
-use tokio::time::{Duration, Instant};
-use tracing::{Span, debug};
 
 use super::{
-    connect::{ConnectFailure, For, UpstreamIo, connect},
-    endpoint::{Active, EndpointState},
+    connect::ConnectFailure,
+    endpoint::Active,
+    outlier::{self, Showed},
+    pool::{self, Http1, Stream},
+    state::{Place, Resource},
 };
 use crate::{
     app::Shared,
@@ -27,14 +26,11 @@ use crate::{
         cluster::{Cluster, UpstreamHttp},
         endpoints::Endpoint,
     },
-    http::{
-        body::{Body, BodyError},
-        executor::DrainExecutor,
-    },
+    http::body::{Body, BodyError},
 };
 
-/// An unused upstream connection is kept for this long where the configuration says nothing (Envoy's default).
-const IDLE: Duration = Duration::from_secs(3600);
+/// Connections that are tried for one attempt: each turned out to be closed before the request was sent.
+const MAX_STALE: usize = 5;
 
 /// Why an attempt brought no response.
 #[derive(Debug, thiserror::Error)]
@@ -47,130 +43,144 @@ pub(crate) enum SendFailure {
     /// The connection broke before the response's head.
     #[error("upstream reset before headers: {0}")]
     Reset(#[source] hyper::Error),
+    /// The cluster's limit is reached.
+    #[error("overflow of {}", .0.as_str())]
+    Overflow(Resource),
 }
 
 /// Sends the request and waits for the head of the response. Cancel safe in that a dropped call drops the exchange.
 pub(crate) async fn send(
     shared: &Arc<Shared>,
-    cluster: &Cluster,
-    endpoint: &Endpoint,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
     downstream: Version,
-    mut request: Request<Body>,
+    request: Request<Body>,
 ) -> Result<Response<Body>, SendFailure> {
-    let active = endpoint.state.enter();
+    let attempt = Attempt {
+        shared,
+        cluster,
+        endpoint,
+    };
     let http2 = match cluster.http {
         UpstreamHttp::Http1 => false,
         UpstreamHttp::Http2 => true,
         UpstreamHttp::Downstream => downstream == Version::HTTP_2,
     };
-    let until = Instant::now() + cluster.idle.unwrap_or(IDLE);
-    if http2 {
+    let sent = if http2 {
+        attempt.over_http2(request).await
+    } else {
+        attempt.over_http1(request).await
+    };
+    match &sent {
+        Ok(response) => {
+            // Told by the trailers, where the head does not tell.
+            if let Some(status) = status(response) {
+                outlier::report(cluster, endpoint, Showed::Status(status));
+            }
+        }
+        Err(SendFailure::Overflow(resource)) => resource.overflow(),
+        Err(SendFailure::Connect(_) | SendFailure::Refused(_) | SendFailure::Reset(_)) => {
+            outlier::report(cluster, endpoint, Showed::Broken);
+        }
+    }
+    sent
+}
+
+/// What a response says of its endpoint; nothing yet, when it is gRPC without a status in the head.
+fn status(response: &Response<Body>) -> Option<u16> {
+    if !is_grpc(response.headers()) || !response.status().is_success() {
+        return Some(response.status().as_u16());
+    }
+    grpc_status(response.headers())
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<u16> {
+    let status = headers.get("grpc-status")?.to_str().ok()?;
+    status.parse().ok().map(outlier::status_of_grpc)
+}
+
+/// Where the request goes.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    shared: &'a Arc<Shared>,
+    cluster: &'a Arc<Cluster>,
+    endpoint: &'a Arc<Endpoint>,
+}
+
+impl Attempt<'_> {
+    /// A connection that was used before may be closed by the endpoint just now: what was not sent is sent over another.
+    async fn over_http1(self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
+        *request.version_mut() = Version::HTTP_11;
+        let mut stale = 0;
+        loop {
+            let mut http1 = pool::http1(self.shared, self.cluster, self.endpoint).await?;
+            let using = self.using()?;
+            match http1.sender.try_send_request(request).await {
+                Ok(response) => {
+                    let back = Back::Http1(http1);
+                    return Ok(response.map(|body| Body::new(self.exchange(body, using, back))));
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if stale < MAX_STALE => request = unsent,
+                    Some(_) | None => return Err(failure(error)),
+                },
+            }
+            stale += 1;
+        }
+    }
+
+    async fn over_http2(self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
         *request.version_mut() = Version::HTTP_2;
-        let response = over_http2(shared, cluster, endpoint, request).await?;
-        return Ok(response.map(|body| Body::new(Exchange::new(body, active, None))));
+        let mut stale = 0;
+        loop {
+            let mut http2 = pool::http2(self.shared, self.cluster, self.endpoint).await?;
+            let using = self.using()?;
+            if let Err(error) = http2.sender.ready().await
+                && stale == MAX_STALE
+            {
+                return Err(SendFailure::Refused(error));
+            }
+            match http2.sender.try_send_request(request).await {
+                Ok(response) => {
+                    let back = Back::Http2(http2.stream);
+                    return Ok(response.map(|body| Body::new(self.exchange(body, using, back))));
+                }
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) if stale < MAX_STALE => request = unsent,
+                    Some(_) | None => return Err(failure(error)),
+                },
+            }
+            stale += 1;
+        }
     }
-    *request.version_mut() = Version::HTTP_11;
-    let (response, sender) = over_http1(shared, cluster, endpoint, request).await?;
-    let back = Back {
-        state: endpoint.state.clone(),
-        sender,
-        until,
-    };
-    Ok(response.map(|body| Body::new(Exchange::new(body, active, Some(back)))))
-}
 
-/// A connection that was used before may be closed by the endpoint just now: what was not sent is sent over a new one.
-async fn over_http1(
-    shared: &Arc<Shared>,
-    cluster: &Cluster,
-    endpoint: &Endpoint,
-    mut request: Request<Body>,
-) -> Result<(Response<Incoming>, http1::SendRequest<Body>), SendFailure> {
-    while let Some(mut sender) = endpoint.state.take_http1() {
-        if sender.ready().await.is_err() {
-            continue;
-        }
-        match sender.try_send_request(request).await {
-            Ok(response) => return Ok((response, sender)),
-            Err(mut error) => match error.take_message() {
-                Some(unsent) => request = unsent,
-                None => return Err(failure(error)),
-            },
-        }
+    /// Counts the request for as long as it is there.
+    fn using(self) -> Result<(Active, Place), SendFailure> {
+        let limit = self.cluster.limits.requests;
+        let place = self.cluster.state.enter(Resource::Requests, limit);
+        let place = place.ok_or(SendFailure::Overflow(Resource::Requests))?;
+        Ok((self.endpoint.state.enter(), place))
     }
-    let io = open(shared, cluster, endpoint).await?;
-    let (mut sender, connection) = http1::Builder::new()
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(ConnectFailure::Http)?;
-    let connection = async move {
-        if let Err(error) = connection.with_upgrades().await {
-            debug!(%error, "upstream connection broke");
-        }
-    };
-    drop(spawn(
-        "upstream http/1",
-        Span::none(),
-        &shared.drain,
-        connection,
-    ));
-    match sender.try_send_request(request).await {
-        Ok(response) => Ok((response, sender)),
-        Err(error) => Err(failure(error)),
-    }
-}
 
-async fn over_http2(
-    shared: &Arc<Shared>,
-    cluster: &Cluster,
-    endpoint: &Endpoint,
-    mut request: Request<Body>,
-) -> Result<Response<Incoming>, SendFailure> {
-    if let Some(mut sender) = endpoint.state.http2()
-        && sender.ready().await.is_ok()
-    {
-        match sender.try_send_request(request).await {
-            Ok(response) => return Ok(response),
-            Err(mut error) => match error.take_message() {
-                Some(unsent) => request = unsent,
-                None => return Err(failure(error)),
-            },
+    fn exchange(self, body: Incoming, using: (Active, Place), back: Back) -> Exchange {
+        let mut exchange = Exchange {
+            body,
+            _using: using,
+            shared: self.shared.clone(),
+            cluster: self.cluster.clone(),
+            endpoint: self.endpoint.clone(),
+            back: Some(back),
+        };
+        if exchange.body.is_end_stream() {
+            exchange.give_back();
         }
+        exchange
     }
-    let io = open(shared, cluster, endpoint).await?;
-    let executor = DrainExecutor::new(shared.drain.clone());
-    let (mut sender, connection) = http2::Builder::new(executor)
-        .timer(TokioTimer::new())
-        .adaptive_window(false)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(ConnectFailure::Http)?;
-    let connection = async move {
-        if let Err(error) = connection.await {
-            debug!(%error, "upstream connection broke");
-        }
-    };
-    drop(spawn(
-        "upstream http/2",
-        Span::none(),
-        &shared.drain,
-        connection,
-    ));
-    endpoint.state.share_http2(sender.clone());
-    sender.try_send_request(request).await.map_err(failure)
-}
-
-/// Clients share the connections, so that they are the waypoint's own.
-async fn open(
-    shared: &Arc<Shared>,
-    cluster: &Cluster,
-    endpoint: &Endpoint,
-) -> Result<UpstreamIo, ConnectFailure> {
-    let purpose = For {
-        client: (shared.settings.node.instance_ip, 0).into(),
-        service: cluster.service.as_ref().map(|service| service.host.clone()),
-    };
-    connect(shared, endpoint.address, purpose, cluster.connect_timeout).await
 }
 
 fn failure<T>(error: TrySendError<T>) -> SendFailure {
@@ -182,36 +192,46 @@ fn failure<T>(error: TrySendError<T>) -> SendFailure {
     }
 }
 
-/// A connection to be given back.
-struct Back {
-    state: Arc<EndpointState>,
-    sender: http1::SendRequest<Body>,
-    until: Instant,
+/// What is used again after the exchange.
+enum Back {
+    Http1(Http1),
+    Http2(Stream),
 }
 
 /// The body of a response: counts its request until the end, then gives the connection back.
 struct Exchange {
     body: Incoming,
-    _active: Active,
+    _using: (Active, Place),
+    shared: Arc<Shared>,
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
     back: Option<Back>,
 }
 
 impl Exchange {
-    fn new(body: Incoming, active: Active, back: Option<Back>) -> Self {
-        let mut exchange = Self {
-            body,
-            _active: active,
-            back,
-        };
-        if exchange.body.is_end_stream() {
-            exchange.give_back();
+    fn give_back(&mut self) {
+        match self.back.take() {
+            Some(Back::Http1(connection)) => {
+                pool::put_back(&self.shared, &self.cluster, &self.endpoint, connection);
+            }
+            Some(Back::Http2(stream)) => pool::stream_ended(&self.cluster, stream),
+            None => {}
         }
-        exchange
     }
 
-    fn give_back(&mut self) {
-        if let Some(back) = self.back.take() {
-            back.state.put_http1(back.sender, back.until);
+    /// The status that gRPC has only at the end.
+    fn read_trailers(&self, frame: &Frame<Bytes>) {
+        if let Some(status) = frame.trailers_ref().and_then(grpc_status) {
+            outlier::report(&self.cluster, &self.endpoint, Showed::Status(status));
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // Who waits for a stream is told of this one, too; an HTTP/1 connection in the middle of an exchange is closed.
+        if let Some(Back::Http2(stream)) = self.back.take() {
+            pool::stream_ended(&self.cluster, stream);
         }
     }
 }
@@ -228,8 +248,13 @@ impl HttpBody for Exchange {
         if let Poll::Ready(frame) = &polled {
             match frame {
                 None => self.give_back(),
-                Some(Ok(_)) if self.body.is_end_stream() => self.give_back(),
-                Some(Ok(_)) => {}
+                Some(Ok(frame)) => {
+                    self.read_trailers(frame);
+                    if self.body.is_end_stream() {
+                        self.give_back();
+                    }
+                }
+                // A broken HTTP/1 connection is of no use; that of a broken stream knows by itself.
                 Some(Err(_)) => self.back = None,
             }
         }

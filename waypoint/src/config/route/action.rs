@@ -47,6 +47,8 @@ pub(crate) struct Forward {
     pub(crate) host: HostRewrite,
     /// For the whole exchange with retries; none is no limit.
     pub(crate) timeout: Option<Duration>,
+    /// Where it is set, gRPC requests say themselves how long they may take, up to this; none is no limit.
+    pub(crate) grpc_timeout: Option<Option<Duration>>,
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) mirrors: Vec<Mirror>,
     /// What ties requests to endpoints, where the cluster balances by hash.
@@ -141,6 +143,7 @@ impl Forward {
             path: path_rewrite(action)?,
             host: host_rewrite(action.host_rewrite_specifier.as_ref())?,
             timeout,
+            grpc_timeout: grpc_timeout(action).at("max_grpc_timeout")?,
             retry: retry
                 .map(RetryPolicy::compile)
                 .transpose()
@@ -154,6 +157,20 @@ impl Forward {
             },
         })
     }
+}
+
+#[expect(
+    deprecated,
+    reason = "istiod and our control plane use the older of the two ways to say it"
+)]
+fn grpc_timeout(action: &proto::RouteAction) -> Compiled<Option<Option<Duration>>> {
+    let newer = action.max_stream_duration.as_ref();
+    if newer.is_some_and(|newer| newer.max_stream_duration.is_some()) {
+        return Err(Unsupported::new("max_stream_duration"));
+    }
+    let newer = newer.and_then(|newer| newer.grpc_timeout_header_max.as_ref());
+    let most = newer.or(action.max_grpc_timeout.as_ref());
+    most.map(|most| limit(Some(most))).transpose()
 }
 
 fn targets(action: &proto::RouteAction) -> Compiled<Weighted<Target>> {
