@@ -26,6 +26,7 @@ mod waypoint;
 mod waypoint_balance;
 mod waypoint_hops;
 mod waypoint_limits;
+mod waypoint_locality;
 mod waypoint_policy;
 mod waypoint_resilience;
 mod waypoint_session;

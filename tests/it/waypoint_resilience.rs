@@ -17,7 +17,7 @@ fn rule(policy: &str) -> String {
     CANARY.replace(
         "  host: canary\n",
         &format!(
-            "  host: canary\n  trafficPolicy:\n    loadBalancer: {{simple: ROUND_ROBIN}}\n{policy}"
+            "  host: canary\n  trafficPolicy:\n    loadBalancer: {{simple: ROUND_ROBIN, localityLbSetting: {{enabled: false}}}}\n{policy}"
         ),
     )
 }

@@ -180,7 +180,16 @@ pub fn translate(
     let addresses = addresses(&members, &all_services);
     let policies = policies.into_wire().into_iter().chain(peers.into_wire());
     let authorizations = authorizations(policies.chain(required.into_wire()));
-    let inputs = waypoint::Inputs::new(objects, mesh, &all_services, &members, waypoints.names());
+    let waypoint_pods = waypoint_pods(objects, &waypoints);
+    let names = waypoints.names();
+    let inputs = waypoint::Inputs::new(
+        objects,
+        mesh,
+        &all_services,
+        &members,
+        names,
+        &waypoint_pods,
+    );
     let configs = waypoint::configs(&inputs, before, &mut advice);
     advice.sort();
     advice.dedup();
@@ -191,7 +200,7 @@ pub fn translate(
         pod_nodes: placed.0,
         identities: placed.1,
         waypoints: configs,
-        waypoint_pods: waypoint_pods(objects, &waypoints),
+        waypoint_pods,
         advice,
     }
 }

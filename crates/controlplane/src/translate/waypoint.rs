@@ -28,12 +28,14 @@ use envoy_types::pb::envoy::config::{
 use leyline_types::NamespacedName;
 use prost::Message;
 
-use super::{Advice, MeshSettings, Resource, Resources, mesh_config, services::MeshService};
+use super::{
+    Advice, MeshSettings, Resource, Resources, WaypointPod, mesh_config, services::MeshService,
+};
 use crate::objects::Objects;
-use clusters::{Traffic, Which};
+use clusters::{Traffic, Which, locality::Standpoint};
 use listeners::{Served, ServedPort};
 use routes::Clusters;
-use settings::Settings;
+use settings::{BuiltClusters, Settings};
 use view::{PortView, ServiceView, View};
 
 pub(super) use view::Member;
@@ -89,8 +91,44 @@ pub struct WaypointConfig {
     pub clusters: Built<Cluster>,
     /// Endpoints by the name of their cluster.
     pub endpoints: Built<ClusterLoadAssignment>,
+    /// The same for pods of the waypoint that are nearer to some than to others.
+    near: BTreeMap<NamespacedName, Near>,
     /// Routes by the name of the chain that uses them.
     pub routes: Built<RouteConfiguration>,
+}
+
+/// Endpoints as one pod sees them.
+#[derive(Clone, Debug, Default)]
+struct Near {
+    /// Only those that differ.
+    built: Built<ClusterLoadAssignment>,
+    /// With all others.
+    all: Arc<Resources>,
+}
+
+impl WaypointConfig {
+    /// The endpoints for one of its pods.
+    pub fn endpoints_of(&self, pod: &NamespacedName) -> &Arc<Resources> {
+        let near = self.near.get(pod);
+        near.map_or(&self.endpoints.resources, |near| &near.all)
+    }
+}
+
+impl Near {
+    fn new(
+        messages: BTreeMap<String, ClusterLoadAssignment>,
+        endpoints: &Built<ClusterLoadAssignment>,
+        before: Option<&Self>,
+    ) -> Self {
+        let built = Built::new(messages, before.map(|before| &before.built));
+        let mut all = Resources::clone(&endpoints.resources);
+        let own = built.resources.iter();
+        all.extend(own.map(|(name, resource)| (name.clone(), resource.clone())));
+        Self {
+            all: Arc::new(all),
+            built,
+        }
+    }
 }
 
 /// The configuration of every waypoint, by its Gateway.
@@ -103,6 +141,7 @@ pub(super) struct Inputs<'a> {
     services: &'a [&'a MeshService],
     members: &'a [Member],
     gateways: BTreeSet<NamespacedName>,
+    pods: &'a BTreeMap<NamespacedName, WaypointPod>,
 }
 
 impl<'a> Inputs<'a> {
@@ -112,6 +151,7 @@ impl<'a> Inputs<'a> {
         services: &'a [&'a MeshService],
         members: &'a [Member],
         gateways: BTreeSet<NamespacedName>,
+        pods: &'a BTreeMap<NamespacedName, WaypointPod>,
     ) -> Self {
         Self {
             objects,
@@ -119,6 +159,7 @@ impl<'a> Inputs<'a> {
             services,
             members,
             gateways,
+            pods,
         }
     }
 }
@@ -143,15 +184,36 @@ pub(super) fn configs(
         .iter()
         .map(|gateway| {
             let before = before.get(gateway).map(Arc::as_ref);
-            let config = waypoint_config(&view, gateway, before, advice);
+            let pods = standpoints(inputs, gateway);
+            let config = waypoint_config(&view, gateway, &pods, before, advice);
             (gateway.clone(), Arc::new(config))
         })
+        .collect()
+}
+
+/// Where the pods of a waypoint are.
+fn standpoints<'a>(
+    inputs: &Inputs<'a>,
+    gateway: &NamespacedName,
+) -> Vec<(&'a NamespacedName, Standpoint)> {
+    let pods = inputs
+        .pods
+        .iter()
+        .filter(|(_, pod)| pod.gateway == *gateway);
+    let member = |name: &NamespacedName| {
+        inputs.members.iter().find(|member| {
+            let workload = &member.workload;
+            name.name == workload.name.as_str() && name.namespace == workload.namespace.as_str()
+        })
+    };
+    pods.filter_map(|(name, _)| Some((name, Standpoint::of(member(name)?))))
         .collect()
 }
 
 fn waypoint_config(
     view: &View<'_>,
     gateway: &NamespacedName,
+    pods: &[(&NamespacedName, Standpoint)],
     before: Option<&WaypointConfig>,
     advice: &mut Vec<Advice>,
 ) -> WaypointConfig {
@@ -178,16 +240,27 @@ fn waypoint_config(
             ports: ports.collect(),
         });
     }
-    let (clusters, endpoints) = settings.into_clusters(&owned);
+    let BuiltClusters {
+        clusters,
+        endpoints,
+        near,
+    } = settings.into_clusters(&owned, pods);
     let listeners = listeners::listeners(&served, &view.mesh.trust_domain.to_string(), view.config);
     let listeners = listeners
         .into_iter()
         .map(|one| (one.name.clone(), one))
         .collect();
+    let endpoints = Built::new(endpoints, before.map(|before| &before.endpoints));
+    let near = near.into_iter().map(|(pod, messages)| {
+        let before = before.and_then(|before| before.near.get(&pod));
+        let near = Near::new(messages, &endpoints, before);
+        (pod, near)
+    });
     WaypointConfig {
+        near: near.collect(),
         listeners: Built::new(listeners, before.map(|before| &before.listeners)),
         clusters: Built::new(clusters, before.map(|before| &before.clusters)),
-        endpoints: Built::new(endpoints, before.map(|before| &before.endpoints)),
+        endpoints,
         routes: Built::new(routes, before.map(|before| &before.routes)),
     }
 }

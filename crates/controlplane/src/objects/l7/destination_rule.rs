@@ -180,7 +180,7 @@ pub struct LocalitySetting {
 }
 
 /// Shares by locality of the client.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Distribute {
     /// `region/zone/subzone`, `*` for any.
@@ -190,7 +190,7 @@ pub struct Distribute {
 }
 
 /// Where to when a region fails.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Failover {
     /// A region.

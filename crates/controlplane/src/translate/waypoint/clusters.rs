@@ -1,6 +1,7 @@
 //! Clusters and their endpoints (facts A.5, A.6): one cluster for each port, protocol and subset of a service.
 
 mod endpoints;
+pub(super) mod locality;
 mod policy;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -9,7 +10,10 @@ use envoy_types::pb::envoy::{
     config::{
         cluster::v3::{
             Cluster,
-            cluster::{ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig},
+            cluster::{
+                ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig,
+                common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
+            },
         },
         core::v3::{
             AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions,
@@ -44,6 +48,7 @@ use super::{
     view::{PortProtocol, PortView, ServiceView},
 };
 use crate::objects::duration;
+use locality::{Nearness, Standpoint};
 use policy::{balance, circuit_breakers, connect_timeout, outlier_detection};
 
 pub(super) use policy::{Policy, TcpOptions};
@@ -91,13 +96,27 @@ impl Which {
     }
 }
 
-/// The cluster and its endpoints.
-pub(super) fn cluster(
+/// The endpoints of a cluster, as seen from nowhere or from the pod of a waypoint. `None` where that makes no difference.
+pub(super) fn assignment(
     service: &ServiceView<'_>,
     which: &Which,
     policy: &Policy,
     labels: Option<&BTreeMap<String, String>>,
-) -> (Cluster, ClusterLoadAssignment) {
+    from: Option<&Standpoint>,
+) -> Option<ClusterLoadAssignment> {
+    let name = which.name(service.host);
+    let nearness = match from {
+        Some(_) => Some(Nearness::of(policy, service)?),
+        None => None,
+    };
+    let near = nearness.as_ref().zip(from);
+    Some(endpoints::assignment(
+        &name, service, which.port, labels, near,
+    ))
+}
+
+/// The cluster.
+pub(super) fn cluster(service: &ServiceView<'_>, which: &Which, policy: &Policy) -> Cluster {
     let name = which.name(service.host);
     let port = service.ports.iter().find(|port| port.number == which.port);
     let mut cluster = Cluster {
@@ -105,7 +124,7 @@ pub(super) fn cluster(
         cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
         eds_cluster_config: Some(EdsClusterConfig {
             eds_config: Some(by_ads()),
-            service_name: name.clone(),
+            service_name: name,
         }),
         connect_timeout: connect_timeout(policy),
         metadata: Some(service_metadata(service, which)),
@@ -120,6 +139,11 @@ pub(super) fn cluster(
                     .and_then(|outlier| outlier.min_health_percent)
                     .map_or(0.0, f64::from),
             }),
+            locality_config_specifier: matches!(
+                Nearness::of(policy, service),
+                Some(Nearness::Shares(_))
+            )
+            .then(|| LocalityConfigSpecifier::LocalityWeightedLbConfig(by_locality())),
             ..CommonLbConfig::default()
         }),
         ..Cluster::default()
@@ -129,10 +153,12 @@ pub(super) fn cluster(
         cluster.typed_extension_protocol_options = [(HTTP_OPTIONS.to_owned(), options)].into();
     }
     balance(&mut cluster, policy.load_balancer.as_ref());
-    (
-        cluster,
-        endpoints::assignment(&name, service, which.port, labels),
-    )
+    cluster
+}
+
+/// Localities count by their weights, not by their endpoints.
+fn by_locality() -> LocalityWeightedLbConfig {
+    LocalityWeightedLbConfig {}
 }
 
 /// Endpoints and routes come on the same stream.

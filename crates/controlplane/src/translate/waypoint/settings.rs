@@ -18,7 +18,7 @@ use envoy_types::pb::envoy::config::{
 use leyline_types::NamespacedName;
 
 use super::{
-    clusters::{self, Policy, TcpOptions, Traffic, Which},
+    clusters::{self, Policy, TcpOptions, Traffic, Which, locality::Standpoint},
     names::{fit, full_host, is_exported},
     pb,
     policies::Named,
@@ -168,14 +168,41 @@ impl<'a> Settings<'a> {
         }
     }
 
-    /// Every cluster that services or routes use, with its endpoints.
+    /// Every cluster that services or routes use, with its endpoints, and those of the pods of the waypoint that see
+    /// them differently.
     pub(super) fn into_clusters(
         self,
         owned: &[&ServiceView<'_>],
-    ) -> (
-        BTreeMap<String, Cluster>,
-        BTreeMap<String, ClusterLoadAssignment>,
-    ) {
+        pods: &[(&NamespacedName, Standpoint)],
+    ) -> BuiltClusters {
+        self.use_own(owned);
+        let used = self.used.borrow().clone();
+        let mut built = BuiltClusters::default();
+        for (host, which) in used {
+            let Some(service) = self.view.services.get(host.as_str()) else {
+                continue;
+            };
+            let subset = which.subset.as_deref();
+            let policy = self.policy(&host, which.port, subset);
+            let labels = subset.and_then(|subset| self.subset_labels(&host, subset));
+            let cluster = clusters::cluster(service, &which, &policy);
+            let seen = |from| clusters::assignment(service, &which, &policy, labels, from);
+            for (pod, from) in pods {
+                if let Some(assignment) = seen(Some(from)) {
+                    let of_pod = built.near.entry((*pod).clone()).or_default();
+                    of_pod.insert(cluster.name.clone(), assignment);
+                }
+            }
+            if let Some(assignment) = seen(None) {
+                built.endpoints.insert(cluster.name.clone(), assignment);
+            }
+            built.clusters.insert(cluster.name.clone(), cluster);
+        }
+        built
+    }
+
+    /// Each port has its clusters, whether a route names them or not.
+    fn use_own(&self, owned: &[&ServiceView<'_>]) {
         for service in owned {
             for port in &service.ports {
                 let kinds = [
@@ -195,21 +222,16 @@ impl<'a> Settings<'a> {
                 }
             }
         }
-        let used = self.used.borrow().clone();
-        let mut found = (BTreeMap::new(), BTreeMap::new());
-        for (host, which) in used {
-            let Some(service) = self.view.services.get(host.as_str()) else {
-                continue;
-            };
-            let subset = which.subset.as_deref();
-            let policy = self.policy(&host, which.port, subset);
-            let labels = subset.and_then(|subset| self.subset_labels(&host, subset));
-            let (cluster, endpoints) = clusters::cluster(service, &which, &policy, labels);
-            found.0.insert(cluster.name.clone(), cluster);
-            found.1.insert(endpoints.cluster_name.clone(), endpoints);
-        }
-        found
     }
+}
+
+/// What one waypoint sends to.
+#[derive(Debug, Default)]
+pub(super) struct BuiltClusters {
+    pub(super) clusters: BTreeMap<String, Cluster>,
+    pub(super) endpoints: BTreeMap<String, ClusterLoadAssignment>,
+    /// By pod, in place of `endpoints`.
+    pub(super) near: BTreeMap<NamespacedName, BTreeMap<String, ClusterLoadAssignment>>,
 }
 
 impl ClustersOf<'_, '_> {

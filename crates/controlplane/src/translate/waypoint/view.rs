@@ -6,10 +6,11 @@ use std::{
 };
 
 use leyline_proto::istio::workload::{
-    AppProtocol, Locality, TunnelProtocol, Workload, WorkloadStatus,
+    AppProtocol, TunnelProtocol, Workload, WorkloadStatus, load_balancing::Mode,
 };
 use leyline_types::NamespacedName;
 
+use super::clusters::locality;
 use crate::{
     objects::{Objects, mesh_config::MeshConfig},
     translate::{MeshSettings, services::MeshService},
@@ -51,6 +52,8 @@ pub(super) struct ServiceView<'a> {
     pub(super) ports: Vec<PortView>,
     pub(super) endpoints: Vec<EndpointView<'a>>,
     pub(super) waypoints: &'a BTreeSet<NamespacedName>,
+    /// Labels by which it prefers endpoints that are near.
+    pub(super) preference: Vec<String>,
 }
 
 /// A port of a service.
@@ -92,10 +95,6 @@ impl EndpointView<'_> {
     /// Whether it is reached through a tunnel.
     pub(super) fn is_hbone(&self) -> bool {
         self.member.workload.tunnel_protocol == i32::from(TunnelProtocol::Hbone)
-    }
-
-    pub(super) fn locality(&self) -> Option<&Locality> {
-        self.member.workload.locality.as_ref()
     }
 }
 
@@ -170,6 +169,12 @@ fn service_view<'a>(
             .collect(),
         endpoints,
         waypoints: &service.waypoints,
+        preference: wire
+            .load_balancing
+            .as_ref()
+            .filter(|balancing| balancing.mode == i32::from(Mode::Failover))
+            .map(|balancing| locality::preference(&balancing.routing_preference))
+            .unwrap_or_default(),
     }
 }
 

@@ -78,7 +78,7 @@ impl WaypointTypes {
         let config = translation.waypoints.get(&known.gateway)?;
         let all = [
             &config.clusters.resources,
-            &config.endpoints.resources,
+            config.endpoints_of(&pod.name),
             &config.listeners.resources,
             &config.routes.resources,
         ];

@@ -1,6 +1,9 @@
 //! The endpoints of a cluster by locality, each in a tunnel or in plaintext (facts A.6).
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use envoy_types::pb::envoy::config::{
     core::v3::{
@@ -20,17 +23,18 @@ use super::{
         view::{EndpointView, ServiceView},
     },
     CONNECT_ORIGINATE, ORIGINAL_DST,
+    locality::{Nearness, Place, Standpoint},
 };
 
-/// Endpoints by locality, each in a tunnel or in plaintext.
+/// Endpoints by rank and locality, each in a tunnel or in plaintext.
 pub(super) fn assignment(
     name: &str,
     service: &ServiceView<'_>,
     port: u16,
     labels: Option<&BTreeMap<String, String>>,
+    near: Option<(&Nearness, &Standpoint)>,
 ) -> ClusterLoadAssignment {
-    type Place = (String, String, String);
-    let mut by_place: BTreeMap<Place, Vec<LbEndpoint>> = BTreeMap::new();
+    let mut by_place: BTreeMap<(usize, Place), Vec<LbEndpoint>> = BTreeMap::new();
     for endpoint in &service.endpoints {
         let chosen = labels.is_none_or(|labels| {
             labels
@@ -40,35 +44,52 @@ pub(super) fn assignment(
         let Some(target) = endpoint.ports.get(&port).filter(|_| chosen) else {
             continue;
         };
-        let place = endpoint.locality().cloned().unwrap_or_default();
+        let rank = near.map_or(0, |(nearness, from)| nearness.rank(from, endpoint));
         by_place
-            .entry((place.region, place.zone, place.subzone))
+            .entry((rank, Place::of(&endpoint.member.workload)))
             .or_default()
             .push(lb_endpoint(endpoint, *target));
     }
+    // Priorities follow each other without gaps.
+    let ranks: BTreeSet<usize> = by_place.keys().map(|(rank, _)| *rank).collect();
+    let priority = |rank: usize| ranks.range(..rank).count();
+    let places = by_place
+        .iter()
+        .map(|((_, place), endpoints)| (place.clone(), weight(endpoints)))
+        .collect();
+    let shares = near.and_then(|(nearness, from)| nearness.weights(from, &places));
     let endpoints = by_place
         .into_iter()
-        .map(|((region, zone, sub_zone), mut endpoints)| {
+        .filter_map(|((rank, place), mut endpoints)| {
             endpoints.sort_by_key(sort_key);
-            let weights = endpoints
-                .iter()
-                .filter_map(|one| Some(one.load_balancing_weight?.value));
-            LocalityLbEndpoints {
+            let weight = match &shares {
+                Some(shares) => *shares.get(&place)?,
+                None => weight(&endpoints),
+            };
+            Some(LocalityLbEndpoints {
                 locality: Some(Locality {
-                    region,
-                    zone,
-                    sub_zone,
+                    region: place.region,
+                    zone: place.zone,
+                    sub_zone: place.subzone,
                 }),
-                load_balancing_weight: pb::uint32(weights.fold(0, u32::saturating_add)),
+                priority: u32::try_from(priority(rank)).unwrap_or(u32::MAX),
+                load_balancing_weight: pb::uint32(weight),
                 lb_endpoints: endpoints,
                 ..LocalityLbEndpoints::default()
-            }
+            })
         });
     ClusterLoadAssignment {
         cluster_name: name.to_owned(),
         endpoints: endpoints.collect(),
         ..ClusterLoadAssignment::default()
     }
+}
+
+fn weight(endpoints: &[LbEndpoint]) -> u32 {
+    let weights = endpoints
+        .iter()
+        .filter_map(|one| Some(one.load_balancing_weight?.value));
+    weights.fold(0, u32::saturating_add)
 }
 
 fn sort_key(endpoint: &LbEndpoint) -> String {
