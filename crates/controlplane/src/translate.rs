@@ -165,13 +165,8 @@ pub fn translate(
     };
     let mut required = require_waypoint::RequireWaypoint::default();
     let mut members = Vec::new();
-    let placed = of_pods(
-        &context,
-        all_services(&services, &hosts),
-        &mut required,
-        &mut members,
-        &mut advice,
-    );
+    let all = all_services(&services, &hosts);
+    let placed = of_pods(&context, all, &mut required, &mut members, &mut advice);
     let endpoints = endpoints::workloads(&context).into_iter();
     let others = endpoints.chain(networks.workloads(objects));
     let others = others.chain(workload_entries::workloads(&context, &hosts));
@@ -181,15 +176,9 @@ pub fn translate(
     let policies = policies.into_wire().into_iter().chain(peers.into_wire());
     let authorizations = authorizations(policies.chain(required.into_wire()));
     let waypoint_pods = waypoint_pods(objects, &waypoints);
-    let names = waypoints.names();
-    let inputs = waypoint::Inputs::new(
-        objects,
-        mesh,
-        &all_services,
-        &members,
-        names,
-        &waypoint_pods,
-    );
+    let gateways = (waypoints.names(), &waypoint_pods);
+    let of_mesh = (objects, mesh);
+    let inputs = waypoint::Inputs::new(of_mesh, &all_services, &members, gateways);
     let configs = waypoint::configs(&inputs, before, &mut advice);
     advice.sort();
     advice.dedup();

@@ -146,12 +146,13 @@ pub(super) struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     pub(super) fn new(
-        objects: &'a Objects,
-        mesh: &'a MeshSettings,
+        (objects, mesh): (&'a Objects, &'a MeshSettings),
         services: &'a [&'a MeshService],
         members: &'a [Member],
-        gateways: BTreeSet<NamespacedName>,
-        pods: &'a BTreeMap<NamespacedName, WaypointPod>,
+        (gateways, pods): (
+            BTreeSet<NamespacedName>,
+            &'a BTreeMap<NamespacedName, WaypointPod>,
+        ),
     ) -> Self {
         Self {
             objects,
