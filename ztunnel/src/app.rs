@@ -10,12 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use leyline_capture::NodeCapture;
 use leyline_net::{
     ListenOptions, NetNs, listen,
     listen::{Families, listen_on},
 };
-use leyline_proto::leyline::enrolment::v1::enrolment_service_client::EnrolmentServiceClient;
 use leyline_runtime::{
     Drain, DrainOutcome, Readiness, ReadinessTask,
     env::{EnvSource, Reader},
@@ -29,11 +27,11 @@ use leyline_tls::{CaClient, CertificateConfig, CertificateStore, Revocation, con
 use leyline_types::ports;
 use leyline_xds::{NodeInfo, client::Observed, node_id};
 use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
-use tracing::{Span, info, warn};
+use tracing::{Span, error, info, warn};
 
 use crate::{
     admin::{self, Admin},
-    agent::{counters, enrolment, pods},
+    agent,
     config::{CaptureConfig, Config, PagesConfig},
     discovery::{self, Discovery},
     proxy::Shared,
@@ -102,16 +100,6 @@ fn read_config(env: &dyn EnvSource) -> Result<Config> {
     Ok(config)
 }
 
-fn capture_config(config: &Config) -> leyline_capture::NodeConfig {
-    leyline_capture::NodeConfig {
-        bpffs: config.capture.bpffs.clone(),
-        cgroup: config.capture.cgroup.clone(),
-        bypass_mark: config.proxy.bypass_mark,
-        steer: config.capture.steer,
-        ..leyline_capture::NodeConfig::new(&config.capture.instance)
-    }
-}
-
 async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Result<()> {
     let mut signals = ShutdownSignals::listen().context("cannot listen for signals")?;
     let metrics = metrics::install()?;
@@ -129,18 +117,11 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     // First, because a second ztunnel by mistake fails here, before it takes pods from the first.
     let listeners = ServerListeners::open(&config.pages, &workers)?;
     let shared = start_state(&config, &background)?;
-    let (manager, commands) = start_agent(
-        &config,
-        &shared,
-        &drain,
-        &background,
-        &workers,
-        pods_ready,
-        &metrics,
-    )?;
+    let mut agent = agent::start(&config, &shared, &drain, &background, &workers, pods_ready)?;
+    agent::counters::export(&metrics, agent.kernel, agent.pods.clone());
     follow_xds(
         &config,
-        Discovery::new(shared.clone(), manager.clone()),
+        Discovery::new(shared.clone(), agent.pods.clone()),
         state_ready,
         &background,
     )?;
@@ -148,23 +129,33 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     let (quit, mut quit_asked) = mpsc::channel(1);
     let admin = Admin {
         shared,
-        pods: manager,
+        pods: agent.pods.clone(),
         config: config.clone(),
         log,
         quit,
     };
     listeners.serve(Arc::new(admin), metrics, readiness, &servers, &workers);
 
-    tokio::select! {
-        signal = signals.next() => info!(?signal, "shutting down"),
-        _ = quit_asked.recv() => info!("shutting down"),
-    }
+    let failure = tokio::select! {
+        signal = signals.next() => {
+            info!(?signal, "shutting down");
+            None
+        }
+        _ = quit_asked.recv() => {
+            info!("shutting down");
+            None
+        }
+        Some(failure) = agent.failures.recv() => {
+            error!(error = %failure, "shutting down");
+            Some(failure)
+        }
+    };
     servers.start();
     finish_connections(&drain, config.drain_deadline, &mut signals).await;
-    drop(commands);
+    drop(agent);
     background.run(Duration::ZERO).await;
     servers.run(Duration::ZERO).await;
-    Ok(())
+    failure.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
 /// Lets old series go, also where nobody scrapes.
@@ -233,54 +224,6 @@ fn revocation(config: &Config, background: &Drain) -> Arc<Revocation> {
     watcher.look();
     spawn("revocation lists", Span::none(), background, watcher.run());
     revocation
-}
-
-/// Capture and enrolment of this node's pods; their connections run on the workers.
-fn start_agent(
-    config: &Config,
-    shared: &Arc<Shared>,
-    drain: &Drain,
-    background: &Drain,
-    workers: &Handle,
-    ready: ReadinessTask,
-    metrics: &metrics::MetricsHandle,
-) -> Result<(Arc<pods::PodSet>, mpsc::Sender<pods::Command>)> {
-    let capture =
-        NodeCapture::attach(capture_config(config)).context("cannot capture on this node")?;
-    let kernel = capture.counters();
-    let (commands, commanded) = mpsc::channel(pods::COMMANDS);
-    let (outcomes, reported) = mpsc::channel(pods::COMMANDS);
-    let manager = pods::PodManager::new(
-        shared.clone(),
-        config.capture.clone(),
-        capture,
-        drain.child(),
-        commands.clone(),
-        outcomes,
-        ready,
-    );
-    let set = manager.set();
-    counters::export(metrics, kernel, set.clone());
-    {
-        let _on_workers = workers.enter();
-        spawn(
-            "workload proxy manager",
-            Span::none(),
-            drain,
-            manager.run(commanded),
-        );
-    }
-    if config.xds.address.is_empty() {
-        return Ok((set, commands));
-    }
-    let channel = control_plane::channel(&config.xds).context("xDS address or root")?;
-    let client = EnrolmentServiceClient::with_interceptor(
-        channel,
-        control_plane::AuthInterceptor::new(&config.xds)?,
-    );
-    let follow = enrolment::follow(client, config.node.node.clone(), commands.clone(), reported);
-    spawn("enrolment", Span::none(), background, follow);
-    Ok((set, commands))
 }
 
 fn follow_xds(

@@ -1,6 +1,7 @@
 //! What ztunnel can be told by its environment (facts A2), read once at start.
 
 mod mesh;
+mod pods;
 mod shown;
 mod variables;
 
@@ -15,7 +16,7 @@ use std::{
 
 use leyline_capture::{CAPTURE_MARK, SteerProgram};
 use leyline_hbone::HboneConfig;
-use leyline_net::{listen::Families, sockopt::Keepalive};
+use leyline_net::{Redirection, listen::Families, sockopt::Keepalive};
 use leyline_runtime::{env::Reader, threads};
 use leyline_telemetry::log::{Format, LogConfig};
 use leyline_tls::{
@@ -28,6 +29,7 @@ use serde::Serialize;
 pub use variables::listing as variables;
 
 use self::mesh::MeshDefaults;
+pub(crate) use self::pods::{PodSource, PortUse};
 use crate::proxy::{DnsConfig, connections::DecisionLevel};
 
 /// Mark of the proxy's own sockets, which capture leaves alone (facts A4).
@@ -123,6 +125,9 @@ pub(crate) struct ProxyConfig {
     pub(crate) localhost_app_tunnel: bool,
     /// Of the listeners in pods.
     pub(crate) families: Families,
+    /// How connections come to them.
+    pub(crate) redirection: Redirection,
+    pub(crate) port_use: PortUse,
     /// What the application sees as the source of a connection.
     pub(crate) source_address: SourceAddress,
     /// Whether the 200 of a tunnelled connection says who answered.
@@ -149,6 +154,8 @@ pub(crate) enum SourceAddress {
 pub(crate) struct CaptureConfig {
     /// Distinguishes this ztunnel's kernel objects from another's on the same machine.
     pub(crate) instance: String,
+    /// Who names the pods.
+    pub(crate) source: PodSource,
     pub(crate) bpffs: PathBuf,
     pub(crate) cgroup: Option<PathBuf>,
     /// Holds each pod's network namespace as `namespace_name`.
@@ -183,12 +190,14 @@ impl Config {
         require_shared_mode(env);
         refuse_test_features(env);
         let families = families(env);
+        let source = PodSource::read(env);
+        let redirection = pods::redirection(env, &source);
         Self {
             xds: control_plane(env, "XDS"),
             ca: control_plane(env, "CA"),
             node: NodeConfig::read(env, &cluster_id),
-            proxy: ProxyConfig::read(env, families),
-            capture: CaptureConfig::read(env),
+            proxy: ProxyConfig::read(env, families, redirection),
+            capture: CaptureConfig::read(env, source),
             log: LogConfig {
                 filter: env.string("RUST_LOG", "info"),
                 format: log_format(env),
@@ -233,8 +242,9 @@ impl NodeConfig {
 }
 
 impl CaptureConfig {
-    fn read(env: &mut Reader<'_>) -> Self {
+    fn read(env: &mut Reader<'_>, source: PodSource) -> Self {
         Self {
+            source,
             instance: env.string("LEYLINE_INSTANCE", "ztunnel"),
             bpffs: env.string("LEYLINE_BPFFS", "/sys/fs/bpf").into(),
             cgroup: non_empty(env.string("LEYLINE_CGROUP", "")).map(PathBuf::from),
@@ -247,7 +257,16 @@ impl CaptureConfig {
 }
 
 impl ProxyConfig {
-    fn read(env: &mut Reader<'_>, families: Families) -> Self {
+    /// Mark of the sockets that face the application: by our capture's, answers stay on loopback; istio-cni's rules
+    /// know all of the proxy's sockets by one mark (facts A4).
+    pub(crate) const fn application_mark(&self) -> u32 {
+        match self.redirection {
+            Redirection::Steered => self.capture_mark,
+            Redirection::Rewritten => self.bypass_mark,
+        }
+    }
+
+    fn read(env: &mut Reader<'_>, families: Families, redirection: Redirection) -> Self {
         let keepalive = Keepalive::default();
         let keepalive = env.bool("KEEPALIVE_ENABLED", true).then(|| Keepalive {
             time: duration(env, "KEEPALIVE_TIME", keepalive.time, KEEPALIVE_SECONDS),
@@ -284,6 +303,8 @@ impl ProxyConfig {
             max_tunnels_per_source: within(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512, COUNT),
             localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true),
             families,
+            redirection,
+            port_use: pods::port_use(env),
             source_address: source_address(env),
             response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true),
             decisions: decisions(env),

@@ -10,7 +10,7 @@ use leyline_proto::{
 };
 use leyline_state::{Applied, Change, Snapshot, convert};
 use leyline_telemetry::mesh;
-use leyline_types::NamespacedName;
+use leyline_types::{NamespacedName, WorkloadName};
 use leyline_xds::{
     client::Observed,
     session::{Rejection, Resource, Update},
@@ -111,7 +111,7 @@ impl Discovery {
                 pod.pool
                     .close_where(CloseMode::Graceful, |key| left.contains(&key.target.ip()));
             }
-            if applied.policies.is_empty() && !applied.workloads.contains(&pod.uid) {
+            if applied.policies.is_empty() && !has_changed(before, &snapshot, applied, &pod.name) {
                 continue;
             }
             let policies = self.shared.policies_of(&snapshot, &pod.name);
@@ -121,6 +121,14 @@ impl Discovery {
             }
         }
     }
+}
+
+/// Whether the workload of a pod has changed. By name: istio-cni's uid of a pod is not that of its workload.
+fn has_changed(before: &Snapshot, now: &Snapshot, applied: &Applied, pod: &WorkloadName) -> bool {
+    [before, now].into_iter().any(|snapshot| {
+        let workload = snapshot.local_workload(pod);
+        workload.is_some_and(|workload| applied.workloads.contains(&workload.uid))
+    })
 }
 
 /// Addresses that a workload had and has no more. Who has them next is another one, and the tunnels there lead nowhere.

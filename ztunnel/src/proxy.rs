@@ -29,7 +29,9 @@ use anyhow::Context;
 use leyline_authz::PolicySet;
 use leyline_capture::PodCapture;
 use leyline_hbone::{HboneStream, Pool};
-use leyline_net::{Accepted, ConnectOptions, ListenOptions, NetNs, Source, accept, listen};
+use leyline_net::{
+    Accepted, ConnectOptions, ListenOptions, NetNs, Redirection, Source, accept, listen, sockopt,
+};
 use leyline_runtime::{Drain, spawn};
 use leyline_state::{OutboundRefusal, OutboundRoute, Snapshot, Store, Workload};
 use leyline_telemetry::{
@@ -54,7 +56,7 @@ use self::{
     limits::{Places, Sources},
     local::{LocalPods, OwnAddresses},
 };
-use crate::config::{ProxyConfig, SourceAddress};
+use crate::config::{PortUse, ProxyConfig, SourceAddress};
 
 /// What all pods of the node share.
 pub(crate) struct Shared {
@@ -171,7 +173,8 @@ pub(crate) struct Pod {
     pub(crate) pool: Pool,
     pub(crate) connections: Arc<Connections>,
     /// For its counters.
-    pub(crate) capture: Arc<PodCapture>,
+    /// None where istio-cni's rules capture.
+    pub(crate) capture: Option<Arc<PodCapture>>,
     pub(crate) drain: Drain,
     outbound_places: Arc<Places>,
     /// Tunnels, their streams, and plaintext connections.
@@ -207,13 +210,14 @@ impl Pod {
         uid: WorkloadUid,
         name: WorkloadName,
         netns: NetNs,
-        capture: Arc<PodCapture>,
+        capture: Option<Arc<PodCapture>>,
         shared: Arc<Shared>,
         drain: Drain,
     ) -> Arc<Self> {
         let announce = capture
-            .needs_announcements()
-            .then(|| announcer(Arc::clone(&capture)));
+            .as_ref()
+            .filter(|capture| capture.needs_announcements())
+            .map(|capture| announcer(Arc::clone(capture)));
         Arc::new(Self {
             announce,
             capture,
@@ -296,8 +300,10 @@ impl Pod {
             let mut draining = std::pin::pin!(drain.started());
             loop {
                 let accepted = tokio::select! {
-                    () = &mut draining => return,
+                    biased;
+                    // First: what the kernel has accepted before the drain would be reset with the listener.
                     accepted = accept(&listener) => accepted,
+                    () = &mut draining => return,
                 };
                 match accepted.map(|accepted| (accepted, places.take())) {
                     Ok((accepted, Some(place))) => {
@@ -353,9 +359,14 @@ impl Pod {
             // Its own address needs no disguise.
             return self.upstream_options();
         }
+        let (mark, source) = match config.redirection {
+            Redirection::Steered => (config.capture_mark, Source::Spoofed(client)),
+            // Its rules know the connection by this mark, and bring the answers back.
+            Redirection::Rewritten => (config.bypass_mark, Source::SpoofedRouted(client)),
+        };
         ConnectOptions {
-            mark: Some(config.capture_mark),
-            source: Source::Spoofed(client),
+            mark: Some(mark),
+            source,
             deadline: config.connect_deadline,
             keepalive: None,
             announce: self.announce.as_deref(),
@@ -395,22 +406,28 @@ pub(crate) struct Listeners {
 
 impl Listeners {
     /// Marks as facts/capture.md 2.2: what the application opened stays on loopback, what came from outside leaves again.
+    /// Behind istio-cni's rules all are the proxy's (facts A4).
     pub(crate) fn open(netns: &NetNs, config: &ProxyConfig) -> anyhow::Result<Self> {
         let open = |port: u16, mark: u32| {
             let options = ListenOptions {
                 mark: Some(mark),
                 transparent: true,
                 // A pod that is enrolled again listens while its earlier instance still drains.
-                reuse_port: true,
+                reuse_port: config.port_use == PortUse::Shared,
                 loopback_only: false,
                 keepalive: config.keepalive,
                 families: config.families,
             };
-            listen(netns, port, &options)
-                .with_context(|| format!("cannot listen on port {port} in the pod"))
+            let listener = listen(netns, port, &options)
+                .with_context(|| format!("cannot listen on port {port} in the pod"))?;
+            if config.port_use == PortUse::Shared {
+                sockopt::prefer_newest_listener(&listener)
+                    .with_context(|| format!("cannot take port {port} over"))?;
+            }
+            anyhow::Ok(listener)
         };
         Ok(Self {
-            outbound: open(ports::OUTBOUND, config.capture_mark)?,
+            outbound: open(ports::OUTBOUND, config.application_mark())?,
             inbound: open(ports::INBOUND_PLAINTEXT, config.bypass_mark)?,
             hbone: open(ports::HBONE, config.bypass_mark)?,
             dns: config

@@ -28,6 +28,8 @@ pub enum Source {
     Routed,
     /// The address of a remote client, towards an application of the namespace, through its loopback.
     Spoofed(IpAddr),
+    /// The same by the namespace's own routes, where rules on marks bring the answers back (facts A4).
+    SpoofedRouted(IpAddr),
 }
 
 /// Told of a spoofed connection before it is made, with the addresses of both ends; what it returns is kept until the
@@ -80,11 +82,13 @@ pub async fn connect(
 ) -> Result<TcpStream, ConnectError> {
     let attempt = async {
         match options.source {
-            Source::Spoofed(client) if client.is_ipv4() == target.is_ipv4() => {
+            Source::Spoofed(client) | Source::SpoofedRouted(client)
+                if client.is_ipv4() == target.is_ipv4() =>
+            {
                 connect_as(netns, target, client, options).await
             }
             // An address of the other family cannot be kept.
-            Source::Spoofed(_) | Source::Routed => {
+            Source::Spoofed(_) | Source::SpoofedRouted(_) | Source::Routed => {
                 let socket = socket(netns, target, options)?;
                 Ok(into_tokio(socket).connect(target).await?)
             }
@@ -95,7 +99,7 @@ pub async fn connect(
         .unwrap_or(Err(ConnectError::Deadline(options.deadline)))
 }
 
-/// Reaches the application at `target` over loopback as if `client` had connected.
+/// Reaches the application at `target` as if `client` had connected.
 async fn connect_as(
     netns: &NetNs,
     target: SocketAddr,
@@ -105,8 +109,10 @@ async fn connect_as(
     for _ in 0..SPOOFED_TRIES {
         let socket = socket(netns, target, options)?;
         sockopt::set_transparent(&socket, Domain::for_address(target))?;
-        // Makes the route, and with it the connection's arrival, that of loopback (facts/capture.md 2.3).
-        socket.bind_device(Some(b"lo"))?;
+        if matches!(options.source, Source::Spoofed(_)) {
+            // Makes the route, and with it the connection's arrival, that of loopback (facts/capture.md 2.3).
+            socket.bind_device(Some(b"lo"))?;
+        }
         socket.set_reuse_address(true)?;
         let source = SocketAddr::new(client, rand::rng().random_range(SPOOFED_PORTS));
         match socket.bind(&source.into()) {

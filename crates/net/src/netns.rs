@@ -79,6 +79,17 @@ impl NetNs {
     }
 }
 
+/// Whether this process may do in namespaces what it is for: enter one, and mark sockets there.
+///
+/// # Errors
+/// When a capability is missing.
+pub fn check_capabilities(netns: &NetNs, mark: u32) -> io::Result<()> {
+    netns.run(|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.set_mark(mark)
+    })?
+}
+
 impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -71,6 +71,43 @@ pub fn set_keepalive<'s>(socket: impl Into<SockRef<'s>>, keepalive: &Keepalive) 
     )
 }
 
+/// Has all new connections of a port that several listeners share (`SO_REUSEPORT`) go to the second of them, which is the
+/// newest when a process takes over from another, and to the first when it is alone. Without it the kernel would spread
+/// them over both, and those that wait for the older one would be reset when it closes.
+///
+/// # Errors
+/// As the kernel says.
+pub fn prefer_newest_listener(listener: &impl AsRawFd) -> io::Result<()> {
+    // A number that no listener has makes the kernel choose by itself.
+    const SECOND: u32 = 1;
+    let mut choose = libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: SECOND,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: &raw mut choose,
+    };
+    // SAFETY: the descriptor is open; pointer and length describe `program`, which with its one instruction outlives the
+    // call, in which the kernel copies both.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
 /// Makes closing the socket send RST and discard what is unsent.
 ///
 /// # Errors
@@ -99,5 +136,49 @@ fn set_int(
         Ok(())
     } else {
         Err(io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, SocketAddr};
+
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::{ListenOptions, NetNs, listen::listen_on};
+
+    async fn listener(addr: SocketAddr) -> TcpListener {
+        let options = ListenOptions {
+            reuse_port: true,
+            ..ListenOptions::default()
+        };
+        let listener = listen_on(&NetNs::current().unwrap(), addr, &options).unwrap();
+        prefer_newest_listener(&listener).unwrap();
+        listener
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test's client")]
+    async fn arrives_at(listener: &TcpListener, addr: SocketAddr) {
+        for _ in 0..20 {
+            let (client, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
+            client.unwrap();
+            accepted.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn the_newest_listener_gets_all_and_the_last_one_too() {
+        let any = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+        let mut current = listener(any).await;
+        let addr = current.local_addr().unwrap();
+        for _ in 0..3 {
+            arrives_at(&current, addr).await;
+            let next = listener(addr).await;
+            arrives_at(&next, addr).await;
+            drop(current);
+            current = next;
+        }
+        arrives_at(&current, addr).await;
     }
 }

@@ -69,6 +69,11 @@ impl Readiness {
 }
 
 impl ReadinessTask {
+    /// This part cannot do its work any more, or not yet again.
+    pub fn pending(&self) {
+        self.inner.tasks.lock().insert(self.name, State::Pending);
+    }
+
     /// This part can do its work.
     pub fn ready(&self) {
         let left = {
@@ -113,6 +118,8 @@ mod tests {
         assert_eq!(readiness.pending(), ["proxy"]);
         proxy.ready();
         assert!(readiness.pending().is_empty());
+        proxy.pending();
+        assert_eq!(readiness.pending(), ["proxy"]);
     }
 
     #[tokio::test]

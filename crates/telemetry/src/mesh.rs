@@ -35,6 +35,21 @@ pub fn workload_proxy_started() {
     counter!("workload_manager_proxies_started_total").increment(1);
 }
 
+/// A pod that could not be served is tried again.
+pub fn workload_proxy_retried() {
+    counter!("leyline_workload_proxy_retries_total").increment(1);
+}
+
+/// istio-cni was told that it asked for something impossible.
+pub fn zds_refused() {
+    counter!("leyline_zds_nacks_total").increment(1);
+}
+
+/// The connection to istio-cni ended, or could not be made.
+pub fn zds_lost() {
+    counter!("leyline_zds_connection_failures_total").increment(1);
+}
+
 /// A pod is not served any more.
 pub fn workload_proxy_stopped() {
     counter!("workload_manager_proxies_stopped_total").increment(1);
@@ -45,7 +60,23 @@ pub fn node_local_declined(reason: &'static str) {
     counter!("leyline_node_local_declined_total", "reason" => reason).increment(1);
 }
 
+fn describe_agent() {
+    describe_counter!(
+        "leyline_workload_proxy_retries_total",
+        "Attempts to serve a pod that could not be served before."
+    );
+    describe_counter!(
+        "leyline_zds_nacks_total",
+        "Requests of istio-cni that were answered with an error."
+    );
+    describe_counter!(
+        "leyline_zds_connection_failures_total",
+        "Connections to istio-cni that ended or could not be made."
+    );
+}
+
 pub(crate) fn describe() {
+    describe_agent();
     describe_counter!(
         "istio_xds_connection_terminations_total",
         "xDS streams that ended."

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, service::interceptor::InterceptedService, transport::Channel};
 use tracing::{info, warn};
 
-use super::pods::{Command, Outcome};
+use super::pods::{Command, Order, Outcome};
 
 /// First pause before connecting again; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -37,7 +37,7 @@ pub(crate) type Client = EnrolmentServiceClient<InterceptedService<Channel, Auth
 pub(crate) async fn follow(
     mut client: Client,
     node: String,
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Order>,
     mut outcomes: mpsc::Receiver<Outcome>,
 ) {
     let mut pause = PAUSE_MIN;
@@ -69,7 +69,7 @@ async fn forget_outcomes(outcomes: &mut mpsc::Receiver<Outcome>, pause: Duration
 async fn follow_once(
     client: &mut Client,
     node: &str,
-    commands: &mpsc::Sender<Command>,
+    commands: &mpsc::Sender<Order>,
     outcomes: &mut mpsc::Receiver<Outcome>,
     pause: &mut Duration,
 ) -> Result<(), Status> {
@@ -101,7 +101,7 @@ async fn follow_once(
             room = commands.reserve(), if waiting.is_some() => {
                 let Ok(room) = room else { return Ok(()) };
                 if let Some(command) = waiting.take() {
-                    room.send(command);
+                    room.send(command.into());
                 }
             }
             outcome = outcomes.recv() => {
@@ -135,6 +135,7 @@ fn command(message: WorkloadRequest) -> Option<Command> {
                     namespace: info.namespace.into(),
                     service_account: info.service_account.into(),
                 },
+                netns: None,
             })
         }
         Some(Payload::Del(del)) => Some(Command::Del {

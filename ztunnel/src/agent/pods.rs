@@ -3,11 +3,15 @@
 //! One task owns all of it, so that a pod's steps never interleave. One pod's trouble is that pod's: it is reported and
 //! tried again, and the others are served meanwhile.
 
+mod command;
 mod location;
+mod parting;
 mod set;
+mod sweep;
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -16,19 +20,21 @@ use std::{
 use anyhow::Context;
 use leyline_capture::{NodeCapture, PodCapture, PodOptions, PodSockets};
 use leyline_net::NetNs;
-use leyline_runtime::{Drain, DrainOutcome, ReadinessTask, spawn};
+use leyline_runtime::{Drain, ReadinessTask, spawn};
 use leyline_telemetry::mesh;
 use leyline_types::{WorkloadName, WorkloadUid};
 use tokio::{
     sync::mpsc,
-    time::{Instant, MissedTickBehavior, interval, sleep},
+    time::{Instant, MissedTickBehavior, interval},
 };
 use tracing::{Span, debug, info, warn};
 
+pub(crate) use self::command::{Command, Order, Outcome};
 use self::location::{Found, LOOK, Location};
+use self::parting::{Parting, drained};
 pub(crate) use self::set::{PodSet, Pods, Waiting};
 use crate::{
-    config::CaptureConfig,
+    config::{CaptureConfig, PodSource},
     proxy::{Listeners, Pod, Shared},
 };
 
@@ -36,55 +42,21 @@ use crate::{
 const RETRY_MIN: Duration = Duration::from_millis(50);
 /// Most of what a pod waits for (its namespace, its workload) comes by itself.
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// Connections of a pod that is no longer enrolled may take as long as they like; this only keeps the timer finite.
-const RELEASE_DEADLINE: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Connections that were on their way into a listener when capture was switched off are still accepted for this long,
-/// and the last packets of those that ended still find their routes. A handshake takes a round trip.
-const RELEASE_LINGER: Duration = Duration::from_secs(1);
 /// Commands that may wait for this task; the enrolment stream waits beyond that.
 pub(crate) const COMMANDS: usize = 256;
-
-/// What the node is told to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Command {
-    /// A stream has begun: from here to [`Self::SnapshotSent`] all pods of the node are named.
-    SnapshotBegins,
-    Add {
-        uid: WorkloadUid,
-        name: WorkloadName,
-    },
-    Keep {
-        uid: WorkloadUid,
-    },
-    Del {
-        uid: WorkloadUid,
-    },
-    /// All pods of the node were named since the stream began.
-    SnapshotSent,
-    /// The connections of a pod that left have ended.
-    Drained {
-        generation: u64,
-    },
-}
-
-/// What became of a command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Enrolled { uid: WorkloadUid },
-    Released { uid: WorkloadUid },
-    Failed { uid: WorkloadUid, error: String },
-}
 
 /// Owner of all pods.
 pub(crate) struct PodManager {
     shared: Arc<Shared>,
     config: CaptureConfig,
-    capture: NodeCapture,
+    /// None where others turn the connections to us.
+    capture: Option<NodeCapture>,
     set: Arc<PodSet>,
     drain: Drain,
-    outcomes: mpsc::Sender<Outcome>,
+    /// None where each command is answered by itself.
+    outcomes: Option<mpsc::Sender<Outcome>>,
     /// For what the manager's own tasks tell it.
-    commands: mpsc::Sender<Command>,
+    orders: mpsc::Sender<Order>,
     enrolled: HashMap<WorkloadUid, Managed>,
     /// Pods whose new connections go direct and whose old ones are still carried, by generation: a pod may come back
     /// before its earlier connections have ended.
@@ -99,7 +71,7 @@ pub(crate) struct PodManager {
 
 struct Managed {
     pod: Arc<Pod>,
-    capture: Arc<PodCapture>,
+    capture: Option<Arc<PodCapture>>,
     location: Location,
     generation: u64,
 }
@@ -107,6 +79,7 @@ struct Managed {
 /// A pod that could not be enrolled yet.
 struct Pending {
     name: WorkloadName,
+    netns: Option<NetNs>,
     pause: Duration,
     at: Instant,
     error: String,
@@ -116,10 +89,10 @@ impl PodManager {
     pub(crate) fn new(
         shared: Arc<Shared>,
         config: CaptureConfig,
-        capture: NodeCapture,
+        capture: Option<NodeCapture>,
         drain: Drain,
-        commands: mpsc::Sender<Command>,
-        outcomes: mpsc::Sender<Outcome>,
+        orders: mpsc::Sender<Order>,
+        outcomes: Option<mpsc::Sender<Outcome>>,
         ready: ReadinessTask,
     ) -> Self {
         Self {
@@ -129,7 +102,7 @@ impl PodManager {
             set: Arc::default(),
             drain,
             outcomes,
-            commands,
+            orders,
             enrolled: HashMap::new(),
             leaving: HashMap::new(),
             pending: HashMap::new(),
@@ -145,7 +118,7 @@ impl PodManager {
 
     /// Carries out commands until the process drains. Pods stay captured then: a ztunnel that follows takes over, and
     /// until it does they are refused rather than sent in plaintext.
-    pub(crate) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub(crate) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         let drain = self.drain.clone();
         let mut draining = std::pin::pin!(drain.started());
         let mut look = interval(LOOK);
@@ -154,8 +127,15 @@ impl PodManager {
             let retry = self.pending.values().map(|pending| pending.at).min();
             tokio::select! {
                 () = &mut draining => break,
-                command = commands.recv() => match command {
-                    Some(command) => self.carry_out(command).await,
+                order = orders.recv() => match order {
+                    Some(Order { command, answer }) => {
+                        let result = self.carry_out(command).await;
+                        self.publish();
+                        if let Some(answer) = answer {
+                            // Who asked may have lost the connection to its own asker.
+                            answer.send(result).ok();
+                        }
+                    }
                     None => break,
                 },
                 () = until(retry) => self.retry().await,
@@ -165,23 +145,37 @@ impl PodManager {
         }
     }
 
-    async fn carry_out(&mut self, command: Command) {
+    async fn carry_out(&mut self, command: Command) -> Result<(), String> {
         debug!(?command, "enrolment");
         match command {
             // An earlier stream may have broken before it had named all.
             Command::SnapshotBegins => self.named.clear(),
-            Command::Add { uid, name } => {
+            Command::Add { uid, name, netns } => {
                 self.named.insert(uid.clone());
                 // A new stream is told again what is known already.
                 self.pending.remove(&uid);
-                self.add(uid, name, RETRY_MIN).await;
+                let pause = self.first_pause();
+                return self.add(uid, name, netns, pause).await;
             }
             Command::Keep { uid } => {
                 self.named.insert(uid);
             }
-            Command::Del { uid } => self.release(uid).await,
+            Command::Del { uid } => {
+                self.named.remove(&uid);
+                self.release(uid).await;
+            }
             Command::SnapshotSent => self.end_snapshot().await,
+            Command::SourceLost => self.ready.pending(),
             Command::Drained { generation } => self.remove(generation).await,
+        }
+        Ok(())
+    }
+
+    /// What a pod of our own control plane waits for mostly comes at once; istio-cni tries again by itself too (ZDS-8).
+    fn first_pause(&self) -> Duration {
+        match self.config.source {
+            PodSource::ControlPlane => RETRY_MIN,
+            PodSource::Zds(_) => RETRY_MAX,
         }
     }
 
@@ -200,118 +194,79 @@ impl PodManager {
         self.ready.ready();
     }
 
-    /// Takes capture off pods that an earlier ztunnel captured and that are gone or no longer wanted.
-    async fn sweep(&self) {
-        match self.capture.collect_garbage() {
-            Ok(gone) if gone.is_empty() => {}
-            Ok(gone) => info!(pods = gone.len(), "removed capture of pods that are gone"),
-            Err(error) => warn!(%error, "cannot remove capture of pods that are gone"),
-        }
-        let pinned = match self.capture.pinned_pods() {
-            Ok(pinned) => pinned,
-            Err(error) => return warn!(%error, "cannot list captured pods"),
-        };
-        for netns in self.unwanted_namespaces() {
-            if !pinned.contains(&netns.cookie()) {
-                continue;
-            }
-            match self.capture.release(&netns).await {
-                Ok(()) => info!(
-                    cookie = netns.cookie(),
-                    "released a pod that is no longer enrolled"
-                ),
-                Err(error) => warn!(%error, "cannot release a pod that is no longer enrolled"),
-            }
-        }
-    }
-
-    /// Namespaces of pods of the node that are neither carried nor about to be: a pod that cannot be enrolled yet stays
-    /// captured as an earlier ztunnel left it, and so is refused rather than sent in plaintext.
-    fn unwanted_namespaces(&self) -> Vec<NetNs> {
-        let entries = match std::fs::read_dir(&self.config.pod_netns_dir) {
-            Ok(entries) => entries,
-            Err(error) => {
-                warn!(%error, dir = %self.config.pod_netns_dir.display(), "cannot list pod namespaces");
-                return Vec::new();
-            }
-        };
-        let carried = self.managed().map(|managed| &managed.pod.name);
-        let pending = self.pending.values().map(|pending| &pending.name);
-        let wanted: HashSet<String> = carried.chain(pending).map(file_name).collect();
-        entries
-            .flatten()
-            .filter(|entry| {
-                !entry
-                    .file_name()
-                    .to_str()
-                    .is_some_and(|name| wanted.contains(name))
-            })
-            .filter_map(|entry| NetNs::open(&entry.path()).ok())
-            .collect()
-    }
-
     fn managed(&self) -> impl Iterator<Item = &Managed> {
         self.enrolled.values().chain(self.leaving.values())
     }
 
-    async fn add(&mut self, uid: WorkloadUid, name: WorkloadName, pause: Duration) {
+    async fn add(
+        &mut self,
+        uid: WorkloadUid,
+        name: WorkloadName,
+        netns: Option<NetNs>,
+        pause: Duration,
+    ) -> Result<(), String> {
         if let Some(managed) = self.enrolled.get(&uid) {
-            if managed.pod.name == name && managed.location.look() != Found::Other {
-                return self.report(Outcome::Enrolled { uid }).await;
+            if managed.is_in(&name, netns.as_ref()) {
+                self.report(Outcome::Enrolled { uid }).await;
+                return Ok(());
             }
             self.leave(&uid);
         }
-        match self.enroll(&uid, &name).await {
+        let error = match self.enroll(&uid, &name, netns.as_ref()).await {
             Ok(()) => {
                 info!(pod = %name, "pod enrolled");
                 mesh::workload_proxy_started();
                 self.pending.remove(&uid);
                 self.report(Outcome::Enrolled { uid }).await;
+                return Ok(());
             }
-            Err(error) => {
-                let error = format!("{error:#}");
-                let known = self.pending.get(&uid);
-                if known.is_none_or(|pending| pending.error != error) {
-                    warn!(pod = %name, error, "pod cannot be enrolled yet");
-                    let (uid, error) = (uid.clone(), error.clone());
-                    self.report(Outcome::Failed { uid, error }).await;
-                }
-                let pending = Pending {
-                    name,
-                    pause,
-                    at: Instant::now() + pause,
-                    error,
-                };
-                self.pending.insert(uid, pending);
-            }
+            Err(error) => format!("{error:#}"),
+        };
+        let known = self.pending.get(&uid);
+        if known.is_none_or(|pending| pending.error != error) {
+            warn!(pod = %name, error, "pod cannot be enrolled yet");
+            let (uid, error) = (uid.clone(), error.clone());
+            self.report(Outcome::Failed { uid, error }).await;
         }
+        let pending = Pending {
+            name,
+            netns,
+            pause,
+            at: Instant::now() + pause,
+            error: error.clone(),
+        };
+        self.pending.insert(uid, pending);
+        Err(error)
     }
 
     /// Listeners first, then capture: from the first captured connection on there is somebody to take it. The pod is
     /// published before it accepts, so that no connection is admitted that a change of policy does not find.
-    async fn enroll(&mut self, uid: &WorkloadUid, name: &WorkloadName) -> anyhow::Result<()> {
-        let workload = self
-            .shared
-            .workload_now(name)
-            .context("its workload is not known yet")?;
-        let path: PathBuf = self.config.pod_netns_dir.join(file_name(name));
-        let (netns, location) = Location::open(path.clone())
-            .with_context(|| format!("cannot open its network namespace {}", path.display()))?;
-        let listeners = Listeners::open(&netns, &self.shared.config)?;
-        let sockets = PodSockets {
-            outbound: listeners.outbound_fd(),
-            inbound: listeners.inbound_fd(),
-            hbone: listeners.hbone_fd(),
-            dns_udp: listeners.dns_udp_fd(),
-            dns_tcp: listeners.dns_tcp_fd(),
+    async fn enroll(
+        &mut self,
+        uid: &WorkloadUid,
+        name: &WorkloadName,
+        given: Option<&NetNs>,
+    ) -> anyhow::Result<()> {
+        // istio-cni may name a pod before the control plane does; its connections wait for that (OUT-1).
+        let workload = self.shared.workload_now(name);
+        let (netns, location) = if let Some(netns) = given {
+            (netns.clone(), Location::given(netns))
+        } else {
+            anyhow::ensure!(workload.is_some(), "its workload is not known yet");
+            let path: PathBuf = self.config.pod_netns_dir.join(file_name(name));
+            Location::open(path.clone())
+                .with_context(|| format!("cannot open its network namespace {}", path.display()))?
         };
-        let addresses = workload.addresses.to_vec();
+        let listeners = Listeners::open(&netns, &self.shared.config)?;
+        let addresses = workload
+            .as_ref()
+            .map(|workload| workload.addresses.to_vec());
         let capture = self
-            .capture
-            .enroll(&netns, addresses, sockets, PodOptions::default())
+            .capture(&netns, addresses.unwrap_or_default(), &listeners)
             .await?;
-        let capture = Arc::new(capture);
-        self.shared.certificates.prefetch(workload.identity.clone());
+        if let Some(workload) = &workload {
+            self.shared.certificates.prefetch(workload.identity.clone());
+        }
         let pod = Pod::new(
             uid.clone(),
             name.clone(),
@@ -333,6 +288,28 @@ impl PodManager {
         Ok(())
     }
 
+    async fn capture(
+        &self,
+        netns: &NetNs,
+        addresses: Vec<IpAddr>,
+        listeners: &Listeners,
+    ) -> anyhow::Result<Option<Arc<PodCapture>>> {
+        let Some(capture) = &self.capture else {
+            return Ok(None);
+        };
+        let sockets = PodSockets {
+            outbound: listeners.outbound_fd(),
+            inbound: listeners.inbound_fd(),
+            hbone: listeners.hbone_fd(),
+            dns_udp: listeners.dns_udp_fd(),
+            dns_tcp: listeners.dns_tcp_fd(),
+        };
+        let captured = capture
+            .enroll(netns, addresses, sockets, PodOptions::default())
+            .await?;
+        Ok(Some(Arc::new(captured)))
+    }
+
     /// A pod that was made anew under the same name has another namespace, and nothing of it is captured.
     async fn follow_replaced(&mut self) {
         let replaced: Vec<(WorkloadUid, WorkloadName)> = self
@@ -343,7 +320,8 @@ impl PodManager {
             .collect();
         for (uid, name) in replaced {
             info!(pod = %name, "pod has another network namespace");
-            self.add(uid, name, RETRY_MIN).await;
+            // An error is told and tried again.
+            self.add(uid, name, None, RETRY_MIN).await.ok();
         }
     }
 
@@ -366,21 +344,30 @@ impl PodManager {
         };
         let pod = &managed.pod;
         pod.set_draining();
-        if let Err(error) = managed.capture.stop_new() {
+        if let Some(capture) = &managed.capture
+            && let Err(error) = capture.stop_new()
+        {
             warn!(pod = %pod.name, %error, "capture cannot be switched off");
         }
         info!(pod = %pod.name, connections = pod.connections.count(), "pod released");
-        let (commands, generation) = (self.commands.clone(), managed.generation);
+        let parting = Parting::of(&self.config.source);
+        if parting == Parting::Cut {
+            pod.drain.start();
+        }
+        let (orders, generation) = (self.orders.clone(), managed.generation);
         let (carried, location) = (pod.drain.clone(), managed.location.clone());
         let process = self.drain.clone();
         spawn("pod release", Span::none(), &self.drain, async move {
             tokio::select! {
-                () = drained(&carried, &location) => {}
+                () = drained(&carried, &location, parting) => {}
                 // Nothing is removed then: the pod's connections end by the process's own deadline.
                 () = process.started() => return,
             }
             // Fails only when the manager is gone, and then there is nothing to remove.
-            commands.send(Command::Drained { generation }).await.ok();
+            orders
+                .send(Command::Drained { generation }.into())
+                .await
+                .ok();
         });
         self.leaving.insert(generation, managed);
     }
@@ -391,10 +378,16 @@ impl PodManager {
             return;
         };
         mesh::workload_proxy_stopped();
-        let cookie = capture.cookie();
-        if self.managed().any(|other| other.capture.cookie() == cookie) {
+        let cookie = pod.netns.cookie();
+        if self
+            .managed()
+            .any(|other| other.pod.netns.cookie() == cookie)
+        {
             return;
         }
+        let Some(capture) = capture else {
+            return;
+        };
         match capture.remove().await {
             Ok(()) => info!(pod = %pod.name, "pod's capture removed"),
             Err(error) => warn!(pod = %pod.name, %error, "pod's capture is not wholly removed"),
@@ -403,25 +396,32 @@ impl PodManager {
 
     async fn retry(&mut self) {
         let now = Instant::now();
-        let due: Vec<(WorkloadUid, WorkloadName, Duration)> = self
+        let due: Vec<WorkloadUid> = self
             .pending
             .iter()
             .filter(|(_, pending)| pending.at <= now)
-            .map(|(uid, pending)| {
-                let pause = (pending.pause * 2).min(RETRY_MAX);
-                (uid.clone(), pending.name.clone(), pause)
-            })
+            .map(|(uid, _)| uid.clone())
             .collect();
-        for (uid, name, pause) in due {
-            self.add(uid, name, pause).await;
+        for uid in due {
+            let Some(pending) = self.pending.get(&uid) else {
+                continue;
+            };
+            let (name, netns) = (pending.name.clone(), pending.netns.clone());
+            let pause = (pending.pause * 2).min(RETRY_MAX);
+            mesh::workload_proxy_retried();
+            // An error is told and tried again.
+            self.add(uid, name, netns, pause).await.ok();
         }
     }
 
     /// Waits for room, but not beyond the begin of the drain: nobody may read any more.
     async fn report(&self, outcome: Outcome) {
+        let Some(outcomes) = &self.outcomes else {
+            return;
+        };
         tokio::select! {
             // Fails only when the enrolment client is gone at shutdown.
-            _ = self.outcomes.send(outcome) => {}
+            _ = outcomes.send(outcome) => {}
             () = self.drain.started() => {}
         }
     }
@@ -440,20 +440,14 @@ impl PodManager {
     }
 }
 
-/// Waits for the connections of a pod that leaves; those of one that is gone are cut.
-async fn drained(carried: &Drain, location: &Location) {
-    let in_order = async {
-        sleep(RELEASE_LINGER).await;
-        let outcome = carried.run(RELEASE_DEADLINE).await;
-        sleep(RELEASE_LINGER).await;
-        outcome
-    };
-    let outcome = tokio::select! {
-        outcome = in_order => outcome,
-        () = location.gone() => carried.run(Duration::ZERO).await,
-    };
-    if let DrainOutcome::Forced { tasks } = outcome {
-        info!(tasks, "connections of a pod that is gone were cut");
+impl Managed {
+    /// Whether this is the pod that is named now.
+    fn is_in(&self, name: &WorkloadName, given: Option<&NetNs>) -> bool {
+        let same_place = match given {
+            Some(netns) => netns.cookie() == self.pod.netns.cookie(),
+            None => self.location.look() != Found::Other,
+        };
+        self.pod.name == *name && same_place
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use leyline_net::listen::Families;
+use leyline_net::{Redirection, listen::Families};
 use leyline_tls::{KeyExchange, OldestVersion};
 use serde_json::{Value, json};
 
-use super::{Config, SourceAddress};
+use super::{Config, PortUse, SourceAddress};
 use crate::proxy::connections::DecisionLevel;
 
 impl Config {
@@ -28,6 +28,11 @@ impl Config {
             "istioVersion": node.istio_version,
             "capture": self.capture,
             "nodeLocal": proxy.node_local,
+            "redirection": match proxy.redirection {
+                Redirection::Steered => "ebpf",
+                Redirection::Rewritten => "cni",
+            },
+            "inpodPortReuse": proxy.port_use == PortUse::Shared,
             "packetMark": proxy.bypass_mark,
             "requireOriginalSource": proxy.source_address == SourceAddress::Client,
             "ipv6Enabled": proxy.families == Families::Both,

@@ -91,6 +91,31 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "shared",
         "one process for all pods of the node",
     ),
+    (
+        "INPOD_ENABLED",
+        "false",
+        "set by Istio's chart: pods come from istio-cni",
+    ),
+    (
+        "INPOD_UDS",
+        "/var/run/ztunnel/ztunnel.sock",
+        "istio-cni's socket; if set, pods come from istio-cni",
+    ),
+    (
+        "INPOD_PORT_REUSE",
+        "true",
+        "the next ztunnel may listen in pods while this one runs",
+    ),
+    (
+        "LEYLINE_ENROLMENT",
+        "",
+        "zds: pods come from istio-cni; controlplane: from Leyline's; unset: as INPOD_* say",
+    ),
+    (
+        "LEYLINE_CAPTURE",
+        "",
+        "ebpf: ours; cni: rules that istio-cni makes, the default with it",
+    ),
     ("", "", "connections"),
     ("KEEPALIVE_ENABLED", "true", "probe silent TCP peers"),
     ("KEEPALIVE_TIME", "180s", "silence before the first probe"),

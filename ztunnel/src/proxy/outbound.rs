@@ -22,7 +22,7 @@ use super::{Pod, forward, local, no_original_destination};
 pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
     let _open = OpenSocket::new(Reporter::Source);
     let Accepted { stream, peer } = accepted;
-    let orig_dst = match orig_dst::of(&stream) {
+    let orig_dst = match orig_dst::of_redirected(&stream, pod.shared.config.redirection) {
         Ok(orig_dst) => orig_dst,
         Err(error) => return no_original_destination(Direction::Outbound, peer.addr(), &error),
     };

@@ -22,7 +22,7 @@ use super::{
 pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
     let _open = OpenSocket::new(Reporter::Destination);
     let peer = accepted.peer.addr();
-    let target = match orig_dst::of(&accepted.stream) {
+    let target = match orig_dst::of_redirected(&accepted.stream, pod.shared.config.redirection) {
         Ok(target) => target,
         Err(error) => return no_original_destination(Direction::Inbound, peer, &error),
     };

@@ -26,6 +26,8 @@ use super::{
 use crate::objects::{Kind, ObjectKey, Objects};
 
 pub(super) const TUNNEL: &str = "networking.istio.io/tunnel";
+/// istio-cni's word that it has captured a pod.
+const REDIRECTION: &str = "ambient.istio.io/redirection";
 const POD_TEMPLATE_HASH: &str = "pod-template-hash";
 pub(super) const NAME_LABELS: [&str; 3] = [
     "service.istio.io/canonical-name",
@@ -85,7 +87,7 @@ pub(super) fn of_pod(
         network_gateway: context.networks.gateway_to(network),
         waypoint: waypoint_of(context, pod, advice),
         application_tunnel: context.waypoints.application_tunnel(pod),
-        tunnel_protocol: tunnel(captured || native).into(),
+        tunnel_protocol: tunnel(captured || native || is_redirected(pod)).into(),
         trust_domain: trust_domain(mesh),
         service_account: service_account_of(pod).to_owned(),
         node: node.to_owned(),
@@ -125,6 +127,14 @@ fn waypoint_of(
         annotations: pod.metadata.annotations.as_ref(),
     };
     context.waypoints.of_workload(attached, advice)
+}
+
+/// Where istio-cni enrols the pods of a node in place of our node proxy.
+fn is_redirected(pod: &Pod) -> bool {
+    let annotations = pod.metadata.annotations.as_ref();
+    annotations
+        .and_then(|all| all.get(REDIRECTION))
+        .is_some_and(|value| value == "enabled")
 }
 
 fn tunnel(hbone: bool) -> TunnelProtocol {

@@ -18,7 +18,8 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// held open, and whoever has a location holds the namespace.
 #[derive(Clone, Debug)]
 pub(super) struct Location {
-    path: PathBuf,
+    /// None for a namespace that was handed over: whoever did so also tells when the pod is gone.
+    path: Option<PathBuf>,
     inode: u64,
 }
 
@@ -36,11 +37,22 @@ impl Location {
         let file = File::open(&path)?;
         let inode = file.metadata()?.ino();
         let netns = NetNs::from_fd(file.into())?;
+        let path = Some(path);
         Ok((netns, Self { path, inode }))
     }
 
+    pub(super) fn given(netns: &NetNs) -> Self {
+        Self {
+            path: None,
+            inode: netns.cookie(),
+        }
+    }
+
     pub(super) fn look(&self) -> Found {
-        match fs::metadata(&self.path) {
+        let Some(path) = &self.path else {
+            return Found::Same;
+        };
+        match fs::metadata(path) {
             Ok(found) if found.ino() == self.inode => Found::Same,
             Ok(_) => Found::Other,
             Err(_) => Found::Nothing,

@@ -49,8 +49,9 @@ pub(crate) struct DnsListeners {
 impl DnsListeners {
     /// Reachable from within the pod only: a pod is no resolver for others.
     pub(crate) fn open(netns: &NetNs, config: &ProxyConfig) -> io::Result<Self> {
+        let mark = config.application_mark();
         let options = ListenOptions {
-            mark: Some(config.capture_mark),
+            mark: Some(mark),
             transparent: true,
             reuse_port: true,
             loopback_only: true,
@@ -58,7 +59,7 @@ impl DnsListeners {
             families: config.families,
         };
         Ok(Self {
-            udp: Datagrams::open(netns, ports::DNS, config.families, config.capture_mark)?,
+            udp: Datagrams::open(netns, ports::DNS, config.families, mark)?,
             tcp: listen(netns, ports::DNS, &options)?,
         })
     }
@@ -172,7 +173,8 @@ async fn serve_connections(proxy: Arc<DnsProxy>, listener: TcpListener) {
 
 /// Answers one query after the other (RFC 7766).
 async fn answer_connection(proxy: &DnsProxy, mut stream: TcpStream) -> io::Result<()> {
-    let asked = orig_dst::of(&stream)?.addr();
+    let redirection = proxy.pod.shared.config.redirection;
+    let asked = orig_dst::of_redirected(&stream, redirection)?.addr();
     // Called by our own port, nobody else was meant.
     let asked = resolver(asked.ip()).filter(|_| asked.port() != ports::DNS);
     let drain = &proxy.pod.drain;
