@@ -6,6 +6,7 @@
 
 mod certificates;
 mod cluster;
+mod cni;
 mod dns;
 mod enrolment;
 mod lifecycle;

@@ -13,6 +13,7 @@ pub mod netlink;
 pub mod netns;
 
 pub mod cluster;
+pub mod cni;
 pub mod config_dir;
 pub mod kubelet;
 pub mod manifest;

@@ -18,7 +18,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::{codegen, ebpf, tidy};
 
 /// What the tests need besides Rust and gcc: peers that share no code with us.
-const TOOLS: [Tool; 6] = [
+const TOOLS: [Tool; 7] = [
     Tool {
         probe: &["python3", "-c", "import ensurepip, venv"],
         package: "python3-venv",
@@ -26,6 +26,10 @@ const TOOLS: [Tool; 6] = [
     Tool {
         probe: &["node", "--version"],
         package: "nodejs",
+    },
+    Tool {
+        probe: &["iptables", "--version"],
+        package: "iptables",
     },
     Tool {
         probe: &["openssl", "version"],

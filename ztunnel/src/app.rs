@@ -118,7 +118,7 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     let listeners = ServerListeners::open(&config.pages, &workers)?;
     let shared = start_state(&config, &background)?;
     let mut agent = agent::start(&config, &shared, &drain, &background, &workers, pods_ready)?;
-    agent::counters::export(&metrics, agent.kernel, agent.pods.clone());
+    agent::counters::export(&metrics, agent.kernel.take(), agent.pods.clone());
     follow_xds(
         &config,
         Discovery::new(shared.clone(), agent.pods.clone()),
