@@ -2,7 +2,7 @@
 
 use leyline_tests::checks::Check;
 
-use crate::support::{enrolled_with, mesh};
+use crate::support::{bookstore, enrolled_with, mesh};
 
 macro_rules! checks {
     ($($name:ident: $check:expr;)*) => {$(
@@ -26,6 +26,17 @@ checks! {
     dead_programs_leak_nothing: Check::Failure;
     wrong_input_is_reported: Check::Input;
     foreign_peers_are_served_or_refused: Check::Foreign;
+}
+
+/// All on one mesh, as the demo makes them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waypoint_keeps_the_promises_of_the_demo() {
+    let mut mesh = bookstore().await;
+    for check in Check::WAYPOINT {
+        let seen = check.run(&mut mesh).await;
+        assert!(seen.is_ok(), "{check:?}: {:#}", seen.unwrap_err());
+    }
+    mesh.stop().await.unwrap();
 }
 
 /// Forced: this kernel would take the other variant by itself.

@@ -30,19 +30,28 @@ pub(crate) async fn cluster() -> Cluster {
     preflight::check_machine().unwrap();
     run::remove_abandoned().unwrap();
     let binaries = Binaries::beside_this_test().unwrap();
-    Cluster::start(Run::unique().unwrap(), &binaries, &manifests())
+    Cluster::start(Run::unique().unwrap(), &binaries, &[manifests()])
         .await
         .unwrap()
 }
 
-/// The demo's mesh.
+/// The demo's mesh, without its waypoint.
 pub(crate) async fn mesh() -> Mesh {
+    mesh_of(vec![manifests()]).await
+}
+
+/// The demo's mesh with the bookstore and its waypoint.
+pub(crate) async fn bookstore() -> Mesh {
+    Box::pin(mesh_of(vec![manifests(), manifests().join("bookstore")])).await
+}
+
+async fn mesh_of(manifests: Vec<PathBuf>) -> Mesh {
     preflight::check_machine().unwrap();
     run::remove_abandoned().unwrap();
     let options = Options {
         run: Run::unique().unwrap(),
         binaries: Binaries::beside_this_test().unwrap(),
-        manifests: manifests(),
+        manifests,
         limits: Limits::TEST,
         peers: root().join("target/peers-venv"),
     };

@@ -11,6 +11,7 @@ mod input;
 mod modes;
 mod policy;
 mod traffic;
+mod waypoint;
 mod wire;
 
 use std::{future::Future, pin::Pin};
@@ -67,11 +68,29 @@ pub enum Check {
     Input,
     /// Peers that share no code with us, good and bad.
     Foreign,
+    /// Through a waypoint: a version for some.
+    Canary,
+    /// Copies of requests.
+    Mirror,
+    /// Retries and timeouts.
+    Resilience,
+    /// Faults made on purpose.
+    Faults,
+    /// Policies about requests.
+    RequestPolicy,
+    /// gRPC and WebSocket.
+    Protocols,
+    /// Edits of routes under load.
+    RouteChange,
+    /// A route with a mistake in it.
+    RouteMistake,
+    /// A dead waypoint.
+    DeadWaypoint,
 }
 
 impl Check {
-    /// In the order of a run. What dies in [`Self::Failure`] stays dead to the end, so it comes last.
-    pub const IN_ORDER: [Self; 9] = [
+    /// Of the node proxies, in the order of a run. What dies in [`Self::Failure`] stays dead to the end, so it comes last.
+    pub const NODE: [Self; 9] = [
         Self::Enrolment,
         Self::Wire,
         Self::Identity,
@@ -81,6 +100,19 @@ impl Check {
         Self::Input,
         Self::Foreign,
         Self::Failure,
+    ];
+
+    /// Of waypoints, with what is in manifests/demo/bookstore.
+    pub const WAYPOINT: [Self; 9] = [
+        Self::Canary,
+        Self::Mirror,
+        Self::Resilience,
+        Self::Faults,
+        Self::RequestPolicy,
+        Self::Protocols,
+        Self::RouteChange,
+        Self::RouteMistake,
+        Self::DeadWaypoint,
     ];
 
     /// What it shows, for a line of output.
@@ -95,6 +127,15 @@ impl Check {
             Self::Input => "wrong YAML is reported and harms nothing",
             Self::Foreign => "foreign HBONE peers, good ones and bad ones",
             Self::Failure => "killed proxy, stopped control plane",
+            Self::Canary => "waypoint: canary by header, 90/10 by weight",
+            Self::Mirror => "waypoint: a mirror gets a copy of each request",
+            Self::Resilience => "waypoint: retries hide a broken endpoint, timeouts",
+            Self::Faults => "waypoint: delays for 10 %, aborts for 5 %",
+            Self::RequestPolicy => "waypoint: GET is allowed, POST is not",
+            Self::Protocols => "waypoint: gRPC and WebSocket",
+            Self::RouteChange => "waypoint: routes change under load",
+            Self::RouteMistake => "waypoint: a route with a mistake harms nothing",
+            Self::DeadWaypoint => "waypoint: killed and back",
         }
     }
 
@@ -114,6 +155,15 @@ impl Check {
             Self::Failure => Box::pin(failure::check(mesh)),
             Self::Input => Box::pin(input::check(mesh)),
             Self::Foreign => Box::pin(foreign::check(mesh)),
+            Self::Canary => Box::pin(waypoint::canary(mesh)),
+            Self::Mirror => Box::pin(waypoint::mirror(mesh)),
+            Self::Resilience => Box::pin(waypoint::resilience(mesh)),
+            Self::Faults => Box::pin(waypoint::faults(mesh)),
+            Self::RequestPolicy => Box::pin(waypoint::policy(mesh)),
+            Self::Protocols => Box::pin(waypoint::protocols(mesh)),
+            Self::RouteChange => Box::pin(waypoint::change(mesh)),
+            Self::RouteMistake => Box::pin(waypoint::mistake(mesh)),
+            Self::DeadWaypoint => Box::pin(waypoint::killed(mesh)),
         };
         check.await
     }

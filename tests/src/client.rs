@@ -183,6 +183,11 @@ impl Connection {
         }
     }
 
+    /// For who speaks a protocol of its own on it.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// The address that the peer sees.
     pub fn local_addr(&self) -> Result<SocketAddr> {
         Ok(self.stream.local_addr()?)

@@ -101,9 +101,11 @@ pub struct Cluster {
 
 impl Cluster {
     /// Brings up what the YAML files of `manifests` describe.
-    pub async fn start(run: Run, binaries: &Binaries, manifests: &Path) -> Result<Self> {
+    pub async fn start(run: Run, binaries: &Binaries, manifests: &[PathBuf]) -> Result<Self> {
         let config = ConfigDir::new(run.config_dir());
-        config.copy_from(manifests)?;
+        for directory in manifests {
+            config.copy_from(directory)?;
+        }
         let mut fabric = Fabric::create(&run).await?;
         for node in Manifest::read(&config.files()?)?.nodes {
             fabric

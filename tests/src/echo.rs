@@ -4,7 +4,11 @@
 mod http;
 mod tcp;
 
-use std::{future::Future, net::SocketAddr, sync::Arc};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use anyhow::{Context, Result};
 use leyline_net::{ListenOptions, NetNs, listen};
@@ -32,10 +36,13 @@ pub struct EchoArgs {
     /// Name of the version, for replies.
     #[arg(long, default_value = "")]
     pub version: String,
+    /// Status of every HTTP answer, for an app that is broken.
+    #[arg(long)]
+    pub fail: Option<u16>,
 }
 
 /// Who the app is.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Me {
     /// Pod.
     pub pod: String,
@@ -43,6 +50,10 @@ pub struct Me {
     pub namespace: String,
     /// From [`EchoArgs::version`].
     pub version: String,
+    /// From [`EchoArgs::fail`].
+    pub fail: Option<u16>,
+    /// HTTP requests until now.
+    pub requests: AtomicU64,
 }
 
 /// What the app says of a request.
@@ -54,6 +65,8 @@ pub struct Description {
     pub namespace: String,
     /// Its version.
     pub version: String,
+    /// How many HTTP requests it was sent, this one included.
+    pub requests: u64,
     /// Who connected, as the app's socket sees it.
     pub peer: SocketAddr,
     /// To which address, as the app's socket sees it.

@@ -29,6 +29,7 @@ pub mod client;
 pub mod echo;
 pub mod eventually;
 pub mod payload;
+pub mod session;
 
 pub mod access_log;
 pub mod certificates;

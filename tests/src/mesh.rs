@@ -32,8 +32,8 @@ pub struct Options {
     pub run: Run,
     /// The programs.
     pub binaries: Binaries,
-    /// Directory of YAML to start with.
-    pub manifests: PathBuf,
+    /// Directories of YAML to start with.
+    pub manifests: Vec<PathBuf>,
     /// What counts as late.
     pub limits: Limits,
     /// Where foreign peers are, or are to be installed.
@@ -128,6 +128,7 @@ impl Mesh {
         };
         progress("node proxies");
         mesh.start_ztunnels(&binaries).await?;
+        progress("waypoints");
         Box::pin(mesh.start_waypoints(&binaries.waypoint)).await?;
         Ok(mesh)
     }
@@ -162,6 +163,19 @@ impl Mesh {
             self.waypoints.insert(spec.key(), waypoint);
         }
         Ok(())
+    }
+
+    /// Kills the waypoint of a Gateway.
+    pub async fn kill_waypoint(&mut self, gateway: &str) -> Result<()> {
+        self.waypoint_mut(gateway)?.kill().await
+    }
+
+    /// Starts it again, without waiting.
+    pub fn start_waypoint(&mut self, gateway: &str) -> Result<()> {
+        let found = self.waypoints.get_mut(gateway);
+        found
+            .with_context(|| format!("no waypoint of {gateway}"))?
+            .start_again(self.cluster.run())
     }
 
     /// The waypoint of a Gateway.
@@ -351,6 +365,12 @@ impl Mesh {
         for node in dead {
             self.start_ztunnel(&node)?;
             self.ztunnel_ready(&node).await?;
+        }
+        for waypoint in self.waypoints.values_mut() {
+            if !waypoint.is_running() {
+                waypoint.start_again(self.cluster.run())?;
+                waypoint.ready().await?;
+            }
         }
         eventually(
             "no policy of a check is in force",

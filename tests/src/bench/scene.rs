@@ -99,7 +99,7 @@ impl Scene {
         let options = Options {
             run,
             binaries: Binaries::in_dir(binaries),
-            manifests: Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/bench"),
+            manifests: vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("../manifests/bench")],
             limits: Limits::DEMO,
             // None are needed here, so none are installed.
             peers: PathBuf::new(),

@@ -1,6 +1,6 @@
 //! The application of the demo's pods, and with `call` a small HTTP client for looking around in them.
 
-use std::{io::Write, time::Duration};
+use std::{io::Write, sync::atomic::AtomicU64, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -63,6 +63,8 @@ async fn main() -> Result<()> {
                 pod,
                 namespace,
                 version: echo.version.clone(),
+                fail: echo.fail,
+                requests: AtomicU64::default(),
             };
             serve(me, &echo).await
         }

@@ -1,7 +1,13 @@
 //! The HTTP port of the echo app. `/bytes/N` downloads N bytes of the pattern, `/slow/MS` answers after a while,
 //! `/fail/VERSION/STATUS` fails where the version is the app's, and every path describes the request, with the hash of its body.
+//! An app that is told to fail says the same under its status.
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -41,6 +47,7 @@ async fn answer(
     me: &Me,
     (peer, local): (SocketAddr, SocketAddr),
 ) -> Result<Response<Full<Bytes>>> {
+    let requests = me.requests.fetch_add(1, Ordering::Relaxed) + 1;
     let (head, mut body) = request.into_parts();
     let mut hash = Hash::default();
     let mut body_bytes = 0;
@@ -75,6 +82,7 @@ async fn answer(
         pod: me.pod.clone(),
         namespace: me.namespace.clone(),
         version: me.version.clone(),
+        requests,
         peer,
         local,
         method: head.method.to_string(),
@@ -86,6 +94,7 @@ async fn answer(
     let mut text = serde_json::to_vec_pretty(&description)?;
     text.push(b'\n');
     Ok(Response::builder()
+        .status(me.fail.unwrap_or(200))
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::from(text))?)
 }

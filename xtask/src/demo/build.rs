@@ -5,7 +5,12 @@ use std::{ffi::OsString, path::Path};
 use anyhow::{Context, Result, ensure};
 use tokio::process::Command;
 
-const PACKAGES: [&str; 3] = ["leyline-ztunnel", "leyline-controlplane", "leyline-tests"];
+const PACKAGES: [&str; 4] = [
+    "leyline-ztunnel",
+    "leyline-waypoint",
+    "leyline-controlplane",
+    "leyline-tests",
+];
 
 /// `cargo build --release`, with cargo's own progress on the terminal.
 pub(crate) async fn release(root: &Path) -> Result<()> {
