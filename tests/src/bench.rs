@@ -29,6 +29,10 @@ const MEMORY_SETTLE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_secs(1);
 const MICROS: f64 = 1e6;
 const MILLIS: f64 = 1e3;
+/// Memory is told in 2^20 and 2^10 bytes.
+const KB_PER_MB: f64 = 1024.0;
+/// As many as one source may have into one pod, nearly.
+const HELD_TUNNELS: usize = 500;
 /// What CPU time is told per: 10^6 bytes.
 const MB: f64 = 1e6;
 
@@ -47,17 +51,20 @@ pub enum Phase {
     Connections,
     /// New tunnels per second.
     Tunnels,
+    /// Between two pods of one node.
+    Local,
 }
 
 impl Phase {
     /// Every one, in the order in which they run.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Memory,
         Self::Bulk,
         Self::Latency,
         Self::Closed,
         Self::Connections,
         Self::Tunnels,
+        Self::Local,
     ];
 
     /// As on the command line.
@@ -69,6 +76,7 @@ impl Phase {
             Self::Closed => "closed",
             Self::Connections => "connections",
             Self::Tunnels => "tunnels",
+            Self::Local => "local",
         }
     }
 }
@@ -138,6 +146,7 @@ pub async fn run(options: Options, progress: impl Fn(&str)) -> Result<Report> {
                 Phase::Closed => bench.closed(routes).await?,
                 Phase::Connections => bench.connections(routes).await?,
                 Phase::Tunnels => bench.tunnels().await?,
+                Phase::Local => bench.local().await?,
             }
         }
     }
@@ -171,15 +180,68 @@ struct Bench {
 impl Bench {
     async fn memory(&mut self) -> Result<()> {
         sleep(MEMORY_SETTLE).await;
-        self.add_resident("rss-0")?;
-        for connections in [1000, 8000] {
-            let mut held = self.scene.hold(connections).await?;
+        let idle = self.add_resident("rss-0")?;
+        // Tunnels first: freed memory of the connections would hide what they take.
+        let credential = self.scene.credential()?;
+        let mut held = self.scene.hold_tunnels(&credential, HELD_TUNNELS).await?;
+        sleep(MEMORY_SETTLE).await;
+        let [_, with_tunnels] = self.scene.resident()?;
+        let each = (with_tunnels - idle[1]) * KB_PER_MB / HELD_TUNNELS as f64;
+        self.report.add("tunnel-kb", Route::Mesh, each);
+        held.kill().await?;
+        sleep(MEMORY_SETTLE).await;
+        for connections in [1000_u32, 8000] {
+            let mut held = self.scene.hold(connections as usize).await?;
             sleep(MEMORY_SETTLE).await;
-            self.add_resident(&format!("rss-{connections}"))?;
+            let full = self.add_resident(&format!("rss-{connections}"))?;
+            for (side, (full, idle)) in ["a", "b"].into_iter().zip(full.into_iter().zip(idle)) {
+                let each = (full - idle) * KB_PER_MB / f64::from(connections);
+                let key = format!("connection-kb-{connections}-{side}");
+                self.report.add(&key, Route::Mesh, each);
+            }
             held.kill().await?;
             sleep(MEMORY_SETTLE).await;
         }
         Ok(())
+    }
+
+    /// All CPU time is that of the one proxy.
+    async fn local(&mut self) -> Result<()> {
+        for streams in ["1", "8"] {
+            let args = [
+                "bulk",
+                "{server}",
+                "--direction",
+                "up",
+                "--streams",
+                streams,
+            ];
+            let moved: Measured<Moved> = self.measure(Route::Local, &args).await?;
+            let key = format!("local-up-{streams}");
+            let megabytes = moved.result.bytes as f64 / MB;
+            self.report
+                .add(&key, Route::Mesh, moved.result.gbit_per_second);
+            self.report.add(
+                &format!("{key}-cpu"),
+                Route::Mesh,
+                moved.cpu[1] * MILLIS / megabytes,
+            );
+        }
+        let args = ["closed", "{server}", "--connections", "16"];
+        let measured: Measured<Repeated> = self.measure(Route::Local, &args).await?;
+        self.add_local("local-closed-16", &measured);
+        let measured: Measured<Repeated> = self
+            .measure(Route::Local, &["connections", "{server}"])
+            .await?;
+        self.add_local("local-connections", &measured);
+        Ok(())
+    }
+
+    fn add_local(&mut self, key: &str, measured: &Measured<Repeated>) {
+        let result = &measured.result;
+        self.report.add(key, Route::Mesh, result.rate());
+        let each = measured.cpu[1] * MICROS / result.count as f64;
+        self.report.add(&format!("{key}-cpu"), Route::Mesh, each);
     }
 
     async fn bulk(&mut self, routes: [Route; 2]) -> Result<()> {
@@ -296,10 +358,10 @@ impl Bench {
         }
     }
 
-    fn add_resident(&mut self, key: &str) -> Result<()> {
+    fn add_resident(&mut self, key: &str) -> Result<[f64; 2]> {
         let [a, b] = self.scene.resident()?;
         self.report.add(&format!("{key}-a"), Route::Mesh, a);
         self.report.add(&format!("{key}-b"), Route::Mesh, b);
-        Ok(())
+        Ok([a, b])
     }
 }

@@ -21,7 +21,7 @@ const SHORTEST: f64 = 0.5;
 /// Options of the command.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Only these, separated by commas: memory, bulk, latency, closed, connections, tunnels.
+    /// Only these, separated by commas: memory, bulk, latency, closed, connections, tunnels, local.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Phase>,
     /// Length of each measurement.

@@ -46,6 +46,8 @@ const fn row(
 /// Istio's CPU time per MB at the client's and the server's proxy.
 const MB_CLIENT: Option<(f64, f64)> = Some((0.87, 1.09));
 const MB_SERVER: Option<(f64, f64)> = Some((0.77, 1.0));
+/// Both proxies of Istio's take part in a connection inside a node, as one process.
+const BOTH_MB: Option<(f64, f64)> = Some((1.64, 2.09));
 const GBIT: Option<(f64, f64)> = Some((3.9, 5.4));
 const PER_CONNECTION: Option<(f64, f64)> = Some((174.0, 212.0));
 const REQUEST: Option<(f64, f64)> = Some((35.0, 35.0));
@@ -211,6 +213,55 @@ const METRICS: &[Metric] = &[
         Lower,
     ),
     row("tunnels-failed", "  failed", "", None, Lower),
+    row("local-up-1", "same node: 1 stream", "Gbit/s", GBIT, Higher),
+    row("local-up-1-cpu", "  CPU proxy", "ms/MB", BOTH_MB, Lower),
+    row("local-up-8", "same node: 8 streams", "Gbit/s", GBIT, Higher),
+    row("local-up-8-cpu", "  CPU proxy", "ms/MB", BOTH_MB, Lower),
+    row(
+        "local-closed-16",
+        "same node: closed loop, 16 connections",
+        "req/s",
+        None,
+        Higher,
+    ),
+    row("local-closed-16-cpu", "  CPU proxy", "us/req", None, Lower),
+    row(
+        "local-connections",
+        "same node: new connections",
+        "1/s",
+        None,
+        Higher,
+    ),
+    row(
+        "local-connections-cpu",
+        "  CPU proxy",
+        "us/conn",
+        None,
+        Lower,
+    ),
+    row(
+        "tunnel-kb",
+        "memory per idle inbound tunnel",
+        "kB",
+        None,
+        Lower,
+    ),
+    row(
+        "connection-kb-1000-a",
+        "memory per connection of 1,000, client proxy",
+        "kB",
+        None,
+        Lower,
+    ),
+    row("connection-kb-1000-b", "  server proxy", "kB", None, Lower),
+    row(
+        "connection-kb-8000-a",
+        "memory per connection of 8,000, client proxy",
+        "kB",
+        None,
+        Lower,
+    ),
+    row("connection-kb-8000-b", "  server proxy", "kB", None, Lower),
     row(
         "rss-0-a",
         "RSS idle, client proxy",

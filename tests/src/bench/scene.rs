@@ -49,6 +49,8 @@ pub(super) enum Route {
     Direct,
     /// Through both proxies.
     Mesh,
+    /// Between two pods of the server's node, inside its proxy.
+    Local,
 }
 
 impl Route {
@@ -56,13 +58,14 @@ impl Route {
         match self {
             Self::Direct => "direct/client",
             Self::Mesh => "mesh/client",
+            Self::Local => "mesh/neighbour",
         }
     }
 
     fn server(self) -> &'static str {
         match self {
             Self::Direct => "direct/server",
-            Self::Mesh => "mesh/server",
+            Self::Mesh | Self::Local => "mesh/server",
         }
     }
 }
@@ -141,7 +144,11 @@ impl Scene {
     async fn enrolled(&self) -> Result<()> {
         eventually("the mesh pair is enrolled", ENROL_DEADLINE, || async {
             for (node, dump) in self.mesh.dumps().await? {
-                for pod in [Route::Mesh.client(), Route::Mesh.server()] {
+                for pod in [
+                    Route::Mesh.client(),
+                    Route::Mesh.server(),
+                    Route::Local.client(),
+                ] {
                     dump.check_enrolled(&uid(pod))
                         .with_context(|| format!("on {node}"))?;
                 }
@@ -176,6 +183,27 @@ impl Scene {
         credential: &Credential,
         measured: Duration,
     ) -> Result<Measured<T>> {
+        let seconds = measured.as_secs_f64().to_string();
+        let program = self.tunnels(credential, "--seconds", &seconds)?;
+        self.observe(&program, measured, Route::Mesh).await
+    }
+
+    /// Opens idle tunnels to the server's proxy, with one stream in each, and returns the process that holds them.
+    pub(super) async fn hold_tunnels(
+        &self,
+        credential: &Credential,
+        tunnels: usize,
+    ) -> Result<Process> {
+        let program = self.tunnels(credential, "--hold", &tunnels.to_string())?;
+        let mut process = Process::start(self.mesh.cluster().run(), &program)?;
+        let line = process.wait_for_line("held", HOLD_DEADLINE).await?;
+        let held: Held = serde_json::from_str(&line)?;
+        ensure!(held.held == tunnels, "{line}");
+        Ok(process)
+    }
+
+    /// The client of tunnels, with one more option.
+    fn tunnels(&self, credential: &Credential, option: &str, value: &str) -> Result<Program> {
         let proxy = SocketAddr::new(self.server(Route::Mesh)?, HBONE);
         let root = self.mesh.cluster().run().state_dir().join("root-cert.pem");
         let args: Vec<OsString> = vec![
@@ -191,12 +219,11 @@ impl Scene {
             (&credential.key).into(),
             "--root".into(),
             root.into(),
-            "--seconds".into(),
-            measured.as_secs_f64().to_string().into(),
+            option.into(),
+            value.into(),
         ];
         let pod = self.mesh.cluster().pod(Route::Direct.client())?;
-        self.observe(&self.program("tunnels", pod, args), measured, Route::Mesh)
-            .await
+        Ok(self.program("tunnels", pod, args))
     }
 
     /// A certificate of the mesh's client, for [`Self::measure_tunnels`].
@@ -217,7 +244,9 @@ impl Scene {
         route: Route,
     ) -> Result<Measured<T>> {
         let profile = match (&self.profiles, route) {
-            (Some(directory), Route::Mesh) => Some(self.profile(directory, program)?),
+            (Some(directory), Route::Mesh | Route::Local) => {
+                Some(self.profile(directory, program)?)
+            }
             (Some(_), Route::Direct) | (None, _) => None,
         };
         let before = self.cpu()?;

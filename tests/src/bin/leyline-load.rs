@@ -53,7 +53,16 @@ fn main() -> Result<()> {
                 thread::park();
             }
         }
-        Command::Tunnels(args) => print(&tunnels::run(&args)?),
+        Command::Tunnels(args) => match args.hold {
+            None => print(&tunnels::run(&args)?),
+            Some(tunnels) => {
+                let holding = tunnels::hold(&args, tunnels)?;
+                print(&holding.held)?;
+                loop {
+                    thread::park();
+                }
+            }
+        },
     }
 }
 

@@ -6,7 +6,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use clap::Args;
-use leyline_hbone::{ConnectRequest, DialError, HboneConfig, Pool, PoolKey};
+use leyline_hbone::{ConnectRequest, DialError, HboneConfig, HboneStream, Pool, PoolKey};
 use leyline_net::{
     ConnectOptions, NetNs, Source, connect,
     copy::{Reader, Writer},
@@ -21,7 +21,9 @@ use tokio::{
 };
 
 use super::{
-    SILENCE, ports,
+    SILENCE,
+    hold::Held,
+    ports,
     timing::{Latencies, Repeated, cpu_seconds},
 };
 
@@ -54,6 +56,42 @@ pub struct TunnelsArgs {
     /// For how long.
     #[arg(long, default_value_t = 3.0)]
     pub seconds: f64,
+    /// Make so many tunnels and keep each with one stream until killed, instead.
+    #[arg(long)]
+    pub hold: Option<usize>,
+}
+
+/// Tunnels that are open and idle.
+pub struct Holding {
+    /// They end with it.
+    _runtime: tokio::runtime::Runtime,
+    _tunnels: Vec<(Pool, HboneStream)>,
+    /// What to tell.
+    pub held: Held,
+}
+
+/// Opens so many tunnels.
+pub fn hold(args: &TunnelsArgs, tunnels: usize) -> Result<Holding> {
+    leyline_tls::install_crypto_provider();
+    leyline_runtime::threads::raise_open_files_limit()?;
+    let caller = Arc::new(Caller::new(args)?);
+    let runtime = leyline_runtime::threads::worker_runtime(THREADS, "tunnels")?;
+    let start = Instant::now();
+    let tunnels = runtime.block_on(async {
+        let mut open = Vec::new();
+        for _ in 0..tunnels {
+            open.push(timeout(SILENCE, caller.open(ports::ECHO)).await??);
+        }
+        anyhow::Ok(open)
+    })?;
+    Ok(Holding {
+        held: Held {
+            held: tunnels.len(),
+            seconds: start.elapsed().as_secs_f64(),
+        },
+        _runtime: runtime,
+        _tunnels: tunnels,
+    })
 }
 
 /// What every tunnel needs.
@@ -134,11 +172,11 @@ impl Caller {
         (latencies, failed)
     }
 
-    async fn once(self: &Arc<Self>) -> Result<()> {
-        // A pool of its own, so that no tunnel is there yet. Without the pool it closes after its only stream.
+    /// A stream in a pool of its own, so that no tunnel is there yet. Without the pool the tunnel closes after the stream.
+    async fn open(self: &Arc<Self>, port: u16) -> Result<(Pool, HboneStream)> {
         let pool = Pool::new(HboneConfig::default(), self.drain.clone());
         let request = ConnectRequest {
-            authority: HboneAuthority::Address(SocketAddr::new(self.key.target.ip(), ports::SHORT)),
+            authority: HboneAuthority::Address(SocketAddr::new(self.key.target.ip(), port)),
             forwarded_for: self.key.target,
             forwarded_host: None,
             baggage: None,
@@ -150,7 +188,12 @@ impl Caller {
                 caller.dial().await.map_err(failed)
             })
             .await?;
-        let (mut reader, mut writer) = opened.stream.into_split();
+        Ok((pool, opened.stream))
+    }
+
+    async fn once(self: &Arc<Self>) -> Result<()> {
+        let (_pool, stream) = self.open(ports::SHORT).await?;
+        let (mut reader, mut writer) = stream.into_split();
         writer.write(Bytes::from_static(b"t")).await?;
         let back = reader.read().await?;
         ensure!(
