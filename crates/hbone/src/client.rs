@@ -31,6 +31,7 @@ use crate::{
     link::{self, Link, LinkHandle, Traffic},
     stream::HboneStream,
     usage::{Load, StreamGuard, Usage},
+    windows::Windows,
 };
 
 /// A tunnel as the pool knows it. When the last reference is dropped, the tunnel closes after its last stream.
@@ -62,6 +63,7 @@ pub(crate) struct Driver<IO> {
     traffic: Arc<Traffic>,
     events: Events,
     usage: Arc<Usage>,
+    windows: Windows,
     /// How long the tunnel is kept without streams.
     idle: Duration,
     /// Told when the peer's SETTINGS are in, or that they will not come; then gone.
@@ -127,6 +129,7 @@ where
         traffic,
         events,
         usage,
+        windows: Windows::new(cfg),
         idle: cfg.idle,
         settled: Some(settled),
     };
@@ -178,6 +181,11 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<IO> {
         if let Poll::Ready(result) = Pin::new(&mut self.connection).poll(cx) {
             return Poll::Ready(Step::Ended(result.map_err(HboneError::tunnel)));
         }
+        if self.resize()
+            && let Poll::Ready(result) = Pin::new(&mut self.connection).poll(cx)
+        {
+            return Poll::Ready(Step::Ended(result.map_err(HboneError::tunnel)));
+        }
         if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
             return Poll::Ready(Step::Ended(Err(HboneError::Transport(Arc::new(error)))));
         }
@@ -188,6 +196,26 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<IO> {
             let _gone: Result<(), _> = settled.send(Ok(()));
         }
         self.events.poll_next(cx).map(Step::Event)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<IO> {
+    /// Windows for as many streams as there are now. Says whether h2 has something to send for it.
+    fn resize(&mut self) -> bool {
+        let Some(sizes) = self.windows.wanted(self.usage.streams()) else {
+            return false;
+        };
+        // The answer to an earlier change is not here yet; with it this task runs again.
+        if self
+            .connection
+            .set_initial_window_size(sizes.stream)
+            .is_err()
+        {
+            return false;
+        }
+        self.connection.set_target_window_size(sizes.tunnel);
+        self.windows.told(sizes);
+        true
     }
 }
 

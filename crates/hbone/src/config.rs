@@ -7,9 +7,10 @@ use h2::{client, server};
 /// What both ends of a tunnel allow. The defaults are Istio's where Istio has one.
 #[derive(Clone, Debug)]
 pub struct HboneConfig {
-    /// Bytes that one stream may have received and not yet handed on. 4 MiB carries 30 Gbit/s at 1 ms round trip.
+    /// Bytes that one stream may have received and not yet handed on while it is alone in its tunnel; a quarter of the
+    /// tunnel's window at most. 4 MiB carries 30 Gbit/s at 1 ms round trip. Many streams have smaller windows each.
     pub stream_window: u32,
-    /// The same for all streams of a tunnel, so that one tunnel costs at most 16 MiB of received data.
+    /// The same for up to 32 streams of a tunnel together: 16 MiB. 200 streams can hold less than three times as much.
     pub connection_window: u32,
     /// Largest frame we accept. 1 MiB, as Istio: a large write of the peer stays one frame.
     pub max_frame_size: u32,
@@ -90,7 +91,7 @@ impl HboneConfig {
     pub(crate) fn client_builder(&self) -> client::Builder {
         let mut builder = client::Builder::new();
         builder
-            .initial_window_size(self.stream_window)
+            .initial_window_size(self.largest_window())
             .initial_connection_window_size(self.connection_window)
             .max_frame_size(self.max_frame_size)
             .max_header_list_size(self.response_headers)
@@ -106,7 +107,7 @@ impl HboneConfig {
     pub(crate) fn server_builder(&self) -> server::Builder {
         let mut builder = server::Builder::new();
         builder
-            .initial_window_size(self.stream_window)
+            .initial_window_size(self.largest_window())
             .initial_connection_window_size(self.connection_window)
             .max_frame_size(self.max_frame_size)
             .max_header_list_size(self.request_headers)
@@ -122,7 +123,7 @@ impl HboneConfig {
     /// too little to starve a window even if all streams of a tunnel do it.
     pub(crate) fn release_batch(&self) -> usize {
         const BATCH: usize = 16 << 10;
-        let share = usize::try_from(self.stream_window / 8).unwrap_or(BATCH);
-        share.min(BATCH)
+        let share = usize::try_from(self.smallest_window() / 8).unwrap_or(BATCH);
+        share.clamp(1, BATCH)
     }
 }

@@ -23,6 +23,7 @@ mod queued;
 pub mod server;
 mod stream;
 mod usage;
+mod windows;
 
 pub use config::HboneConfig;
 pub use error::{DialError, HboneError};

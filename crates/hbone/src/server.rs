@@ -29,6 +29,7 @@ use crate::{
     housekeeping::{Event, Events, drain_started, keepalive},
     link::{self, Link, LinkHandle},
     usage::Usage,
+    windows::Windows,
 };
 
 /// Tasks per allowed stream. A peer that opens and resets streams makes tasks that outlive their streams
@@ -76,6 +77,8 @@ where
         connection,
         link: handle,
         events,
+        usage: usage.clone(),
+        windows: Windows::new(cfg),
     };
     loop {
         match poll_fn(|cx| inbound.poll_step(cx)).await {
@@ -126,6 +129,8 @@ struct Inbound<IO> {
     connection: Connection<Link<IO>, Bytes>,
     link: LinkHandle<IO>,
     events: Events,
+    usage: Arc<Usage>,
+    windows: Windows,
 }
 
 #[expect(
@@ -141,22 +146,51 @@ enum Step {
 impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
     /// One turn: a new stream, or what h2 has to do and then one flush of all that it wrote.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        match self.connection.poll_accept(cx) {
-            Poll::Ready(Some(Ok((request, respond)))) => {
-                let (head, receive) = request.into_parts();
-                return Poll::Ready(Step::Stream(head, receive, respond));
-            }
-            Poll::Ready(Some(Err(error))) => {
-                return Poll::Ready(Step::Ended(Err(HboneError::tunnel(error))));
-            }
-            Poll::Ready(None) => return Poll::Ready(Step::Ended(Ok(()))),
-            Poll::Pending => {}
+        if let Poll::Ready(step) = self.poll_connection(cx) {
+            return Poll::Ready(step);
+        }
+        // Once all streams that have arrived are counted, and before any of them is answered.
+        if self.resize()
+            && let Poll::Ready(step) = self.poll_connection(cx)
+        {
+            return Poll::Ready(step);
         }
         if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
             let error = HboneError::Transport(Arc::new(error));
             return Poll::Ready(Step::Ended(Err(error)));
         }
         self.events.poll_next(cx).map(Step::Event)
+    }
+
+    fn poll_connection(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        self.connection
+            .poll_accept(cx)
+            .map(|accepted| match accepted {
+                Some(Ok((request, respond))) => {
+                    let (head, receive) = request.into_parts();
+                    Step::Stream(head, receive, respond)
+                }
+                Some(Err(error)) => Step::Ended(Err(HboneError::tunnel(error))),
+                None => Step::Ended(Ok(())),
+            })
+    }
+
+    /// Windows for as many streams as there are now. Says whether h2 has something to send for it.
+    fn resize(&mut self) -> bool {
+        let Some(sizes) = self.windows.wanted(self.usage.streams()) else {
+            return false;
+        };
+        // The answer to an earlier change is not here yet; with it this task runs again.
+        if self
+            .connection
+            .set_initial_window_size(sizes.stream)
+            .is_err()
+        {
+            return false;
+        }
+        self.connection.set_target_window_size(sizes.tunnel);
+        self.windows.told(sizes);
+        true
     }
 
     fn handle(&mut self, event: Event, drain: &Drain) -> Result<(), HboneError> {

@@ -5,6 +5,7 @@
     reason = "helpers of tests, which may fail loudly"
 )]
 
+mod fairness;
 mod node;
 mod peers;
 mod pool;

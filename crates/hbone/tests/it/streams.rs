@@ -169,7 +169,7 @@ fn small_windows() -> HboneConfig {
 }
 
 /// Byte `at` of a stream that never repeats soon.
-fn pattern(at: usize) -> u8 {
+pub(crate) fn pattern(at: usize) -> u8 {
     (at.wrapping_mul(31) >> 3) as u8
 }
 
