@@ -100,8 +100,7 @@ where
     let (cut, cut_asked) = oneshot::channel();
     let events = Events::new();
     if let Some(pings) = connection.ping_pong() {
-        let (interval, deadline) = (cfg.ping_interval, cfg.ping_deadline);
-        events.add(keepalive(pings, traffic.clone(), interval, deadline));
+        events.add(keepalive(pings, traffic.clone(), cfg));
     }
     events.add(unused(usage.clone(), cfg.idle));
     events.add(drain_started(drain.clone()));

@@ -3,7 +3,6 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
@@ -11,7 +10,7 @@ use h2::{Ping, PingPong};
 use leyline_runtime::Drain;
 use tokio::time::timeout;
 
-use crate::link::Traffic;
+use crate::{config::HboneConfig, link::Traffic};
 
 /// Something that the task has to act upon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,32 +60,34 @@ const DEADLINE_PARTS: u32 = 4;
 
 /// Sends PINGs; ends when the peer is dead. A pong may be late as long as other bytes arrive, because it waits
 /// behind them.
-pub(crate) async fn keepalive(
+pub(crate) fn keepalive(
     mut pings: PingPong,
     traffic: Arc<Traffic>,
-    interval: Duration,
-    deadline: Duration,
-) -> Event {
-    loop {
-        tokio::time::sleep(interval).await;
-        if pings.send_ping(Ping::opaque()).is_err() {
-            return closing().await;
-        }
-        let mut silent_parts = 0;
-        let mut seen = traffic.received();
+    cfg: &HboneConfig,
+) -> impl Future<Output = Event> + use<> {
+    let (interval, deadline) = (cfg.ping_interval, cfg.ping_deadline);
+    async move {
         loop {
-            let pong = std::future::poll_fn(|cx| pings.poll_pong(cx));
-            match timeout(deadline / DEADLINE_PARTS, pong).await {
-                Ok(Ok(_)) => break,
-                Ok(Err(_)) => return closing().await,
-                Err(_) if traffic.received() != seen => {
-                    seen = traffic.received();
-                    silent_parts = 0;
-                }
-                Err(_) => silent_parts += 1,
+            tokio::time::sleep(interval).await;
+            if pings.send_ping(Ping::opaque()).is_err() {
+                return closing().await;
             }
-            if silent_parts == DEADLINE_PARTS {
-                return Event::Dead;
+            let mut silent_parts = 0;
+            let mut seen = traffic.received();
+            loop {
+                let pong = std::future::poll_fn(|cx| pings.poll_pong(cx));
+                match timeout(deadline / DEADLINE_PARTS, pong).await {
+                    Ok(Ok(_)) => break,
+                    Ok(Err(_)) => return closing().await,
+                    Err(_) if traffic.received() != seen => {
+                        seen = traffic.received();
+                        silent_parts = 0;
+                    }
+                    Err(_) => silent_parts += 1,
+                }
+                if silent_parts == DEADLINE_PARTS {
+                    return Event::Dead;
+                }
             }
         }
     }

@@ -68,8 +68,7 @@ where
     let usage = Usage::new();
     let events = Events::new();
     if let Some(pings) = connection.ping_pong() {
-        let (interval, deadline) = (cfg.ping_interval, cfg.ping_deadline);
-        events.add(keepalive(pings, handle.traffic(), interval, deadline));
+        events.add(keepalive(pings, handle.traffic(), cfg));
     }
     events.add(unused(usage.clone(), cfg));
     events.add(drain_started(drain.clone()));
@@ -77,7 +76,7 @@ where
         connection,
         link: handle,
         events,
-        usage: usage.clone(),
+        usage,
         windows: Windows::new(cfg),
     };
     loop {
@@ -85,7 +84,7 @@ where
             Step::Ended(result) => return result,
             Step::Event(event) => inbound.handle(event, drain)?,
             Step::Stream(head, receive, mut respond) => {
-                let request = match usage.enter(cfg.most_tasks()) {
+                let request = match inbound.usage.enter(cfg.most_tasks()) {
                     Some(guard) => Request::parse(head, receive, respond, cfg, guard),
                     None => {
                         respond.send_reset(Reason::REFUSED_STREAM);
@@ -93,13 +92,11 @@ where
                     }
                 };
                 match request {
-                    // Tracked by the drain; the stream belongs to the task alone.
-                    Ok(request) => drop(spawn(
-                        "hbone stream",
-                        Span::current(),
-                        drain,
-                        handler(request),
-                    )),
+                    Ok(request) => {
+                        // Tracked by the drain; the stream belongs to the task alone.
+                        let task = handler(request);
+                        drop(spawn("hbone stream", Span::current(), drain, task));
+                    }
                     Err(reason) => refused(reason),
                 }
             }
