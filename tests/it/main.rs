@@ -31,3 +31,4 @@ mod waypoint_locality;
 mod waypoint_policy;
 mod waypoint_resilience;
 mod waypoint_session;
+mod waypoint_tls;

@@ -114,7 +114,7 @@ async fn open(
             return Err("overflow of connections".to_owned());
         };
         let active = (endpoint.state.enter(), place);
-        match connect(shared, endpoint.address, purpose, cluster.connect_timeout).await {
+        match connect(shared, cluster, endpoint.address, purpose).await {
             Ok(io) => {
                 outlier::report(cluster, &endpoint, Showed::Status(200));
                 return Ok((io, active, endpoint.address.addr()));

@@ -4,6 +4,6 @@ pub(crate) mod balance;
 pub(crate) mod connect;
 pub(crate) mod endpoint;
 pub(crate) mod outlier;
-mod pool;
+pub(crate) mod pool;
 pub(crate) mod send;
 pub(crate) mod state;

@@ -1,4 +1,4 @@
-//! The PROXY protocol, version 2 (haproxy's `proxy-protocol.txt`): what an application that accepts a connection from a
+//! The PROXY protocol, versions 1 and 2 (haproxy's `proxy-protocol.txt`): what an application that accepts a connection from a
 //! proxy is told first. Written only; nobody sends it to us.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -66,6 +66,16 @@ pub fn header(source: SocketAddr, destination: SocketAddr, fields: &[Field<'_>])
     header
 }
 
+/// The same in version 1, one line of text.
+pub fn header_v1(source: SocketAddr, destination: SocketAddr) -> Vec<u8> {
+    let (family, from, to) = match (source.ip(), destination.ip()) {
+        (from @ IpAddr::V4(_), to @ IpAddr::V4(_)) => ("TCP4", from, to),
+        (from, to) => ("TCP6", mapped(from).into(), mapped(to).into()),
+    };
+    let (from_port, to_port) = (source.port(), destination.port());
+    format!("PROXY {family} {from} {to} {from_port} {to_port}\r\n").into_bytes()
+}
+
 fn mapped(ip: IpAddr) -> Ipv6Addr {
     match ip {
         IpAddr::V4(v4) => v4.to_ipv6_mapped(),
@@ -93,6 +103,19 @@ mod tests {
         expected.extend(b"s.ns");
         let written = header(addr("10.0.0.1:40000"), addr("10.96.0.20:80"), &fields);
         assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn version_1_is_a_line_of_text() {
+        let line = |from, to| String::from_utf8(header_v1(addr(from), addr(to))).unwrap();
+        assert_eq!(
+            line("10.0.0.1:40000", "10.96.0.20:80"),
+            "PROXY TCP4 10.0.0.1 10.96.0.20 40000 80\r\n"
+        );
+        assert_eq!(
+            line("10.0.0.1:1", "[fd00::2]:2"),
+            "PROXY TCP6 ::ffff:10.0.0.1 fd00::2 1 2\r\n"
+        );
     }
 
     #[test]

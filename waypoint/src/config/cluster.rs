@@ -3,6 +3,7 @@
 pub(crate) mod balance;
 pub(crate) mod limits;
 pub(crate) mod outlier;
+pub(crate) mod transport;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,12 +23,12 @@ use envoy_types::pb::{
     google::protobuf::{Struct, value::Kind},
 };
 use leyline_types::Str;
-use prost::Name;
 
 use self::{
     balance::Balancing,
     limits::{ConnectionUse, Limits},
     outlier::OutlierDetection,
+    transport::Transport,
 };
 use super::{
     any::{decode, duration, text},
@@ -52,6 +53,7 @@ pub(crate) struct Cluster {
     pub(crate) outlier: Option<OutlierDetection>,
     pub(crate) limits: Limits,
     pub(crate) connections: ConnectionUse,
+    pub(crate) transport: Transport,
     /// What telemetry calls the destination.
     pub(crate) service: Option<ServiceRef>,
     /// Made of the endpoints that are known now.
@@ -93,7 +95,11 @@ impl Cluster {
         let options: Option<HttpProtocolOptions> = options.map(decode).transpose()?;
         let connect_timeout = proto.connect_timeout.as_ref();
         let connect_timeout = connect_timeout.map(duration).transpose()?;
+        let service = service(proto);
+        let host = service.as_ref().map(|service| service.host.as_str());
+        let transport = before.map(|before| &before.transport);
         Ok(Self {
+            transport: Transport::compile(proto, host, transport)?,
             name: proto.name.as_str().into(),
             endpoints: endpoints(proto)?,
             balancing: Balancing::compile(proto)?,
@@ -102,11 +108,10 @@ impl Cluster {
             outlier: OutlierDetection::compile(proto).at("outlier_detection")?,
             limits: Limits::compile(proto)?,
             connections: ConnectionUse::compile(options.as_ref())?,
-            service: service(proto),
+            service,
             balancer: BalancerCell::default(),
             state: before.map_or_else(Arc::default, |before| before.state.clone()),
         })
-        .and_then(|cluster| require_transport(proto).map(|()| cluster))
     }
 }
 
@@ -151,31 +156,6 @@ fn http(options: Option<&HttpProtocolOptions>) -> Compiled<UpstreamHttp> {
         }
         Some(UpstreamProtocolOptions::AutoConfig(_)) => Err(Unsupported::new("auto_config")),
     }
-}
-
-/// Plain inside of the mesh's own encryption. A cluster that asks for TLS of its own must not be sent to without.
-fn require_transport(proto: &proto::Cluster) -> Compiled<()> {
-    use envoy_types::pb::envoy::{
-        config::core::v3::transport_socket::ConfigType,
-        extensions::transport_sockets::{
-            internal_upstream::v3::InternalUpstreamTransport, raw_buffer::v3::RawBuffer,
-        },
-    };
-    if !proto.transport_socket_matches.is_empty() {
-        return Err(Unsupported::new("transport_socket_matches"));
-    }
-    let mut socket = proto.transport_socket.clone();
-    while let Some(current) = socket {
-        let Some(ConfigType::TypedConfig(any)) = current.config_type else {
-            return Err(Unsupported::missing("transport_socket.typed_config"));
-        };
-        if any.type_url == RawBuffer::type_url() {
-            return Ok(());
-        }
-        let internal: InternalUpstreamTransport = decode(&any).at("transport_socket")?;
-        socket = internal.transport_socket;
-    }
-    Ok(())
 }
 
 /// `metadata.filter_metadata.istio.services[0]`.

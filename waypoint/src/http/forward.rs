@@ -37,6 +37,7 @@ use crate::{
     upstream::{
         balance::{self, Wanted},
         outlier::{self, Showed},
+        pool::Client,
         send::{SendFailure, send},
         state::{Place, Resource},
     },
@@ -313,6 +314,9 @@ impl Attempts<'_> {
         *request.headers_mut() = head.headers.clone();
         let (mut parts, ()) = request.into_parts();
         parts.version = upstream_version(self.cluster, head.version);
+        parts
+            .extensions
+            .insert(Client(self.forwarding.conn.client.addr));
         rewrite::set_target(&mut parts, authority, path)?;
         if parts.version != Version::HTTP_2 && body.is_end_stream() {
             parts.headers.remove(http::header::TRANSFER_ENCODING);

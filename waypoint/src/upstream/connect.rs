@@ -12,18 +12,27 @@ use leyline_hbone::{ConnectRequest, DialError, HboneIo, PoolKey};
 use leyline_net::{
     ConnectError,
     connect::{ConnectOptions, Source},
+    proxy_protocol,
     sockopt::Keepalive,
 };
 use leyline_state::Protocol;
-use leyline_tls::{ClientTls, TlsError};
+use leyline_tls::{ClientTls, OriginationError, TlsError};
 use leyline_types::{HboneAuthority, Identity, Str, ports};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
     time::{Duration, timeout},
 };
 
-use crate::{app::Shared, config::endpoints::EndpointAddress};
+use tokio_rustls::client::TlsStream;
+
+use crate::{
+    app::Shared,
+    config::{
+        cluster::{Cluster, transport::Announce},
+        endpoints::EndpointAddress,
+    },
+};
 
 /// Who the connection is for; told to the endpoint's proxy.
 #[derive(Clone, Debug)]
@@ -47,38 +56,51 @@ pub(crate) enum ConnectFailure {
     Plain(#[from] ConnectError),
     #[error("no connection within {0:?}")]
     Deadline(Duration),
+    #[error("cannot send the PROXY header: {0}")]
+    Announce(#[source] io::Error),
+    #[error("{0}")]
+    Tls(#[from] OriginationError),
     #[error("HTTP handshake failed: {0}")]
     Http(#[source] hyper::Error),
 }
 
-/// Either kind of connection.
+/// Any kind of connection.
 #[derive(Debug)]
 pub(crate) enum UpstreamIo {
+    Raw(RawIo),
+    /// TLS of the user's own over it.
+    Tls(Box<TlsStream<RawIo>>),
+}
+
+/// What carries the bytes.
+#[derive(Debug)]
+pub(crate) enum RawIo {
     Tunnel(Box<HboneIo>),
     Plain(TcpStream),
 }
 
-/// Connects within the deadline.
+/// Connects within the deadline of the cluster.
 pub(crate) async fn connect(
     shared: &Arc<Shared>,
+    cluster: &Cluster,
     endpoint: EndpointAddress,
     purpose: For,
-    deadline: Duration,
 ) -> Result<UpstreamIo, ConnectFailure> {
-    let target = endpoint.addr();
-    let known = shared.mesh.snapshot();
-    // Never in plain text to what is enrolled, even where the endpoints have not caught up with that.
-    let enrolled = || {
-        known
-            .workloads_at(target.ip())
-            .any(|it| it.protocol == Protocol::Hbone)
-    };
-    let tunnelled = matches!(endpoint, EndpointAddress::Hbone(_)) || enrolled();
+    let deadline = cluster.connect_timeout;
     let work = async {
-        if tunnelled {
-            tunnel(shared, target, purpose).await
-        } else {
-            plain(shared, target, deadline).await
+        let header = header(cluster.transport.announce, endpoint.addr(), &purpose);
+        let mut raw = connect_raw(shared, endpoint, purpose, deadline).await?;
+        if let Some(header) = header {
+            raw.write_all(&header)
+                .await
+                .map_err(ConnectFailure::Announce)?;
+        }
+        match &cluster.transport.tls {
+            None => Ok(UpstreamIo::Raw(raw)),
+            Some(tls) => {
+                let stream = tls.connect(raw, deadline).await?;
+                Ok(UpstreamIo::Tls(Box::new(stream)))
+            }
         }
     };
     // The tunnel's future is large and rare compared to requests on connections that there are.
@@ -87,21 +109,50 @@ pub(crate) async fn connect(
         .unwrap_or(Err(ConnectFailure::Deadline(deadline)))
 }
 
+/// The PROXY header.
+fn header(announce: Option<Announce>, target: SocketAddr, purpose: &For) -> Option<Vec<u8>> {
+    match announce? {
+        Announce::V1 => Some(proxy_protocol::header_v1(purpose.client, target)),
+        Announce::V2 => Some(proxy_protocol::header(purpose.client, target, &[])),
+    }
+}
+
+async fn connect_raw(
+    shared: &Arc<Shared>,
+    endpoint: EndpointAddress,
+    purpose: For,
+    deadline: Duration,
+) -> Result<RawIo, ConnectFailure> {
+    let target = endpoint.addr();
+    let known = shared.mesh.snapshot();
+    // Never in plain text to what is enrolled, even where the endpoints have not caught up with that.
+    let enrolled = || {
+        known
+            .workloads_at(target.ip())
+            .any(|it| it.protocol == Protocol::Hbone)
+    };
+    if matches!(endpoint, EndpointAddress::Hbone(_)) || enrolled() {
+        tunnel(shared, target, purpose).await
+    } else {
+        plain(shared, target, deadline).await
+    }
+}
+
 async fn plain(
     shared: &Shared,
     target: SocketAddr,
     deadline: Duration,
-) -> Result<UpstreamIo, ConnectFailure> {
+) -> Result<RawIo, ConnectFailure> {
     let options = options(deadline);
     let stream = leyline_net::connect(&shared.netns, target, &options).await?;
-    Ok(UpstreamIo::Plain(stream))
+    Ok(RawIo::Plain(stream))
 }
 
 async fn tunnel(
     shared: &Arc<Shared>,
     target: SocketAddr,
     purpose: For,
-) -> Result<UpstreamIo, ConnectFailure> {
+) -> Result<RawIo, ConnectFailure> {
     let snapshot = shared.mesh.snapshot();
     let workloads = snapshot.workloads_at(target.ip());
     let mut expected: Vec<Identity> = workloads.map(|it| it.identity.clone()).collect();
@@ -128,7 +179,7 @@ async fn tunnel(
         move || async move { dial(&shared, &key).await }
     };
     let opened = shared.pool.open(&key, request, dial).await?;
-    Ok(UpstreamIo::Tunnel(Box::new(opened.stream.into_io())))
+    Ok(RawIo::Tunnel(Box::new(opened.stream.into_io())))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -172,13 +223,68 @@ impl AsyncRead for UpstreamIo {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
+            Self::Tls(io) => Pin::new(&mut **io).poll_read(cx, buf),
+            Self::Raw(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tls(io) => Pin::new(&mut **io).poll_write(cx, buf),
+            Self::Raw(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tls(io) => Pin::new(&mut **io).poll_write_vectored(cx, bufs),
+            Self::Raw(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
+            Self::Raw(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
+            Self::Raw(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+impl AsyncRead for RawIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
             Self::Tunnel(io) => Pin::new(&mut **io).poll_read(cx, buf),
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
 
-impl AsyncWrite for UpstreamIo {
+impl AsyncWrite for RawIo {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

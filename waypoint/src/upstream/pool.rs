@@ -1,9 +1,12 @@
 //! Connections to endpoints that carry HTTP requests: one that is free, or a new one, or a wait for either where there
 //! may be no more of them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use hyper::client::conn::{http1, http2};
@@ -146,11 +149,16 @@ impl Drop for Stream {
     }
 }
 
+/// Who a connection is for. Where the endpoint is told so in a PROXY header, clients do not share connections.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Client(pub(crate) SocketAddr);
+
 /// An HTTP/1 connection that is free or new. Cancel safe.
 pub(crate) async fn http1(
     shared: &Arc<Shared>,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
+    client: Option<SocketAddr>,
 ) -> Result<Http1, SendFailure> {
     let mut pending = None;
     let deadline = sleep(PENDING_DEADLINE);
@@ -160,7 +168,9 @@ pub(crate) async fn http1(
         let freed = cluster.state.freed.notified();
         pin!(freed);
         freed.as_mut().enable();
-        while let Some(mut free) = take_http1(cluster, endpoint) {
+        while client.is_none()
+            && let Some(mut free) = take_http1(cluster, endpoint)
+        {
             if free.sender.ready().await.is_ok() {
                 free.life.requests += 1;
                 return Ok(free);
@@ -170,7 +180,7 @@ pub(crate) async fn http1(
             pending = Some(wait_in_line(cluster)?);
         }
         if let Some(place) = place(cluster, endpoint) {
-            return open_http1(shared, cluster, endpoint, place).await;
+            return open_http1(shared, cluster, endpoint, place, client).await;
         }
         tokio::select! {
             () = freed => {}
@@ -184,6 +194,7 @@ pub(crate) async fn http2(
     shared: &Arc<Shared>,
     cluster: &Arc<Cluster>,
     endpoint: &Arc<Endpoint>,
+    client: Option<SocketAddr>,
 ) -> Result<Http2, SendFailure> {
     let mut pending = None;
     let deadline = sleep(PENDING_DEADLINE);
@@ -192,7 +203,10 @@ pub(crate) async fn http2(
         let freed = cluster.state.freed.notified();
         pin!(freed);
         freed.as_mut().enable();
-        let stream = || endpoint.state.connections().stream(cluster, Instant::now());
+        let stream = || match client {
+            None => endpoint.state.connections().stream(cluster, Instant::now()),
+            Some(_) => None,
+        };
         if let Some(stream) = stream() {
             return Ok(stream);
         }
@@ -208,7 +222,7 @@ pub(crate) async fn http2(
             return Ok(stream);
         }
         if let Some(place) = place(cluster, endpoint) {
-            return open_http2(shared, cluster, endpoint, place).await;
+            return open_http2(shared, cluster, endpoint, place, client).await;
         }
         drop(dialling);
         tokio::select! {
@@ -218,7 +232,7 @@ pub(crate) async fn http2(
     }
 }
 
-/// Gives an HTTP/1 connection back after a whole exchange.
+/// Gives an HTTP/1 connection back after a whole exchange. One that was made for a client ends with it.
 pub(crate) fn put_back(
     shared: &Shared,
     cluster: &Cluster,
@@ -226,7 +240,9 @@ pub(crate) fn put_back(
     connection: Http1,
 ) {
     let now = Instant::now();
-    let is_good = !connection.sender.is_closed() && connection.life.is_good(cluster, now);
+    let is_good = !connection.sender.is_closed()
+        && connection.life.is_good(cluster, now)
+        && cluster.transport.announce.is_none();
     if !is_good || shared.drain.is_started() {
         return;
     }
@@ -307,8 +323,9 @@ async fn open_http1(
     cluster: &Cluster,
     endpoint: &Endpoint,
     place: Open,
+    client: Option<SocketAddr>,
 ) -> Result<Http1, SendFailure> {
-    let io = open(shared, cluster, endpoint).await?;
+    let io = open(shared, cluster, endpoint, client).await?;
     let handshake = http1::Builder::new().handshake(TokioIo::new(io)).await;
     let (sender, connection) = handshake.map_err(ConnectFailure::Http)?;
     let connection = async move {
@@ -334,8 +351,9 @@ async fn open_http2(
     cluster: &Cluster,
     endpoint: &Arc<Endpoint>,
     place: Open,
+    client: Option<SocketAddr>,
 ) -> Result<Http2, SendFailure> {
-    let io = open(shared, cluster, endpoint).await?;
+    let io = open(shared, cluster, endpoint, client).await?;
     let executor = DrainExecutor::new(shared.drain.clone());
     let (sender, connection) = http2::Builder::new(executor)
         .timer(TokioTimer::new())
@@ -360,7 +378,7 @@ async fn open_http2(
         sender: sender.clone(),
         stream: Stream(streams.clone()),
     };
-    if !shared.drain.is_started() {
+    if client.is_none() && !shared.drain.is_started() {
         endpoint.state.connections().http2.push(Multiplexed {
             sender,
             life: Life::first(),
@@ -372,17 +390,18 @@ async fn open_http2(
     Ok(stream)
 }
 
-/// Clients share the connections, so that they are the waypoint's own.
+/// Where clients share connections, they are the waypoint's own.
 async fn open(
     shared: &Arc<Shared>,
     cluster: &Cluster,
     endpoint: &Endpoint,
+    client: Option<SocketAddr>,
 ) -> Result<UpstreamIo, ConnectFailure> {
     let purpose = For {
-        client: (shared.settings.node.instance_ip, 0).into(),
+        client: client.unwrap_or_else(|| (shared.settings.node.instance_ip, 0).into()),
         service: cluster.service.as_ref().map(|service| service.host.clone()),
     };
-    connect(shared, endpoint.address, purpose, cluster.connect_timeout).await
+    connect(shared, cluster, endpoint.address, purpose).await
 }
 
 /// Starts the task that closes connections that are not used, unless there is one. It ends with the last of them or on

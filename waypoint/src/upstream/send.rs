@@ -1,6 +1,7 @@
 //! One attempt of a request at one endpoint, over a connection that there is or a new one.
 
 use std::{
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -17,7 +18,7 @@ use super::{
     connect::ConnectFailure,
     endpoint::Active,
     outlier::{self, Showed},
-    pool::{self, Http1, Stream},
+    pool::{self, Client, Http1, Stream},
     state::{Place, Resource},
 };
 use crate::{
@@ -56,7 +57,11 @@ pub(crate) async fn send(
     downstream: Version,
     request: Request<Body>,
 ) -> Result<Response<Body>, SendFailure> {
+    // Only where the endpoint is told of the client; else connections are shared.
+    let client = request.extensions().get::<Client>();
+    let client = client.filter(|_| cluster.transport.announce.is_some());
     let attempt = Attempt {
+        client: client.map(|client| client.0),
         shared,
         cluster,
         endpoint,
@@ -110,6 +115,7 @@ struct Attempt<'a> {
     shared: &'a Arc<Shared>,
     cluster: &'a Arc<Cluster>,
     endpoint: &'a Arc<Endpoint>,
+    client: Option<SocketAddr>,
 }
 
 impl Attempt<'_> {
@@ -118,7 +124,8 @@ impl Attempt<'_> {
         *request.version_mut() = Version::HTTP_11;
         let mut stale = 0;
         loop {
-            let mut http1 = pool::http1(self.shared, self.cluster, self.endpoint).await?;
+            let mut http1 =
+                pool::http1(self.shared, self.cluster, self.endpoint, self.client).await?;
             let using = self.using()?;
             match http1.sender.try_send_request(request).await {
                 Ok(response) => {
@@ -138,7 +145,8 @@ impl Attempt<'_> {
         *request.version_mut() = Version::HTTP_2;
         let mut stale = 0;
         loop {
-            let mut http2 = pool::http2(self.shared, self.cluster, self.endpoint).await?;
+            let mut http2 =
+                pool::http2(self.shared, self.cluster, self.endpoint, self.client).await?;
             let using = self.using()?;
             if let Err(error) = http2.sender.ready().await
                 && stale == MAX_STALE

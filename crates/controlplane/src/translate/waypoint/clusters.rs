@@ -3,6 +3,7 @@
 mod endpoints;
 pub(super) mod locality;
 mod policy;
+mod transport;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -17,30 +18,19 @@ use envoy_types::pb::envoy::{
         },
         core::v3::{
             AggregatedConfigSource, ApiVersion, ConfigSource, Http1ProtocolOptions,
-            Http2ProtocolOptions, HttpProtocolOptions as CommonHttp, Metadata, TransportSocket,
-            config_source::ConfigSourceSpecifier, transport_socket::ConfigType,
+            Http2ProtocolOptions, HttpProtocolOptions as CommonHttp, Metadata,
+            config_source::ConfigSourceSpecifier,
         },
         endpoint::v3::ClusterLoadAssignment,
     },
-    extensions::{
-        transport_sockets::{
-            internal_upstream::v3::{
-                InternalUpstreamTransport, internal_upstream_transport::MetadataValueSource,
-            },
-            raw_buffer::v3::RawBuffer,
-        },
-        upstreams::http::v3::{
-            HttpProtocolOptions,
-            http_protocol_options::{
-                ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
-                explicit_http_config::ProtocolConfig,
-            },
+    extensions::upstreams::http::v3::{
+        HttpProtocolOptions,
+        http_protocol_options::{
+            ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+            explicit_http_config::ProtocolConfig,
         },
     },
-    r#type::{
-        metadata::v3::{MetadataKind, metadata_kind},
-        v3::Percent,
-    },
+    r#type::v3::Percent,
 };
 
 use super::{
@@ -128,7 +118,6 @@ pub(super) fn cluster(service: &ServiceView<'_>, which: &Which, policy: &Policy)
         }),
         connect_timeout: connect_timeout(policy),
         metadata: Some(service_metadata(service, which)),
-        transport_socket: Some(internal_upstream()),
         circuit_breakers: Some(circuit_breakers(policy)),
         outlier_detection: policy.outlier_detection.as_ref().map(outlier_detection),
         common_lb_config: Some(CommonLbConfig {
@@ -148,8 +137,11 @@ pub(super) fn cluster(service: &ServiceView<'_>, which: &Which, policy: &Policy)
         }),
         ..Cluster::default()
     };
+    let options = http_options(port, policy);
+    let http2 = is_http2(&options);
+    cluster.transport_socket = Some(transport::socket(policy, service.host, which, http2));
     if which.traffic == Traffic::Http {
-        let options = pb::any(&http_options(port, policy));
+        let options = pb::any(&options);
         cluster.typed_extension_protocol_options = [(HTTP_OPTIONS.to_owned(), options)].into();
     }
     balance(&mut cluster, policy.load_balancer.as_ref());
@@ -190,26 +182,16 @@ fn service_metadata(service: &ServiceView<'_>, which: &Which) -> Metadata {
     }
 }
 
-/// Hands an endpoint's metadata to the listener that opens its tunnel.
-fn internal_upstream() -> TransportSocket {
-    let pass = |name: &str| MetadataValueSource {
-        kind: Some(MetadataKind {
-            kind: Some(metadata_kind::Kind::Host(metadata_kind::Host {})),
-        }),
-        name: name.to_owned(),
+fn is_http2(options: &HttpProtocolOptions) -> bool {
+    let Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) =
+        &options.upstream_protocol_options
+    else {
+        return false;
     };
-    let plain = TransportSocket {
-        name: "envoy.transport_sockets.raw_buffer".to_owned(),
-        config_type: Some(ConfigType::TypedConfig(pb::any(&RawBuffer {}))),
-    };
-    let internal = InternalUpstreamTransport {
-        passthrough_metadata: vec![pass(ORIGINAL_DST), pass("istio")],
-        transport_socket: Some(plain),
-    };
-    TransportSocket {
-        name: "envoy.transport_sockets.internal_upstream".to_owned(),
-        config_type: Some(ConfigType::TypedConfig(pb::any(&internal))),
-    }
+    matches!(
+        explicit.protocol_config,
+        Some(ProtocolConfig::Http2ProtocolOptions(_))
+    )
 }
 
 fn http_options(port: Option<&PortView>, policy: &Policy) -> HttpProtocolOptions {

@@ -19,8 +19,8 @@ use envoy_types::pb::envoy::{
 
 use super::{super::pb, time};
 use crate::objects::l7::destination_rule::{
-    ConnectionPool, LoadBalancer, OutlierDetection, PortPolicy, RetryBudget, Subset, TrafficPolicy,
-    Warmup,
+    ClientTls, ConnectionPool, LoadBalancer, OutlierDetection, PortPolicy, ProxyProtocol,
+    RetryBudget, Subset, TrafficPolicy, Warmup,
 };
 
 /// Istio's default where a rule sets none.
@@ -184,6 +184,8 @@ pub(in super::super) struct Policy {
     pub(super) load_balancer: Option<LoadBalancer>,
     pub(super) connection_pool: Option<ConnectionPool>,
     pub(super) outlier_detection: Option<OutlierDetection>,
+    pub(super) tls: Option<ClientTls>,
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
     retry_budget: Option<RetryBudget>,
 }
 
@@ -210,17 +212,19 @@ impl Policy {
             number == Some(u32::from(port))
         });
         // A port's settings stand in place of the rest, even where they say nothing (Istio's DestinationRule).
-        let (balancer, pool, outlier) = match of_port {
+        let (balancer, pool, outlier, tls) = match of_port {
             Some(PortPolicy {
                 load_balancer,
                 connection_pool,
                 outlier_detection,
+                tls,
                 ..
-            }) => (load_balancer, connection_pool, outlier_detection),
+            }) => (load_balancer, connection_pool, outlier_detection, tls),
             None => (
                 &layer.load_balancer,
                 &layer.connection_pool,
                 &layer.outlier_detection,
+                &layer.tls,
             ),
         };
         let put = |into: &mut Option<_>, from: &Option<_>| {
@@ -234,6 +238,12 @@ impl Policy {
         }
         if outlier.is_some() {
             self.outlier_detection = outlier.clone();
+        }
+        if tls.is_some() {
+            self.tls = tls.clone();
+        }
+        if layer.proxy_protocol.is_some() {
+            self.proxy_protocol = layer.proxy_protocol.clone();
         }
         if layer.retry_budget.is_some() {
             self.retry_budget = layer.retry_budget.clone();

@@ -1,0 +1,151 @@
+//! How the bytes of a connection are wrapped: as they are, in TLS of the user's own, after a PROXY header. Inside of the
+//! mesh's own encryption in any case (facts A.5, E.4).
+
+use envoy_types::pb::envoy::{
+    config::core::v3::{
+        ProxyProtocolConfig, TransportSocket, proxy_protocol_config::Version,
+        transport_socket::ConfigType,
+    },
+    extensions::transport_sockets::{
+        internal_upstream::v3::{
+            InternalUpstreamTransport, internal_upstream_transport::MetadataValueSource,
+        },
+        proxy_protocol::v3::ProxyProtocolUpstreamTransport,
+        raw_buffer::v3::RawBuffer,
+        tls::v3::{
+            CertificateValidationContext, CommonTlsContext, SdsSecretConfig, SubjectAltNameMatcher,
+            UpstreamTlsContext,
+            common_tls_context::{CombinedCertificateValidationContext, ValidationContextType},
+            subject_alt_name_matcher::SanType,
+        },
+    },
+    r#type::{
+        matcher::v3::{StringMatcher, string_matcher::MatchPattern},
+        metadata::v3::{MetadataKind, metadata_kind},
+    },
+};
+use prost::{Message, Name};
+
+use super::{super::pb, ORIGINAL_DST, Policy, Traffic, Which, by_ads};
+use crate::objects::l7::destination_rule::{ClientTls, ProxyProtocol};
+
+/// The secret that stands for the roots of the system.
+const SYSTEM_ROOTS: &str = "file-root:system";
+
+/// Of a cluster of `host`.
+pub(super) fn socket(policy: &Policy, host: &str, which: &Which, http2: bool) -> TransportSocket {
+    let plain = wrapped("envoy.transport_sockets.raw_buffer", &RawBuffer {});
+    let inner = match policy.tls.as_ref().map(|tls| (tls, tls.mode.as_deref())) {
+        Some((tls, Some("SIMPLE" | "MUTUAL"))) => {
+            let alpn = match (which.traffic, http2) {
+                (Traffic::Http, true) => vec!["h2".to_owned()],
+                (Traffic::Http, false) => vec!["http/1.1".to_owned()],
+                (Traffic::Tcp, _) => Vec::new(),
+            };
+            wrapped("envoy.transport_sockets.tls", &tls_context(tls, host, alpn))
+        }
+        // The mesh's own TLS is there anyway.
+        Some(_) | None => plain,
+    };
+    let internal = InternalUpstreamTransport {
+        passthrough_metadata: vec![pass(ORIGINAL_DST), pass("istio")],
+        transport_socket: Some(inner),
+    };
+    let internal = wrapped("envoy.transport_sockets.internal_upstream", &internal);
+    match &policy.proxy_protocol {
+        None => internal,
+        Some(ProxyProtocol { version }) => {
+            let version = match version.as_deref() {
+                Some("V2") => Version::V2,
+                Some(_) | None => Version::V1,
+            };
+            let announced = ProxyProtocolUpstreamTransport {
+                config: Some(ProxyProtocolConfig {
+                    version: version.into(),
+                    ..ProxyProtocolConfig::default()
+                }),
+                transport_socket: Some(internal),
+                ..ProxyProtocolUpstreamTransport::default()
+            };
+            wrapped(
+                "envoy.transport_sockets.upstream_proxy_protocol",
+                &announced,
+            )
+        }
+    }
+}
+
+fn wrapped<M: Message + Name>(name: &str, message: &M) -> TransportSocket {
+    TransportSocket {
+        name: name.to_owned(),
+        config_type: Some(ConfigType::TypedConfig(pb::any(message))),
+    }
+}
+
+/// Hands an endpoint's metadata to the listener that opens its tunnel.
+fn pass(name: &str) -> MetadataValueSource {
+    MetadataValueSource {
+        kind: Some(MetadataKind {
+            kind: Some(metadata_kind::Kind::Host(metadata_kind::Host {})),
+        }),
+        name: name.to_owned(),
+    }
+}
+
+/// Files are named by secrets, as istiod names them: who sends the request has them.
+fn tls_context(tls: &ClientTls, host: &str, alpn_protocols: Vec<String>) -> UpstreamTlsContext {
+    let secret = |name: String| SdsSecretConfig {
+        name,
+        sds_config: Some(by_ads()),
+    };
+    let is_mutual = tls.mode.as_deref() == Some("MUTUAL");
+    let credential = tls.credential_name.as_ref();
+    let certificate = match (credential, &tls.client_certificate, &tls.private_key) {
+        _ if !is_mutual => None,
+        (Some(name), _, _) => Some(format!("kubernetes://{name}")),
+        (None, Some(certificate), Some(key)) => Some(format!("file-cert:{certificate}~{key}")),
+        (None, _, _) => None,
+    };
+    let roots = match (credential, &tls.ca_certificates) {
+        _ if tls.insecure_skip_verify == Some(true) => None,
+        (Some(name), _) => Some(format!("kubernetes://{name}-cacert")),
+        (None, Some(file)) => Some(format!("file-root:{file}")),
+        (None, None) => Some(SYSTEM_ROOTS.to_owned()),
+    };
+    let names = tls.subject_alt_names.iter().flat_map(|name| {
+        let kinds = if name.contains("://") {
+            vec![SanType::Uri]
+        } else {
+            vec![SanType::Dns, SanType::IpAddress]
+        };
+        kinds.into_iter().map(|kind| SubjectAltNameMatcher {
+            san_type: kind.into(),
+            matcher: Some(StringMatcher {
+                match_pattern: Some(MatchPattern::Exact(name.clone())),
+                ignore_case: false,
+            }),
+            ..SubjectAltNameMatcher::default()
+        })
+    });
+    let validation = roots.map(|roots| {
+        let combined = CombinedCertificateValidationContext {
+            default_validation_context: Some(CertificateValidationContext {
+                match_typed_subject_alt_names: names.collect(),
+                ..CertificateValidationContext::default()
+            }),
+            validation_context_sds_secret_config: Some(secret(roots)),
+            ..CombinedCertificateValidationContext::default()
+        };
+        ValidationContextType::CombinedValidationContext(combined)
+    });
+    UpstreamTlsContext {
+        common_tls_context: Some(CommonTlsContext {
+            alpn_protocols,
+            tls_certificate_sds_secret_configs: certificate.map(secret).into_iter().collect(),
+            validation_context_type: validation,
+            ..CommonTlsContext::default()
+        }),
+        sni: tls.sni.clone().unwrap_or_else(|| host.to_owned()),
+        ..UpstreamTlsContext::default()
+    }
+}

@@ -1,0 +1,338 @@
+//! TLS towards servers outside of the mesh, as a user configures it: by host name, under roots of his choice, with or
+//! without a client certificate. Waypoints call it for clusters with TLS of their own.
+//!
+//! Files are read when they are first needed and again when they have changed; where they cannot be read, nothing is sent.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use parking_lot::Mutex;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as RustlsError, RootCertStore,
+    SignatureScheme,
+    client::{
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_cert_signed_by_trust_anchor, verify_server_name,
+    },
+    crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem, pem::PemObject},
+    server::ParsedCertificate,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, timeout},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use x509_parser::{
+    extensions::{GeneralName, ParsedExtension},
+    prelude::{FromDer, X509Certificate},
+};
+
+/// Files are looked at this often: certificates are renewed hours before their end.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How servers are called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OriginationConfig {
+    /// Who may sign their certificates.
+    pub trust: Trust,
+    /// Certificate chain and key that prove who we are.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// The server that is asked for, and must answer where no other names are given.
+    pub server_name: String,
+    /// One of them must be in the certificate: host names, addresses or URIs.
+    pub subject_alt_names: Vec<String>,
+    /// Protocols that are offered.
+    pub alpn: Vec<String>,
+}
+
+/// Whom to believe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The roots of the system.
+    System,
+    /// The roots in a file.
+    File(PathBuf),
+    /// Anybody, because the user says so (`insecureSkipVerify`).
+    Anybody,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum OriginationError {
+    /// A file is not there.
+    #[error("cannot read {}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{} holds no usable PEM", .path.display())]
+    Pem {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: pem::Error,
+    },
+    /// There is nobody to believe.
+    #[error("there is no root certificate, so that no server can be believed")]
+    NoRoots,
+    /// Not a name that can be asked for.
+    #[error("`{0}` is no server name")]
+    Name(String),
+    /// rustls does not take it.
+    #[error("certificate and key are of no use")]
+    Unusable(#[source] RustlsError),
+    /// The handshake failed.
+    #[error("TLS handshake failed: {0}")]
+    Handshake(#[source] io::Error),
+    /// The server is too slow.
+    #[error("TLS handshake not finished within {0:?}")]
+    Deadline(Duration),
+}
+
+/// A client of servers of one kind.
+#[derive(Debug)]
+pub struct Origination {
+    config: OriginationConfig,
+    loaded: Mutex<Option<Loaded>>,
+}
+
+#[derive(Clone, Debug)]
+struct Loaded {
+    client: Arc<ClientConfig>,
+    /// When the files were changed, in the order of [`Origination::files`].
+    changed: Vec<Option<SystemTime>>,
+    looked: Instant,
+}
+
+impl Origination {
+    /// Reads nothing yet.
+    pub fn new(config: OriginationConfig) -> Self {
+        Self {
+            config,
+            loaded: Mutex::new(None),
+        }
+    }
+
+    /// What it was made from.
+    pub fn config(&self) -> &OriginationConfig {
+        &self.config
+    }
+
+    /// Shakes hands over a connection. Not cancel safe: dropping the future closes the connection.
+    ///
+    /// # Errors
+    /// When a file is of no use, or the server is slow, not acceptable or does not accept us.
+    pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
+        self: &Arc<Self>,
+        stream: IO,
+        deadline: Duration,
+    ) -> Result<TlsStream<IO>, OriginationError> {
+        let client = self.client().await?;
+        let name = &self.config.server_name;
+        let server = ServerName::try_from(name.clone());
+        let server = server.map_err(|_invalid| OriginationError::Name(name.clone()))?;
+        let connecting = TlsConnector::from(client).connect(server, stream);
+        match timeout(deadline, connecting).await {
+            Ok(connected) => connected.map_err(OriginationError::Handshake),
+            Err(_elapsed) => Err(OriginationError::Deadline(deadline)),
+        }
+    }
+
+    async fn client(self: &Arc<Self>) -> Result<Arc<ClientConfig>, OriginationError> {
+        let known = self.loaded.lock().clone();
+        if let Some(known) = &known
+            && known.looked.elapsed() < LOOK_INTERVAL
+        {
+            return Ok(known.client.clone());
+        }
+        let this = self.clone();
+        let load = move || {
+            let changed = this.changed();
+            match known {
+                Some(known) if known.changed == changed => Ok((known.client, changed)),
+                Some(_) | None => this.load().map(|client| (client, changed)),
+            }
+        };
+        let loaded = tokio::task::spawn_blocking(load).await;
+        let stopped = |_cut| {
+            let source = io::Error::other("the process ends");
+            OriginationError::Handshake(source)
+        };
+        let (client, changed) = loaded.map_err(stopped)??;
+        *self.loaded.lock() = Some(Loaded {
+            client: client.clone(),
+            changed,
+            looked: Instant::now(),
+        });
+        Ok(client)
+    }
+
+    fn changed(&self) -> Vec<Option<SystemTime>> {
+        let when = |path: &Path| {
+            fs::metadata(path)
+                .and_then(|metadata| metadata.modified())
+                .ok()
+        };
+        self.files().map(when).collect()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let roots = match &self.config.trust {
+            Trust::File(path) => Some(path.as_path()),
+            Trust::System | Trust::Anybody => None,
+        };
+        let client = self.config.client.iter();
+        let client = client.flat_map(|(chain, key)| [chain.as_path(), key.as_path()]);
+        roots.into_iter().chain(client)
+    }
+
+    fn load(&self) -> Result<Arc<ClientConfig>, OriginationError> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(OriginationError::Unusable)?;
+        let verifier = Verifier {
+            roots: match &self.config.trust {
+                Trust::Anybody => None,
+                Trust::File(path) => Some(roots(certificates(path)?)?),
+                Trust::System => Some(roots(rustls_native_certs::load_native_certs().certs)?),
+            },
+            names: self.config.subject_alt_names.clone(),
+            provider,
+        };
+        let builder = builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier));
+        let mut client = match &self.config.client {
+            None => builder.with_no_client_auth(),
+            Some((chain, key)) => builder
+                .with_client_auth_cert(certificates(chain)?, private_key(key)?)
+                .map_err(OriginationError::Unusable)?,
+        };
+        let alpn = self.config.alpn.iter();
+        client.alpn_protocols = alpn.map(|protocol| protocol.as_bytes().to_vec()).collect();
+        Ok(Arc::new(client))
+    }
+}
+
+fn roots(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, OriginationError> {
+    let mut store = RootCertStore::empty();
+    match store.add_parsable_certificates(certificates) {
+        (0, _) => Err(OriginationError::NoRoots),
+        _ => Ok(store),
+    }
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, OriginationError> {
+    let text = read(path)?;
+    let certificates = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    certificates.map_err(|source| OriginationError::Pem {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OriginationError> {
+    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|source| OriginationError::Pem {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, OriginationError> {
+    fs::read(path).map_err(|source| OriginationError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The chain by webpki; then the server's name, or one of the names that the user gives.
+#[derive(Debug)]
+struct Verifier {
+    /// None: anybody.
+    roots: Option<RootCertStore>,
+    names: Vec<String>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, RustlsError> {
+        let Some(roots) = &self.roots else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let leaf = ParsedCertificate::try_from(end_entity)?;
+        let algorithms = self.provider.signature_verification_algorithms.all;
+        verify_server_cert_signed_by_trust_anchor(&leaf, roots, intermediates, now, algorithms)?;
+        if self.names.is_empty() {
+            verify_server_name(&leaf, server_name)?;
+        } else if !self.names.iter().any(|name| bears(&leaf, end_entity, name)) {
+            return Err(CertificateError::NotValidForName.into());
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// Whether a certificate is for a host, an address or a URI.
+fn bears(leaf: &ParsedCertificate<'_>, der: &CertificateDer<'_>, name: &str) -> bool {
+    if !name.contains("://") {
+        return ServerName::try_from(name)
+            .is_ok_and(|name| verify_server_name(leaf, &name).is_ok());
+    }
+    let Ok((_, certificate)) = X509Certificate::from_der(der) else {
+        return false;
+    };
+    let extensions = certificate.extensions().iter();
+    let mut names = extensions
+        .filter_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => Some(&names.general_names),
+            _ => None,
+        })
+        .flatten();
+    names.any(|known| matches!(known, GeneralName::URI(uri) if *uri == name))
+}
+
+#[cfg(test)]
+mod tests;

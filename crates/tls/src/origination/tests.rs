@@ -1,0 +1,203 @@
+use std::io::Write;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    SanType,
+};
+use rustls::{ServerConfig, server::WebPkiClientVerifier};
+use tempfile::TempDir;
+use tokio_rustls::TlsAcceptor;
+
+use super::*;
+
+/// A root, and files of what it has signed.
+struct Pki {
+    dir: TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let pki = Self {
+            dir: TempDir::new().unwrap(),
+            issuer,
+        };
+        pki.write("root.pem", &pki.issuer.pem());
+        pki
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let mut file = fs::File::create(self.path(name)).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    /// Chain and key for names; URIs are those with a scheme.
+    fn leaf(&self, names: &[&str]) -> (String, String) {
+        let hosts: Vec<String> = names
+            .iter()
+            .filter(|name| !name.contains("://"))
+            .map(|name| (*name).to_owned())
+            .collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        let uris = names.iter().filter(|name| name.contains("://"));
+        params
+            .subject_alt_names
+            .extend(uris.map(|uri| SanType::URI((*uri).try_into().unwrap())));
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate().unwrap();
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
+        (leaf.pem(), key.serialize_pem())
+    }
+
+    fn config(&self) -> OriginationConfig {
+        OriginationConfig {
+            trust: Trust::File(self.path("root.pem")),
+            client: None,
+            server_name: "shop.example".to_owned(),
+            subject_alt_names: Vec::new(),
+            alpn: vec!["h2".to_owned()],
+        }
+    }
+}
+
+/// A handshake with a server of these names; whether it was made, and which name the server was asked for.
+async fn shake(
+    client: &Arc<Origination>,
+    (chain, key): &(String, String),
+    clients: Option<&Pki>,
+) -> (bool, Option<String>) {
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<Vec<_>, _>>();
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(pki) => {
+            let roots = roots(certificates(&pki.path("root.pem")).unwrap()).unwrap();
+            let roots = Arc::new(roots);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+            builder.with_client_cert_verifier(verifier.unwrap())
+        }
+    };
+    let mut server = builder.with_single_cert(chain.unwrap(), key).unwrap();
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    let (near, far) = tokio::io::duplex(64 << 10);
+    let accepting = TlsAcceptor::from(Arc::new(server)).accept(far);
+    let connecting = client.connect(near, Duration::from_secs(10));
+    let (accepted, connected) = tokio::join!(accepting, connecting);
+    let asked = accepted.as_ref().ok().and_then(|stream| {
+        let (_, session) = stream.get_ref();
+        session.server_name().map(str::to_owned)
+    });
+    (accepted.is_ok() && connected.is_ok(), asked)
+}
+
+#[tokio::test]
+async fn servers_are_believed_by_root_and_name() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let leaf = pki.leaf(&["shop.example", "spiffe://td/ns/a/sa/b", "10.1.2.3"]);
+    let with = |change: &dyn Fn(&mut OriginationConfig)| {
+        let mut config = pki.config();
+        change(&mut config);
+        config
+    };
+    let names = |names: &'static [&'static str]| {
+        with(&|config| config.subject_alt_names = names.iter().map(|it| (*it).into()).collect())
+    };
+    for (what, config, expected) in [
+        ("its name", pki.config(), true),
+        (
+            "another name",
+            with(&|config| config.server_name = "other.example".into()),
+            false,
+        ),
+        (
+            "another root",
+            with(&|config| config.trust = Trust::File(other.path("root.pem"))),
+            false,
+        ),
+        (
+            "no file",
+            with(&|config| config.trust = Trust::File(pki.path("none"))),
+            false,
+        ),
+        (
+            "anybody",
+            with(&|config| {
+                config.trust = Trust::Anybody;
+                config.server_name = "other.example".into();
+            }),
+            true,
+        ),
+        (
+            "one of the names",
+            names(&["no.example", "shop.example"]),
+            true,
+        ),
+        ("a uri", names(&["spiffe://td/ns/a/sa/b"]), true),
+        ("an address", names(&["10.1.2.3"]), true),
+        (
+            "none of the names",
+            names(&["no.example", "spiffe://td/ns/a/sa/c", "10.1.2.4"]),
+            false,
+        ),
+        ("no name at all", names(&["", "://"]), false),
+    ] {
+        let client = Arc::new(Origination::new(config));
+        let (made, asked) = shake(&client, &leaf, None).await;
+        assert_eq!(made, expected, "{what}");
+        if made && client.config().trust != Trust::Anybody {
+            assert_eq!(asked.as_deref(), Some("shop.example"), "{what}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_certificate_is_shown_and_read_again_when_it_changes() {
+    let (pki, other) = (Pki::new(), Pki::new());
+    let leaf = pki.leaf(&["shop.example"]);
+    let write = |pki_of: &Pki| {
+        let (chain, key) = pki_of.leaf(&["client.example"]);
+        pki.write("chain.pem", &chain);
+        pki.write("key.pem", &key);
+    };
+    assert!(
+        !shake(&Arc::new(Origination::new(pki.config())), &leaf, Some(&pki))
+            .await
+            .0
+    );
+    let mut config = pki.config();
+    config.client = Some((pki.path("chain.pem"), pki.path("key.pem")));
+    let client = Arc::new(Origination::new(config));
+    assert!(
+        !shake(&client, &leaf, Some(&pki)).await.0,
+        "there is no file"
+    );
+    write(&other);
+    assert!(
+        !shake(&client, &leaf, Some(&pki)).await.0,
+        "signed by a stranger"
+    );
+    write(&pki);
+    // File systems tell times apart that are some milliseconds apart.
+    let later = SystemTime::now() + Duration::from_secs(2);
+    let file = fs::File::options()
+        .append(true)
+        .open(pki.path("key.pem"))
+        .unwrap();
+    file.set_modified(later).unwrap();
+    tokio::time::advance(LOOK_INTERVAL).await;
+    assert!(shake(&client, &leaf, Some(&pki)).await.0, "renewed");
+}

@@ -1,0 +1,163 @@
+//! TLS and PROXY headers of a waypoint towards an application that wants them, inside of the mesh's own encryption.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use leyline_tests::{
+    certificates::Authority,
+    cluster::Family,
+    eventually::eventually,
+    mesh::Mesh,
+    process::{Process, Program},
+};
+use serde_json::Value;
+
+use crate::{
+    support::{SOON, root},
+    waypoint::{CANARY, mesh_with_waypoint},
+    waypoint_session::Session,
+};
+
+const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/origin";
+const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/waypoint-of-the-user";
+
+/// A service whose application speaks TLS, and the rule for it.
+fn documents(policy: &str) -> String {
+    format!(
+        "{CANARY}---
+apiVersion: v1
+kind: Service
+metadata:
+  name: secure
+  namespace: shop
+  labels: {{istio.io/use-waypoint: waypoint}}
+spec:
+  clusterIP: 10.96.0.91
+  clusterIPs: [10.96.0.91]
+  selector: {{app: server, version: v1}}
+  ports:
+  - {{name: http, port: 80, targetPort: 8443}}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: secure, namespace: shop}}
+spec:
+  host: secure
+  trafficPolicy:
+{policy}"
+    )
+}
+
+fn tls(mode: &str, files: &Path, san: &str) -> String {
+    let (dir, root) = (files.display(), files.join("root.crt"));
+    let root = root.display();
+    format!(
+        "    tls: {{mode: {mode}, clientCertificate: {dir}/client.crt, privateKey: {dir}/client.key, caCertificates: {root}, sni: origin.example, subjectAltNames: [\"{san}\"]}}\n"
+    )
+}
+
+/// Python's server in the pod of v1.
+fn start_server(mesh: &Mesh, files: &Path) -> Process {
+    let run = mesh.cluster().run();
+    let authority = Authority::of_mesh(&run.state_dir()).unwrap();
+    let server = authority.issue(files, "server", SERVER).unwrap();
+    authority.issue(files, "client", CLIENT).unwrap();
+    let trusted = files.join("root.crt");
+    std::fs::copy(run.state_dir().join("root-cert.pem"), &trusted).unwrap();
+    let script = root().join("tests/peers/tls_server.py");
+    let program = Program {
+        name: "tls-server".to_owned(),
+        path: "/usr/bin/env".into(),
+        args: vec![
+            "python3".into(),
+            script.into(),
+            "8443".into(),
+            server.certificate.into(),
+            server.key.into(),
+            trusted.into(),
+        ],
+        env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
+        namespace: mesh
+            .cluster()
+            .pod("shop/server-v1")
+            .unwrap()
+            .namespace()
+            .clone(),
+    };
+    Process::start(run, &program).unwrap()
+}
+
+/// What the application says that it saw.
+async fn seen(mesh: &Mesh) -> Result<Value> {
+    let vip = mesh.cluster().vip("shop/secure", Family::V4, 80)?;
+    let mut session = Session::open(mesh, vip).await?;
+    let answer = session.get("/", &[]).await?;
+    let body = String::from_utf8_lossy(&answer.body).into_owned();
+    ensure!(answer.status == 200, "{}: {body}", answer.status);
+    serde_json::from_str(&body).context(body)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_and_proxy_headers_are_originated() {
+    let (mesh, _vip) = Box::pin(mesh_with_waypoint(&[CANARY])).await;
+    let files = mesh.cluster().run().secrets_dir();
+    let mut server = start_server(&mesh, &files);
+    let apply = |policy: &str| {
+        mesh.cluster()
+            .config()
+            .write("canary.yaml", &documents(policy))
+            .unwrap();
+    };
+    let client = mesh.cluster().pod("shop/client").unwrap().addresses().v4;
+
+    apply(&tls("MUTUAL", &files, SERVER));
+    eventually("the application sees TLS of the user's", SOON, || async {
+        let seen = seen(&mesh).await?;
+        ensure!(seen["sni"] == "origin.example", "{seen}");
+        ensure!(seen["client"][0] == CLIENT, "{seen}");
+        ensure!(
+            seen["alpn"] == "http/1.1" && seen["proxy"].is_null(),
+            "{seen}"
+        );
+        Ok(())
+    })
+    .await
+    .unwrap();
+
+    apply(&tls(
+        "SIMPLE",
+        &files,
+        "spiffe://cluster.local/ns/shop/sa/somebody",
+    ));
+    eventually("nothing is sent to a stranger", SOON, || async {
+        let refused = seen(&mesh).await;
+        let error = refused.err().context("the stranger has answered")?;
+        ensure!(error.to_string().starts_with("503"), "{error:#}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+
+    for (version, expected) in [
+        ("V1", format!("PROXY TCP4 {client} ")),
+        ("V2", format!("v2 0x11 {client}")),
+    ] {
+        let proxy = format!("    proxyProtocol: {{version: {version}}}\n");
+        apply(&(tls("SIMPLE", &files, SERVER) + &proxy));
+        eventually(
+            "the application is told of the client first",
+            SOON,
+            || async {
+                let seen = seen(&mesh).await?;
+                let header = seen["proxy"].as_str().unwrap_or_default();
+                ensure!(header.starts_with(&expected), "{seen}");
+                ensure!(seen["client"] == Value::Array(Vec::new()), "{seen}");
+                Ok(())
+            },
+        )
+        .await
+        .unwrap();
+    }
+    server.kill().await.unwrap();
+    mesh.stop().await.unwrap();
+}
