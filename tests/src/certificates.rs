@@ -53,8 +53,17 @@ impl Authority {
 
     /// Issues a certificate for a SPIFFE ID and writes it as `<name>.crt` and `<name>.key`.
     pub fn issue(&self, dir: &Path, name: &str, spiffe_id: &str) -> Result<Credential> {
+        self.issue_to(dir, name, SanType::URI(spiffe_id.try_into()?))
+    }
+
+    /// The same for a host name.
+    pub fn issue_to_host(&self, dir: &Path, name: &str, host: &str) -> Result<Credential> {
+        self.issue_to(dir, name, SanType::DnsName(host.try_into()?))
+    }
+
+    fn issue_to(&self, dir: &Path, name: &str, subject: SanType) -> Result<Credential> {
         let mut params = CertificateParams::default();
-        params.subject_alt_names = vec![SanType::URI(spiffe_id.try_into()?)];
+        params.subject_alt_names = vec![subject];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![

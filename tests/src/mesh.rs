@@ -190,6 +190,16 @@ impl Mesh {
         found.with_context(|| format!("no waypoint of {gateway}"))
     }
 
+    /// Ends a waypoint in order and starts it again with these settings.
+    pub async fn restart_waypoint(&mut self, gateway: &str, env: &[(&str, &str)]) -> Result<()> {
+        let found = self.waypoints.get_mut(gateway);
+        let waypoint = found.with_context(|| format!("no waypoint of {gateway}"))?;
+        waypoint.stop().await?;
+        waypoint.set_env(env);
+        waypoint.start_again(self.cluster.run())?;
+        waypoint.ready().await.map(|_after| ())
+    }
+
     /// Nodes, pods and YAML.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster

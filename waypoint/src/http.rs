@@ -9,6 +9,7 @@ pub(crate) mod deadline;
 pub(crate) mod filters;
 pub(crate) mod forward;
 mod grpc_timeout;
+pub(crate) mod life;
 pub(crate) mod mirror;
 pub(crate) mod path;
 pub(crate) mod reply;

@@ -13,6 +13,7 @@ mod upstream;
 
 mod config;
 mod discovery;
+mod dns;
 mod format;
 
 mod admin;

@@ -11,13 +11,17 @@ use metrics::counter;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::sleep,
 };
 use tracing::{Span, debug, info, warn};
 
 use crate::{
     app::Shared,
     config::{destinations::Leaf, listener::Chain},
-    http::server::{Destination, HttpConnection, serve},
+    http::{
+        life::{LifeLimits, spread},
+        server::{Destination, HttpConnection, serve},
+    },
     sniff::{Protocol, sniff},
     tcp,
 };
@@ -88,9 +92,24 @@ async fn handle_tunnel(shared: Arc<Shared>, accepted: Accepted) {
         counter!("leyline_waypoint_refused_total", "reason" => reason.reason()).increment(1);
         info!(%peer, reason = reason.reason(), "request in a tunnel refused");
     };
-    let config = &shared.settings.proxy.hbone;
-    let served = server::serve(stream, config, &shared.drain, handler, bad);
-    if let Err(error) = Box::pin(served).await {
+    let settings = &shared.settings.proxy;
+    // An old tunnel is told to go; its streams are carried to their end.
+    let drain = shared.drain.child();
+    let served = Box::pin(server::serve(stream, &settings.hbone, &drain, handler, bad));
+    let aged = async {
+        match settings.max_connection_age {
+            Some(age) => sleep(spread(age)).await,
+            None => std::future::pending().await,
+        }
+        counter!("leyline_waypoint_connections_ended_total", "reason" => "tunnel_age").increment(1);
+        drain.start();
+        std::future::pending::<()>().await;
+    };
+    let result = tokio::select! {
+        result = served => result,
+        () = aged => return,
+    };
+    if let Err(error) = result {
         debug!(%peer, %error, "tunnel broke");
     }
 }
@@ -187,11 +206,26 @@ async fn http(
     destination: Destination,
     io: leyline_hbone::HboneIo,
 ) {
+    let settings = &shared.settings.proxy;
+    let idle = match shared
+        .config
+        .load()
+        .chain(chain.as_str())
+        .map(|chain| &**chain)
+    {
+        Some(Chain::Http(chain)) => chain.idle,
+        Some(Chain::Tcp(_) | Chain::Refused(_)) | None => None,
+    };
+    let limits = LifeLimits {
+        age: settings.max_connection_age,
+        idle: idle.or(settings.idle),
+    };
     let conn = HttpConnection {
+        life: Arc::default(),
         shared,
         chain,
         client,
         destination,
     };
-    Box::pin(serve(conn, io)).await;
+    Box::pin(serve(conn, limits, io)).await;
 }

@@ -1,7 +1,7 @@
 //! What a waypoint can be told by its environment, read once at start: as istiod renders it for an `istio-waypoint` (facts
 //! F.3), and our own.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use leyline_hbone::HboneConfig;
 use leyline_runtime::{env::Reader, threads};
@@ -13,6 +13,14 @@ use leyline_types::{Identity, Network, TrustDomain};
 const TOKEN_PATH: &str = "/var/run/secrets/tokens/istio-token";
 /// Where the roots of the control plane are mounted.
 const ROOT_PATH: &str = "/var/run/secrets/istio/root-cert.pem";
+/// Where the pod's name servers are written.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Envoy has none; a slow client on a bad line needs seconds.
+const HEAD_DEADLINE: Duration = Duration::from_secs(60);
+/// Half an hour, after which new waypoints have their share of long-lived clients.
+const MAX_AGE: Duration = Duration::from_secs(30 * 60);
+/// Envoy's default.
+const IDLE: Duration = Duration::from_secs(3600);
 /// istiod in its default place.
 const ISTIOD: &str = "istiod.istio-system.svc:15012";
 
@@ -28,6 +36,8 @@ pub(crate) struct Settings {
     pub(crate) secret_ttl: Duration,
     pub(crate) drain_deadline: Duration,
     pub(crate) worker_threads: usize,
+    /// The name servers of the pod.
+    pub(crate) resolv_conf: PathBuf,
 }
 
 /// Who this waypoint is.
@@ -53,6 +63,12 @@ pub(crate) struct ProxySettings {
     /// How long a client of a port without a declared protocol may be silent before it is taken for TCP.
     pub(crate) sniff_deadline: Duration,
     pub(crate) hbone: HboneConfig,
+    /// From the start of a request's head to its end: a client that sends a byte now and then holds a task for nothing.
+    pub(crate) head_deadline: Duration,
+    /// Tunnels and HTTP connections of this age are told to go (GOAWAY), so that long-lived clients spread over waypoints.
+    pub(crate) max_connection_age: Option<Duration>,
+    /// HTTP connections without a request for so long are ended, where the configuration says nothing.
+    pub(crate) idle: Option<Duration>,
 }
 
 impl Settings {
@@ -89,6 +105,9 @@ impl Settings {
                 handshake_deadline: Duration::from_secs(10),
                 sniff_deadline: env.duration("LEYLINE_SNIFF_DEADLINE", Duration::from_secs(5)),
                 hbone: HboneConfig::default(),
+                head_deadline: env.duration("LEYLINE_HEADERS_DEADLINE", HEAD_DEADLINE),
+                max_connection_age: Some(env.duration("LEYLINE_MAX_CONNECTION_AGE", MAX_AGE)),
+                idle: Some(env.duration("IDLE_TIMEOUT", IDLE)),
             },
             log: LogConfig {
                 filter: env.string("RUST_LOG", "info"),
@@ -99,6 +118,7 @@ impl Settings {
             },
             secret_ttl: env.duration("SECRET_TTL", Duration::from_secs(24 * 3600)),
             drain_deadline: env.duration("TERMINATION_DRAIN_DURATION", Duration::from_secs(5)),
+            resolv_conf: env.string("LEYLINE_RESOLV_CONF", RESOLV_CONF).into(),
             worker_threads: threads::worker_threads(
                 env,
                 None,

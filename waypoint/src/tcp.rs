@@ -48,7 +48,7 @@ pub(crate) async fn carry(
     let mut bytes = (0, 0);
     let mut upstream_host = None;
     let opened = match rbac::check(&chain.rbac, client, destination) {
-        Ok(permit) => open(permit, shared, config, chain, client).await,
+        Ok(permit) => open(permit, shared, config, chain, client, destination).await,
         Err(denial) => Err(denial.to_string()),
     };
     let result = match opened {
@@ -86,6 +86,7 @@ async fn open(
     config: &Config,
     chain: &TcpChain,
     client: &Client,
+    destination: &Destination,
 ) -> Result<Opened, String> {
     let name = chain.clusters.pick(rand::rng().random());
     let name = name.ok_or("no cluster")?;
@@ -93,7 +94,6 @@ async fn open(
         .clusters
         .get(name)
         .ok_or_else(|| format!("no cluster {name}"))?;
-    let set = config.endpoints(cluster).ok_or("no endpoints yet")?;
     let mut tried = Vec::new();
     let mut failure = "no healthy upstream".to_owned();
     while tried.len() < ATTEMPTS {
@@ -101,7 +101,8 @@ async fn open(
             tried: &tried,
             hash: chain.by_client.then(|| hash_of_client(client.addr.ip())),
         };
-        let Some(endpoint) = balance::pick_for(cluster, set, wanted, &mut rand::rng()) else {
+        let destination = destination.address();
+        let Some(endpoint) = balance::endpoint_for(config, cluster, wanted, destination) else {
             break;
         };
         let purpose = For {

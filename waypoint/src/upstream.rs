@@ -2,6 +2,7 @@
 
 pub(crate) mod balance;
 pub(crate) mod connect;
+mod direct;
 pub(crate) mod endpoint;
 pub(crate) mod outlier;
 pub(crate) mod pool;

@@ -4,7 +4,7 @@
 //! Invariant: an update is applied before it is acknowledged, and nothing is taken back when a stream ends, so the
 //! data plane serves what it knows for as long as the control plane is away.
 
-use std::{future::Future, pin::pin, time::Duration};
+use std::{collections::BTreeSet, future::Future, pin::pin, sync::Arc, time::Duration};
 
 use leyline_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
@@ -35,8 +35,10 @@ const STABLE_AFTER: Duration = Duration::from_secs(1);
 pub struct Config {
     /// Who we are.
     pub node: NodeInfo,
-    /// Types to follow, all resources of each.
+    /// Types to follow, all resources of each unless `interest` says otherwise.
     pub types: Vec<&'static str>,
+    /// Which resources are wanted by name; asked at the start and after each update.
+    pub interest: Interest,
     /// Largest response; Istio's limit of 200 MiB holds a mesh of a million workloads.
     pub max_message_bytes: usize,
     /// For `connect`.
@@ -56,12 +58,38 @@ impl Config {
         Self {
             node,
             types,
+            interest: Interest::default(),
             max_message_bytes: 200 * 1024 * 1024,
             connect_deadline: Duration::from_secs(10),
             answer_deadline: Duration::from_secs(30),
             silence_deadline: Duration::from_secs(300),
             send_deadline: Duration::from_secs(30),
         }
+    }
+}
+
+/// Tells which resources of a type are wanted; `None` is all of them.
+pub type Names = dyn Fn(&'static str) -> Option<BTreeSet<String>> + Send + Sync;
+
+/// What is wanted by name, as other resources tell: endpoints of the clusters that there are. Nothing by default.
+#[derive(Clone, Default)]
+pub struct Interest(Option<Arc<Names>>);
+
+impl Interest {
+    /// As the function says.
+    pub fn new(names: Arc<Names>) -> Self {
+        Self(Some(names))
+    }
+
+    fn names(&self, type_url: &'static str) -> Option<BTreeSet<String>> {
+        self.0.as_ref()?(type_url)
+    }
+}
+
+impl std::fmt::Debug for Interest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = if self.0.is_some() { "by name" } else { "all" };
+        f.write_str(kind)
     }
 }
 
@@ -270,6 +298,8 @@ where
         let mut client = AggregatedDiscoveryServiceClient::with_interceptor(channel, authenticate)
             .max_decoding_message_size(self.cfg.max_message_bytes);
 
+        // What is known from an earlier stream is asked for by the first requests.
+        self.wants();
         let (requests, queue) = mpsc::channel(self.session.types() + REQUEST_QUEUE);
         for request in self.session.open_stream() {
             requests
@@ -348,11 +378,25 @@ where
         if let Some(request) = answer.request {
             self.send(requests, request).await?;
         }
+        for request in self.wants() {
+            self.send(requests, request).await?;
+        }
         if !was_synced && self.session.is_synced() {
             info!("xds synced");
             (self.observe)(Observed::Synced);
         }
         Ok(())
+    }
+
+    /// Changes of what is wanted by name.
+    fn wants(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let types = self.cfg.types.iter();
+        let named =
+            types.filter_map(|type_url| Some((*type_url, self.cfg.interest.names(type_url)?)));
+        let session = &mut self.session;
+        named
+            .filter_map(|(type_url, names)| session.want(type_url, names))
+            .collect()
     }
 
     async fn send(

@@ -5,7 +5,7 @@
 //! Invariant: a version is remembered only for what was applied and accepted, so the server is never told that we hold
 //! something we do not.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use leyline_proto::{
     envoy::{
@@ -104,6 +104,8 @@ pub struct Session {
 #[derive(Debug)]
 struct Subscription {
     type_url: &'static str,
+    /// What is asked for by name; `None` is everything.
+    names: Option<BTreeSet<String>>,
     /// Names of the accepted resources with their versions.
     held: HashMap<String, String>,
     answered: bool,
@@ -114,6 +116,7 @@ impl Session {
     pub fn new(node: NodeInfo, types: &[&'static str]) -> Self {
         let subscriptions = types.iter().map(|type_url| Subscription {
             type_url,
+            names: None,
             held: HashMap::new(),
             answered: false,
         });
@@ -124,17 +127,51 @@ impl Session {
         }
     }
 
+    /// Asks for these resources of a type in place of all: the request for what is new and what is not wanted any more,
+    /// if anything is. It refers to no response (empty nonce): with one, servers take it for an answer.
+    ///
+    /// What is not wanted any more is forgotten here, and no removal will be told.
+    pub fn want(
+        &mut self,
+        type_url: &'static str,
+        names: BTreeSet<String>,
+    ) -> Option<DeltaDiscoveryRequest> {
+        let mut all = self.subscriptions.iter_mut();
+        let subscription = all.find(|subscription| subscription.type_url == type_url)?;
+        let before = subscription.names.replace(names).unwrap_or_default();
+        let now = subscription.names.as_ref()?;
+        let added: Vec<String> = now.difference(&before).cloned().collect();
+        let dropped: Vec<String> = before.difference(now).cloned().collect();
+        for name in &dropped {
+            subscription.held.remove(name);
+        }
+        if added.is_empty() && dropped.is_empty() {
+            return None;
+        }
+        // New names have not been answered, whatever was answered before.
+        subscription.answered &= added.is_empty();
+        Some(DeltaDiscoveryRequest {
+            type_url: type_url.to_owned(),
+            resource_names_subscribe: added,
+            resource_names_unsubscribe: dropped,
+            ..DeltaDiscoveryRequest::default()
+        })
+    }
+
     /// Starts a stream: its first requests, one per type, with all that is held.
     ///
-    /// An empty list of names is the wildcard; only the first request carries the node (xDS protocol, "ADS").
+    /// An empty list of names is the wildcard; only the first request carries the node (xDS protocol, "ADS"). A type of
+    /// which nothing is wanted by name is not asked for.
     pub fn open_stream(&mut self) -> Vec<DeltaDiscoveryRequest> {
         self.stream += 1;
         let mut node = Some(self.node.clone());
         self.subscriptions
             .iter()
+            .filter(|subscription| subscription.names.as_ref().is_none_or(|it| !it.is_empty()))
             .map(|subscription| DeltaDiscoveryRequest {
                 node: node.take(),
                 type_url: subscription.type_url.to_owned(),
+                resource_names_subscribe: subscription.names.iter().flatten().cloned().collect(),
                 initial_resource_versions: subscription.held.clone(),
                 ..DeltaDiscoveryRequest::default()
             })
@@ -207,7 +244,7 @@ impl Session {
     pub fn is_synced(&self) -> bool {
         self.subscriptions
             .iter()
-            .all(|subscription| subscription.answered)
+            .all(|subscription| subscription.answered || subscription.wants_nothing())
     }
 
     /// The number of subscribed types, which is the number of first requests of a stream.
@@ -217,6 +254,10 @@ impl Session {
 }
 
 impl Subscription {
+    fn wants_nothing(&self) -> bool {
+        self.names.as_ref().is_some_and(BTreeSet::is_empty)
+    }
+
     /// Separates resources that can be handed on from those that cannot be resources at all.
     fn sort_out(&self, wire: Vec<WireResource>) -> (Vec<Resource>, Vec<Rejection>) {
         let mut resources = Vec::with_capacity(wire.len());

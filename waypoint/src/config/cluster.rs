@@ -1,6 +1,7 @@
 //! Clusters: a named set of endpoints, and how requests to them are balanced, limited and sent.
 
 pub(crate) mod balance;
+pub(crate) mod dns;
 pub(crate) mod limits;
 pub(crate) mod outlier;
 pub(crate) mod transport;
@@ -11,7 +12,7 @@ use envoy_types::pb::{
     envoy::{
         config::cluster::v3::{
             self as proto,
-            cluster::{ClusterDiscoveryType, DiscoveryType},
+            cluster::{ClusterDiscoveryType, DiscoveryType, LbConfig},
         },
         extensions::upstreams::http::v3::{
             HttpProtocolOptions,
@@ -26,6 +27,7 @@ use leyline_types::Str;
 
 use self::{
     balance::Balancing,
+    dns::DnsSource,
     limits::{ConnectionUse, Limits},
     outlier::OutlierDetection,
     transport::Transport,
@@ -69,6 +71,10 @@ pub(crate) enum EndpointSource {
     Eds(Str),
     /// In the cluster.
     Static(Arc<EndpointSet>),
+    /// By name; found by `dns`, which puts them where those of EDS are.
+    Dns(Arc<DnsSource>),
+    /// The client says where it wants to go; the port may be another.
+    Client { port: Option<u16> },
 }
 
 /// Which HTTP the endpoints speak.
@@ -131,13 +137,27 @@ fn endpoints(proto: &proto::Cluster) -> Compiled<EndpointSource> {
             let set = EndpointSet::compile(&assignment, None).at("load_assignment")?;
             Ok(EndpointSource::Static(Arc::new(set)))
         }
-        Ok(DiscoveryType::StrictDns | DiscoveryType::LogicalDns | DiscoveryType::OriginalDst) => {
-            Err(Unsupported::new(
-                "endpoints by DNS or by original destination",
-            ))
+        Ok(kind @ (DiscoveryType::StrictDns | DiscoveryType::LogicalDns)) => {
+            let source = DnsSource::compile(proto, kind).at("load_assignment")?;
+            Ok(EndpointSource::Dns(Arc::new(source)))
         }
+        Ok(DiscoveryType::OriginalDst) => by_client(proto).at("original_dst_lb_config"),
         Err(_) => Err(Unsupported::new("type")),
     }
+}
+
+fn by_client(proto: &proto::Cluster) -> Compiled<EndpointSource> {
+    let config = match &proto.lb_config {
+        Some(LbConfig::OriginalDstLbConfig(config)) => Some(config),
+        Some(_) | None => None,
+    };
+    if config.is_some_and(|config| config.use_http_header || config.metadata_key.is_some()) {
+        return Err(Unsupported::new("use_http_header or metadata_key"));
+    }
+    let port = config.and_then(|config| config.upstream_port_override.as_ref());
+    let port = port.map(|port| u16::try_from(port.value)).transpose();
+    let port = port.map_err(|_too_large| Unsupported::new("upstream_port_override"))?;
+    Ok(EndpointSource::Client { port })
 }
 
 fn http(options: Option<&HttpProtocolOptions>) -> Compiled<UpstreamHttp> {

@@ -1,6 +1,6 @@
 //! An HTTP chain: the connection manager of one service port, with its filters and its routes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager,
@@ -9,6 +9,7 @@ use envoy_types::pb::envoy::extensions::filters::network::http_connection_manage
 use leyline_types::Str;
 
 use super::{
+    any::limit,
     error::{At, Compiled, Unsupported},
     route::RouteTable,
 };
@@ -24,6 +25,8 @@ pub(crate) struct HttpChain {
     pub(crate) request_id: RequestId,
     /// `websocket` and others that requests may switch to.
     pub(crate) upgrades: Vec<String>,
+    /// A connection without a request for so long is ended.
+    pub(crate) idle: Option<Duration>,
 }
 
 /// Where the routes are.
@@ -72,6 +75,7 @@ pub(crate) enum RequestId {
 impl HttpChain {
     pub(crate) fn compile(manager: &HttpConnectionManager) -> Compiled<Self> {
         let upgrades = manager.upgrade_configs.iter();
+        let common = manager.common_http_protocol_options.as_ref();
         Ok(Self {
             filters: Filters::compile(&manager.http_filters)?,
             routes: routes(manager)?,
@@ -82,6 +86,8 @@ impl HttpChain {
             } else {
                 RequestId::Leave
             },
+            idle: limit(common.and_then(|common| common.idle_timeout.as_ref()))
+                .at("common_http_protocol_options")?,
             upgrades: upgrades
                 .filter(|upgrade| upgrade.enabled.is_none_or(|flag| flag.value))
                 .map(|upgrade| upgrade.upgrade_type.to_ascii_lowercase())

@@ -12,6 +12,7 @@ use leyline_types::Str;
 use leyline_xds::session::{Rejection, Resource, Update};
 use metrics::gauge;
 use parking_lot::Mutex;
+use tokio::sync::{Notify, futures::Notified};
 use tracing::{info, warn};
 
 use super::{
@@ -38,6 +39,8 @@ pub(crate) struct ConfigStore {
     current: ArcSwap<Config>,
     /// Held for a whole update.
     writer: Mutex<()>,
+    /// Told after each update.
+    changed: Notify,
 }
 
 impl ConfigStore {
@@ -49,6 +52,23 @@ impl ConfigStore {
     /// The same, to be kept over awaits.
     pub(crate) fn load_full(&self) -> Arc<Config> {
         self.current.load_full()
+    }
+
+    /// Resolves after the next update.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Takes in what the names of a cluster were resolved to.
+    ///
+    /// # Errors
+    /// When the endpoints cannot be used; those before are kept.
+    pub(crate) fn resolved(&self, cluster: &Str, found: &ClusterLoadAssignment) -> Compiled<()> {
+        let _writing = self.writer.lock();
+        let mut next = Config::clone(&self.current.load());
+        next.put_assignment(cluster.clone(), found)?;
+        self.current.store(Arc::new(next));
+        Ok(())
     }
 
     /// Applies an update of one of Envoy's types, all of it at once. What is rejected is refused from now on; what
@@ -78,6 +98,7 @@ impl ConfigStore {
                 reason,
             });
         }
+        next.forget_unused();
         gauge!("leyline_waypoint_unsupported")
             .set(u32::try_from(next.unsupported.len()).unwrap_or(u32::MAX));
         info!(
@@ -88,6 +109,7 @@ impl ConfigStore {
             "configuration applied"
         );
         self.current.store(Arc::new(next));
+        self.changed.notify_waiters();
         rejections
     }
 }
@@ -171,9 +193,12 @@ impl Config {
     }
 
     fn put_endpoints(&mut self, name: Str, body: &[u8]) -> Compiled<()> {
-        let assignment: ClusterLoadAssignment = decode_bytes(body)?;
+        self.put_assignment(name, &decode_bytes(body)?)
+    }
+
+    fn put_assignment(&mut self, name: Str, assignment: &ClusterLoadAssignment) -> Compiled<()> {
         let before = self.assignments.get(&name).cloned();
-        let set = EndpointSet::compile(&assignment, before.as_deref())?;
+        let set = EndpointSet::compile(assignment, before.as_deref())?;
         let set = Arc::new(set);
         // Assignments bear the name of their cluster, with istiod and with our control plane.
         if let Some(cluster) = self.clusters.get(&name) {

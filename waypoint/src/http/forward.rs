@@ -257,16 +257,17 @@ impl Attempts<'_> {
     }
 
     fn pick(&self, avoid: &[EndpointAddress]) -> Result<Arc<Endpoint>, Reply> {
-        let set = self.forwarding.config.endpoints(self.cluster);
         let wanted = Wanted {
             tried: avoid,
             hash: self.hash,
         };
-        set.and_then(|set| balance::pick_for(self.cluster, set, wanted, &mut rand::rng()))
-            .ok_or_else(|| {
+        let Forwarding { config, conn, .. } = self.forwarding;
+        balance::endpoint_for(config, self.cluster, wanted, conn.destination.address()).ok_or_else(
+            || {
                 let (status, flag) = (StatusCode::SERVICE_UNAVAILABLE, Flag::NoHealthyUpstream);
                 Reply::new(status, flag, "no_healthy_upstream", "no healthy upstream")
-            })
+            },
+        )
     }
 
     async fn attempt(

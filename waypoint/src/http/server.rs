@@ -10,14 +10,17 @@ use hyper_util::{
 };
 use leyline_hbone::HboneIo;
 use leyline_types::{HboneAuthority, Str};
+use metrics::counter;
 use tokio::time::Duration;
 use tracing::debug;
 
-use super::{executor::DrainExecutor, pipeline};
+use super::{
+    executor::DrainExecutor,
+    life::{Life, LifeLimits},
+    pipeline,
+};
 use crate::{app::Shared, listener::Client};
 
-/// From the start of a request's head to its end: a client that sends a byte now and then holds a task for nothing.
-const HEAD_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes of a request's head; Envoy's default.
 const MAX_HEAD: usize = 60 << 10;
 /// Headers of a request; Envoy's default.
@@ -40,6 +43,8 @@ pub(crate) struct HttpConnection {
     pub(crate) chain: Str,
     pub(crate) client: Client,
     pub(crate) destination: Destination,
+    /// Requests that are under way.
+    pub(crate) life: Arc<Life>,
 }
 
 /// What the client called, as its proxy says in the CONNECT.
@@ -65,15 +70,15 @@ impl Destination {
     }
 }
 
-/// Serves the connection until it ends; on drain after the requests under way.
-pub(crate) async fn serve(conn: HttpConnection, io: HboneIo) {
+/// Serves the connection until it ends; on drain, and when it is old or unused, after the requests under way.
+pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo) {
     let conn = Arc::new(conn);
     let drain = conn.shared.drain.clone();
     let mut builder = auto::Builder::new(DrainExecutor::new(drain.clone()));
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
+        .header_read_timeout(conn.shared.settings.proxy.head_deadline)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS);
     builder
@@ -90,7 +95,11 @@ pub(crate) async fn serve(conn: HttpConnection, io: HboneIo) {
         let conn = conn.clone();
         service_fn(move |request: Request<Incoming>| {
             let conn = conn.clone();
-            async move { Ok::<_, std::convert::Infallible>(pipeline::handle(conn, request).await) }
+            async move {
+                let busy = conn.life.enter();
+                let response = pipeline::handle(conn, request).await;
+                Ok::<_, std::convert::Infallible>(response.map(|body| busy.until_end_of(body)))
+            }
         })
     };
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
@@ -98,6 +107,11 @@ pub(crate) async fn serve(conn: HttpConnection, io: HboneIo) {
     let result = tokio::select! {
         result = serving.as_mut() => result,
         () = drain.started() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+        reason = conn.life.over(limits) => {
+            counter!("leyline_waypoint_connections_ended_total", "reason" => reason).increment(1);
             serving.as_mut().graceful_shutdown();
             serving.await
         }

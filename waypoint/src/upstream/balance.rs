@@ -7,7 +7,7 @@ mod levels;
 mod pool;
 mod table;
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use arc_swap::ArcSwapOption;
 use rand::Rng;
@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use self::levels::Balancer;
 use crate::config::{
-    cluster::Cluster,
+    Config,
+    cluster::{Cluster, EndpointSource},
     endpoints::{Endpoint, EndpointAddress, EndpointSet},
 };
 
@@ -58,6 +59,27 @@ pub(crate) fn pick_for(
 ) -> Option<Arc<Endpoint>> {
     let now = Instant::now();
     current(cluster, set, now).pick(&cluster.balancing, wanted, rng, now)
+}
+
+/// The endpoint for a request or connection that wants to go to `destination`, which counts where the cluster leaves the
+/// choice to clients.
+pub(crate) fn endpoint_for(
+    config: &Config,
+    cluster: &Cluster,
+    wanted: Wanted<'_>,
+    destination: Option<SocketAddr>,
+) -> Option<Arc<Endpoint>> {
+    if let EndpointSource::Client { port } = cluster.endpoints {
+        let mut addr = destination?;
+        addr.set_port(port.unwrap_or_else(|| addr.port()));
+        return Some(cluster.state.direct.endpoint(addr));
+    }
+    pick_for(
+        cluster,
+        config.endpoints(cluster)?,
+        wanted,
+        &mut rand::rng(),
+    )
 }
 
 /// Makes the balancer of a set ahead of the first request.

@@ -9,6 +9,8 @@ use metrics::counter;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::direct::Direct;
+
 /// State of one cluster.
 #[derive(Debug, Default)]
 pub(crate) struct ClusterState {
@@ -17,6 +19,8 @@ pub(crate) struct ClusterState {
     /// Held while it is decided whether one more endpoint is ejected.
     pub(crate) ejecting: Mutex<()>,
     in_use: [AtomicU32; 4],
+    /// Where clients name the endpoints.
+    pub(crate) direct: Direct,
     /// Told when a connection is free, or there is room for a new one.
     pub(crate) freed: Notify,
 }

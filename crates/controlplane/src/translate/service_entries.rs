@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use super::{
     Advice,
     networks::Networks,
-    services::{MeshService, Target, TargetPort, address_bytes, network_addresses},
+    services::{MeshService, Resolution, Target, TargetPort, address_bytes, network_addresses},
     waypoints::{Attached, Waypoints},
 };
 use crate::objects::{EntryPort, Kind, ObjectKey, Objects, ServiceEntry, parse_block};
@@ -90,6 +90,7 @@ pub(super) fn services(
                 ports,
                 waypoints: BTreeSet::new(),
                 requires_waypoint: false,
+                resolution: resolution(entry),
             };
             attach_waypoints(&mut service, entry, waypoints, &mut advise);
             services.push(EntryService {
@@ -190,6 +191,15 @@ fn is_by_name(entry: &ServiceEntry) -> bool {
 /// Without resolution connections go where the client wants.
 fn is_passthrough(entry: &ServiceEntry) -> bool {
     matches!(entry.spec.resolution.as_deref(), None | Some("NONE"))
+}
+
+fn resolution(entry: &ServiceEntry) -> Resolution {
+    match entry.spec.resolution.as_deref() {
+        Some("DNS") => Resolution::Names,
+        Some("DNS_ROUND_ROBIN") => Resolution::OneName,
+        None | Some("NONE") => Resolution::Client,
+        Some(_) => Resolution::Address,
+    }
 }
 
 fn load_balancing(entry: &ServiceEntry) -> Option<LoadBalancing> {

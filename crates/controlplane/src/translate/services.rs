@@ -44,6 +44,20 @@ pub(super) struct TargetPort {
     pub(super) app_protocol: AppProtocol,
 }
 
+/// How the endpoints of a service are found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Resolution {
+    /// By their addresses.
+    #[default]
+    Address,
+    /// By names, each of which stands for all its addresses.
+    Names,
+    /// By a name that stands for one endpoint, whatever its address.
+    OneName,
+    /// The client has found one.
+    Client,
+}
+
 /// A service and what its workloads need to know of it.
 pub(super) struct MeshService {
     pub(super) wire: WireService,
@@ -56,6 +70,7 @@ pub(super) struct MeshService {
     pub(super) waypoints: BTreeSet<NamespacedName>,
     /// Whether its pods refuse what does not come through them.
     pub(super) requires_waypoint: bool,
+    pub(super) resolution: Resolution,
 }
 
 /// All services that the mesh knows; not ExternalName, which is only DNS.
@@ -170,6 +185,7 @@ fn translate_one(
         ports,
         waypoints: BTreeSet::new(),
         requires_waypoint: false,
+        resolution: Resolution::Address,
     }
 }
 

@@ -402,3 +402,58 @@ fn of_a_resource_listed_twice_the_one_that_was_applied_is_held() {
             Pear"#]],
     );
 }
+
+#[test]
+fn what_is_wanted_by_name_is_asked_for_by_name_and_no_more() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let changes = |request: Option<DeltaDiscoveryRequest>| {
+        let request = request?;
+        assert_eq!(
+            (request.type_url.as_str(), request.response_nonce.as_str()),
+            (APPLE, "")
+        );
+        Some((
+            request.resource_names_subscribe,
+            request.resource_names_unsubscribe,
+        ))
+    };
+    let mut session = session();
+    assert_eq!(changes(session.want(APPLE, names(&[]))), None);
+    // An empty list would be the wildcard.
+    let first: Vec<String> = session
+        .open_stream()
+        .into_iter()
+        .map(|it| it.type_url)
+        .collect();
+    assert_eq!(first, [PEAR]);
+    check(&mut session, pears("n1"), &[], expect!["Pear nonce=n1"]);
+    assert!(session.is_synced());
+
+    let asked = changes(session.want(APPLE, names(&["a", "b"])));
+    assert_eq!(asked, Some((vec!["a".to_owned(), "b".to_owned()], vec![])));
+    assert!(!session.is_synced());
+    let both = apples("n2", &[("a", "1"), ("b", "1")], &[]);
+    check(
+        &mut session,
+        both,
+        &[],
+        expect![[r#"
+            apply a@1 b@1
+            Apple nonce=n2"#]],
+    );
+    assert!(session.is_synced());
+    assert_eq!(changes(session.want(APPLE, names(&["a", "b"]))), None);
+    let asked = changes(session.want(APPLE, names(&["b", "c"])));
+    assert_eq!(asked, Some((vec!["c".to_owned()], vec!["a".to_owned()])));
+
+    // On the next stream: all names, and only what of them is held.
+    let again = session.open_stream();
+    assert_eq!(again[0].resource_names_subscribe, ["b", "c"]);
+    assert_eq!(
+        again[0]
+            .initial_resource_versions
+            .keys()
+            .collect::<Vec<_>>(),
+        ["b"]
+    );
+}

@@ -5,8 +5,8 @@ use std::time::Duration;
 use envoy_types::pb::envoy::config::cluster::v3::{
     self as proto,
     cluster::{
-        LbConfig, LbPolicy, SlowStartConfig, common_lb_config::LocalityConfigSpecifier,
-        ring_hash_lb_config::HashFunction,
+        ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy, SlowStartConfig,
+        common_lb_config::LocalityConfigSpecifier, ring_hash_lb_config::HashFunction,
     },
 };
 use tracing::warn;
@@ -123,6 +123,15 @@ impl Balance {
                     return Err(Unsupported::new(reason));
                 }
                 Ok(Self::Maglev { table_size })
+            }
+            // Nothing is chosen where the client says where to go.
+            (Ok(LbPolicy::ClusterProvided), _)
+                if proto.cluster_discovery_type
+                    == Some(ClusterDiscoveryType::Type(
+                        DiscoveryType::OriginalDst.into(),
+                    )) =>
+            {
+                Ok(Self::Random)
             }
             (Ok(LbPolicy::ClusterProvided | LbPolicy::LoadBalancingPolicyConfig) | Err(_), _) => {
                 Err(Unsupported::new("lb_policy"))

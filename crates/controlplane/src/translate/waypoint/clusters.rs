@@ -1,5 +1,6 @@
 //! Clusters and their endpoints (facts A.5, A.6): one cluster for each port, protocol and subset of a service.
 
+mod discovery;
 mod endpoints;
 pub(super) mod locality;
 mod policy;
@@ -12,7 +13,7 @@ use envoy_types::pb::envoy::{
         cluster::v3::{
             Cluster,
             cluster::{
-                ClusterDiscoveryType, CommonLbConfig, DiscoveryType, EdsClusterConfig,
+                CommonLbConfig,
                 common_lb_config::{LocalityConfigSpecifier, LocalityWeightedLbConfig},
             },
         },
@@ -37,7 +38,7 @@ use super::{
     pb,
     view::{PortProtocol, PortView, ServiceView},
 };
-use crate::objects::duration;
+use crate::{objects::duration, translate::services::Resolution};
 use locality::{Nearness, Standpoint};
 use policy::{balance, circuit_breakers, connect_timeout, outlier_detection};
 
@@ -94,6 +95,9 @@ pub(super) fn assignment(
     labels: Option<&BTreeMap<String, String>>,
     from: Option<&Standpoint>,
 ) -> Option<ClusterLoadAssignment> {
+    if service.resolution != Resolution::Address {
+        return None;
+    }
     let name = which.name(service.host);
     let nearness = match from {
         Some(_) => Some(Nearness::of(policy, service)?),
@@ -106,16 +110,16 @@ pub(super) fn assignment(
 }
 
 /// The cluster.
-pub(super) fn cluster(service: &ServiceView<'_>, which: &Which, policy: &Policy) -> Cluster {
+pub(super) fn cluster(
+    service: &ServiceView<'_>,
+    which: &Which,
+    policy: &Policy,
+    labels: Option<&BTreeMap<String, String>>,
+) -> Cluster {
     let name = which.name(service.host);
     let port = service.ports.iter().find(|port| port.number == which.port);
     let mut cluster = Cluster {
-        name: name.clone(),
-        cluster_discovery_type: Some(ClusterDiscoveryType::Type(DiscoveryType::Eds.into())),
-        eds_cluster_config: Some(EdsClusterConfig {
-            eds_config: Some(by_ads()),
-            service_name: name,
-        }),
+        name,
         connect_timeout: connect_timeout(policy),
         metadata: Some(service_metadata(service, which)),
         circuit_breakers: Some(circuit_breakers(policy)),
@@ -145,6 +149,7 @@ pub(super) fn cluster(service: &ServiceView<'_>, which: &Which, policy: &Policy)
         cluster.typed_extension_protocol_options = [(HTTP_OPTIONS.to_owned(), options)].into();
     }
     balance(&mut cluster, policy.load_balancer.as_ref());
+    discovery::set(&mut cluster, service, which, labels);
     cluster
 }
 

@@ -185,7 +185,7 @@ impl<'a> Settings<'a> {
             let subset = which.subset.as_deref();
             let policy = self.policy(&host, which.port, subset);
             let labels = subset.and_then(|subset| self.subset_labels(&host, subset));
-            let cluster = clusters::cluster(service, &which, &policy);
+            let cluster = clusters::cluster(service, &which, &policy, labels);
             let seen = |from| clusters::assignment(service, &which, &policy, labels, from);
             for (pod, from) in pods {
                 if let Some(assignment) = seen(Some(from)) {

@@ -13,7 +13,10 @@ use leyline_types::NamespacedName;
 use super::clusters::locality;
 use crate::{
     objects::{Objects, mesh_config::MeshConfig},
-    translate::{MeshSettings, services::MeshService},
+    translate::{
+        MeshSettings,
+        services::{MeshService, Resolution},
+    },
 };
 
 /// A workload with the labels that subsets are told by.
@@ -54,12 +57,15 @@ pub(super) struct ServiceView<'a> {
     pub(super) waypoints: &'a BTreeSet<NamespacedName>,
     /// Labels by which it prefers endpoints that are near.
     pub(super) preference: Vec<String>,
+    pub(super) resolution: Resolution,
 }
 
 /// A port of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PortView {
     pub(super) number: u16,
+    /// Of the endpoint, where that is the same for all.
+    pub(super) target: Option<u16>,
     pub(super) protocol: PortProtocol,
 }
 
@@ -86,7 +92,8 @@ impl PortProtocol {
 /// An address of a service's port.
 pub(super) struct EndpointView<'a> {
     pub(super) member: &'a Member,
-    pub(super) address: IpAddr,
+    /// Where it has one; else its workload has a host name.
+    pub(super) address: Option<IpAddr>,
     /// By port of the service.
     pub(super) ports: BTreeMap<u16, u16>,
 }
@@ -163,12 +170,16 @@ fn service_view<'a>(
             .filter_map(|port| {
                 Some(PortView {
                     number: u16::try_from(port.service_port).ok()?,
+                    target: u16::try_from(port.target_port)
+                        .ok()
+                        .filter(|port| *port != 0),
                     protocol: protocol(port.app_protocol),
                 })
             })
             .collect(),
         endpoints,
         waypoints: &service.waypoints,
+        resolution: service.resolution,
         preference: wire
             .load_balancing
             .as_ref()
@@ -182,12 +193,16 @@ fn endpoint<'a>(
     member: &'a Member,
     ports: &[leyline_proto::istio::workload::Port],
 ) -> Option<EndpointView<'a>> {
-    let address = member.workload.addresses.first()?;
+    let workload = &member.workload;
+    let address = workload.addresses.first().and_then(|bytes| ip(bytes));
+    if address.is_none() && workload.hostname.is_empty() {
+        return None;
+    }
     let port = |number: u32| u16::try_from(number).ok().filter(|port| *port != 0);
     let ports = ports.iter();
     Some(EndpointView {
         member,
-        address: ip(address)?,
+        address,
         ports: ports
             .filter_map(|one| Some((port(one.service_port)?, port(one.target_port)?)))
             .collect(),

@@ -17,6 +17,8 @@ use envoy_types::pb::envoy::config::{
     },
 };
 
+use crate::translate::services::Resolution;
+
 use super::{
     super::{
         pb,
@@ -41,7 +43,9 @@ pub(super) fn assignment(
                 .iter()
                 .all(|(key, value)| endpoint.member.labels.get(key) == Some(value))
         });
-        let Some(target) = endpoint.ports.get(&port).filter(|_| chosen) else {
+        // A name is looked up only where the service says so.
+        let known = endpoint.address.is_some() || service.resolution != Resolution::Address;
+        let Some(target) = endpoint.ports.get(&port).filter(|_| chosen && known) else {
             continue;
         };
         let rank = near.map_or(0, |(nearness, from)| nearness.rank(from, endpoint));
@@ -101,8 +105,11 @@ fn sort_key(endpoint: &LbEndpoint) -> String {
 }
 
 fn lb_endpoint(endpoint: &EndpointView<'_>, port: u16) -> LbEndpoint {
-    let at = SocketAddr::new(endpoint.address, port);
     let workload = &endpoint.member.workload;
+    let host = match endpoint.address {
+        Some(ip) => ip.to_string(),
+        None => workload.hostname.clone(),
+    };
     let described = format!(
         "{};{};{};{};{}",
         workload.workload_name,
@@ -112,7 +119,9 @@ fn lb_endpoint(endpoint: &EndpointView<'_>, port: u16) -> LbEndpoint {
         workload.cluster_id
     );
     let mut metadata = vec![("istio", "workload", described)];
-    let address = if endpoint.is_hbone() {
+    let tunnel = endpoint.address.filter(|_| endpoint.is_hbone());
+    let address = if let Some(ip) = tunnel {
+        let at = SocketAddr::new(ip, port);
         metadata.push((ORIGINAL_DST, "local", at.to_string()));
         AddressKind::EnvoyInternalAddress(EnvoyInternalAddress {
             endpoint_id: at.to_string(),
@@ -122,7 +131,7 @@ fn lb_endpoint(endpoint: &EndpointView<'_>, port: u16) -> LbEndpoint {
         })
     } else {
         AddressKind::SocketAddress(SocketAddress {
-            address: endpoint.address.to_string(),
+            address: host,
             port_specifier: Some(PortSpecifier::PortValue(port.into())),
             ..SocketAddress::default()
         })

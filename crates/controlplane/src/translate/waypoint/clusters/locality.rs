@@ -250,7 +250,7 @@ mod tests {
         for (member, rank) in expected {
             let endpoint = EndpointView {
                 member,
-                address: IpAddr::from([10, 0, 0, 1]),
+                address: Some(IpAddr::from([10, 0, 0, 1])),
                 ports: BTreeMap::new(),
             };
             assert_eq!(

@@ -1,0 +1,121 @@
+//! Services outside of the mesh behind a waypoint: their endpoints are found by DNS, or the client says where it wants to go.
+//! The name server is dnsmasq, in a pod that is not in the mesh.
+
+use std::{collections::BTreeMap, ffi::OsString, fs, net::SocketAddr, path::PathBuf};
+
+use anyhow::{Result, ensure};
+use leyline_tests::{
+    eventually::eventually,
+    mesh::Mesh,
+    process::{Process, Program},
+};
+
+use crate::{
+    support::SOON,
+    waypoint::{CANARY, mesh_with_waypoint},
+    waypoint_session::Session,
+};
+
+const ENTRIES: &str = "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: named, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}
+spec:
+  hosts: [api.outside.example]
+  addresses: [10.97.0.9]
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
+  resolution: DNS
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: direct, namespace: shop, labels: {istio.io/use-waypoint: waypoint}}
+spec:
+  hosts: [direct.outside.example]
+  addresses: [DIRECT/32]
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
+  resolution: NONE
+";
+
+fn dnsmasq(mesh: &Mesh, records: &[String]) -> Process {
+    let mut args: Vec<OsString> = [
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--no-resolv",
+        "--no-hosts",
+        "--pid-file",
+        "--user=root",
+        "--conf-file=/dev/null",
+        "--log-queries",
+        "--log-facility=-",
+        "--local-ttl=1",
+        "--local=/example/",
+    ]
+    .map(OsString::from)
+    .into();
+    args.extend(records.iter().map(OsString::from));
+    let program = Program {
+        name: "dnsmasq".to_owned(),
+        path: PathBuf::from("/usr/bin/env"),
+        args,
+        env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
+        namespace: mesh
+            .cluster()
+            .pod("legacy/legacy")
+            .unwrap()
+            .namespace()
+            .clone(),
+    };
+    Process::start(mesh.cluster().run(), &program).unwrap()
+}
+
+/// The pod that answers.
+async fn answers(mesh: &Mesh, target: SocketAddr) -> Result<String> {
+    let mut session = Session::open(mesh, target).await?;
+    let answer = session.get("/", &[]).await?;
+    Ok(answer.description()?.pod)
+}
+
+async fn is_answered_by(mesh: &Mesh, target: SocketAddr, pod: &str) {
+    eventually(format!("{target} is answered by {pod}"), SOON, || async {
+        let answering = answers(mesh, target).await?;
+        ensure!(answering == pod, "{answering}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_are_found_by_name_or_by_what_the_client_asked_for() {
+    let (mesh, _vip) = Box::pin(mesh_with_waypoint(&[CANARY])).await;
+    let address = |pod: &str| mesh.cluster().pod(pod).unwrap().addresses().v4;
+    let legacy = address("legacy/legacy");
+    let server = |ip| dnsmasq(&mesh, &[format!("--host-record=api.outside.example,{ip}")]);
+    let mut names = server(legacy);
+    let resolv_conf = mesh.cluster().run().state_dir().join("resolv.conf");
+    fs::write(resolv_conf, format!("nameserver {legacy}\n")).unwrap();
+    let entries = ENTRIES.replace("DIRECT", &legacy.to_string());
+    let text = [CANARY, &entries].join("---\n");
+    mesh.cluster().config().write("canary.yaml", &text).unwrap();
+
+    let named = SocketAddr::from(([10, 97, 0, 9], 80));
+    is_answered_by(&mesh, named, "legacy").await;
+
+    // Nothing listens on the port that is called, but for the waypoint.
+    is_answered_by(&mesh, SocketAddr::from((legacy, 80)), "legacy").await;
+
+    // Answers live for a second; then the name leads to another.
+    names.kill().await.unwrap();
+    let worker = address("office/worker");
+    let mut names = server(worker);
+    is_answered_by(&mesh, named, "worker").await;
+    // Without a name server, what is known stays.
+    names.kill().await.unwrap();
+    for _ in 0..5 {
+        assert_eq!(answers(&mesh, named).await.unwrap(), "worker");
+    }
+    let unsupported = mesh.waypoint("shop/waypoint").unwrap();
+    let unsupported = unsupported.admin("/unsupported").await.unwrap();
+    assert_eq!(unsupported, serde_json::json!({}));
+    mesh.stop().await.unwrap();
+}
