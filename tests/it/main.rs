@@ -26,6 +26,7 @@ mod trouble;
 mod waypoint;
 mod waypoint_balance;
 mod waypoint_dns;
+mod waypoint_floods;
 mod waypoint_hops;
 mod waypoint_istiod;
 mod waypoint_limits;

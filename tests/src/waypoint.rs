@@ -138,6 +138,11 @@ impl Waypoint {
         Ok(())
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref()?.pid()
+    }
+
     /// Its output since its last start.
     pub fn log(&self) -> Result<&Log> {
         let process = self.process.as_ref();

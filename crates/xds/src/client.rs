@@ -375,10 +375,9 @@ where
                 rejections,
             });
         }
-        if let Some(request) = answer.request {
-            self.send(requests, request).await?;
-        }
-        for request in self.wants() {
+        // Before the answer: a server that sends what depends on these resources after it then sends that after them.
+        let wanted = self.wants();
+        for request in wanted.into_iter().chain(answer.request) {
             self.send(requests, request).await?;
         }
         if !was_synced && self.session.is_synced() {

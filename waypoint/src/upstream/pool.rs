@@ -3,6 +3,7 @@
 
 use std::{
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -12,10 +13,7 @@ use std::{
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use leyline_runtime::spawn;
-use tokio::{
-    pin,
-    time::{Duration, Instant, sleep, sleep_until},
-};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
 use tracing::{Span, debug};
 
 use super::{
@@ -46,6 +44,8 @@ pub(crate) struct Http1 {
 struct Life {
     since: Instant,
     requests: u32,
+    /// How it is wrapped.
+    transport: u64,
 }
 
 /// An HTTP/1 connection that waits for a request.
@@ -128,18 +128,20 @@ impl Connections {
 
 impl Life {
     /// Of a connection that carries its first request.
-    fn first() -> Self {
+    fn first(cluster: &Cluster) -> Self {
         Self {
             since: Instant::now(),
             requests: 1,
+            transport: cluster.transport.id,
         }
     }
 
-    /// Whether one more request may go over the connection.
+    /// Whether one more request may go over the connection. The cluster may have become another since it was made.
     fn is_good(&self, cluster: &Cluster, now: Instant) -> bool {
         let limits = cluster.connections;
         limits.max_requests.is_none_or(|most| self.requests < most)
             && limits.max_age.is_none_or(|most| now < self.since + most)
+            && self.transport == cluster.transport.id
     }
 }
 
@@ -160,33 +162,25 @@ pub(crate) async fn http1(
     endpoint: &Arc<Endpoint>,
     client: Option<SocketAddr>,
 ) -> Result<Http1, SendFailure> {
-    let mut pending = None;
-    let deadline = sleep(PENDING_DEADLINE);
-    pin!(deadline);
-    loop {
-        // Before the look, so that nothing is missed that is freed between the look and the wait.
-        let freed = cluster.state.freed.notified();
-        pin!(freed);
-        freed.as_mut().enable();
-        while client.is_none()
-            && let Some(mut free) = take_http1(cluster, endpoint)
-        {
-            if free.sender.ready().await.is_ok() {
-                free.life.requests += 1;
+    if let Some(free) = free_http1(cluster, endpoint, client).await {
+        return Ok(free);
+    }
+    let _pending = wait_in_line(cluster)?;
+    let waiting = async {
+        loop {
+            // Before the look, so that nothing is missed that is freed between the look and the wait.
+            let mut freed = pin!(cluster.state.freed.notified());
+            freed.as_mut().enable();
+            if let Some(free) = free_http1(cluster, endpoint, client).await {
                 return Ok(free);
             }
+            if let Some(place) = place(cluster, endpoint) {
+                return open_http1(shared, cluster, endpoint, place, client).await;
+            }
+            freed.await;
         }
-        if pending.is_none() {
-            pending = Some(wait_in_line(cluster)?);
-        }
-        if let Some(place) = place(cluster, endpoint) {
-            return open_http1(shared, cluster, endpoint, place, client).await;
-        }
-        tokio::select! {
-            () = freed => {}
-            () = &mut deadline => return Err(SendFailure::Overflow(Resource::Connections)),
-        }
-    }
+    };
+    in_line(waiting).await
 }
 
 /// A stream of an HTTP/2 connection that there is, or of a new one. Cancel safe.
@@ -196,40 +190,57 @@ pub(crate) async fn http2(
     endpoint: &Arc<Endpoint>,
     client: Option<SocketAddr>,
 ) -> Result<Http2, SendFailure> {
-    let mut pending = None;
-    let deadline = sleep(PENDING_DEADLINE);
-    pin!(deadline);
-    loop {
-        let freed = cluster.state.freed.notified();
-        pin!(freed);
-        freed.as_mut().enable();
-        let stream = || match client {
-            None => endpoint.state.connections().stream(cluster, Instant::now()),
-            Some(_) => None,
-        };
-        if let Some(stream) = stream() {
-            return Ok(stream);
+    let stream = || match client {
+        None => endpoint.state.connections().stream(cluster, Instant::now()),
+        Some(_) => None,
+    };
+    if let Some(stream) = stream() {
+        return Ok(stream);
+    }
+    let _pending = wait_in_line(cluster)?;
+    let waiting = async {
+        loop {
+            let mut freed = pin!(cluster.state.freed.notified());
+            freed.as_mut().enable();
+            {
+                // One connects, the others use what he makes.
+                let _dialling = endpoint.state.dialling.lock().await;
+                if let Some(stream) = stream() {
+                    return Ok(stream);
+                }
+                if let Some(place) = place(cluster, endpoint) {
+                    return open_http2(shared, cluster, endpoint, place, client).await;
+                }
+            }
+            freed.await;
         }
-        if pending.is_none() {
-            pending = Some(wait_in_line(cluster)?);
-        }
-        // One connects, the others use what he makes.
-        let dialling = tokio::select! {
-            dialling = endpoint.state.dialling.lock() => dialling,
-            () = &mut deadline => return Err(SendFailure::Overflow(Resource::Connections)),
-        };
-        if let Some(stream) = stream() {
-            return Ok(stream);
-        }
-        if let Some(place) = place(cluster, endpoint) {
-            return open_http2(shared, cluster, endpoint, place, client).await;
-        }
-        drop(dialling);
-        tokio::select! {
-            () = freed => {}
-            () = &mut deadline => return Err(SendFailure::Overflow(Resource::Connections)),
+    };
+    in_line(waiting).await
+}
+
+/// Waits no longer than is good for anybody.
+async fn in_line<T>(
+    waiting: impl Future<Output = Result<T, SendFailure>>,
+) -> Result<T, SendFailure> {
+    timeout(PENDING_DEADLINE, Box::pin(waiting))
+        .await
+        .unwrap_or(Err(SendFailure::Overflow(Resource::Connections)))
+}
+
+async fn free_http1(
+    cluster: &Cluster,
+    endpoint: &Endpoint,
+    client: Option<SocketAddr>,
+) -> Option<Http1> {
+    while client.is_none()
+        && let Some(mut free) = take_http1(cluster, endpoint)
+    {
+        if free.sender.ready().await.is_ok() {
+            free.life.requests += 1;
+            return Some(free);
         }
     }
+    None
 }
 
 /// Gives an HTTP/1 connection back after a whole exchange. One that was made for a client ends with it.
@@ -342,7 +353,7 @@ async fn open_http1(
     ));
     Ok(Http1 {
         sender,
-        life: Life::first(),
+        life: Life::first(cluster),
     })
 }
 
@@ -381,7 +392,7 @@ async fn open_http2(
     if client.is_none() && !shared.drain.is_started() {
         endpoint.state.connections().http2.push(Multiplexed {
             sender,
-            life: Life::first(),
+            life: Life::first(cluster),
             streams,
             idle_since: None,
         });

@@ -1,7 +1,13 @@
 //! How the bytes of an upstream connection are wrapped: Envoy's transport sockets. What is not understood is refused, so
 //! that nothing is sent in another form than it should be.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use envoy_types::pb::envoy::{
     config::{
@@ -30,6 +36,8 @@ use crate::config::{
 /// The wrapping, inside of the tunnel of the mesh where there is one.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Transport {
+    /// The same as long as the rest is: a connection of another number was wrapped in another way, and must not be used.
+    pub(crate) id: u64,
     /// First of all, in plain text.
     pub(crate) announce: Option<Announce>,
     pub(crate) tls: Option<Arc<Origination>>,
@@ -49,6 +57,7 @@ impl Transport {
         host: Option<&str>,
         before: Option<&Self>,
     ) -> Compiled<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         if !proto.transport_socket_matches.is_empty() {
             return Err(Unsupported::new("transport_socket_matches"));
         }
@@ -78,7 +87,20 @@ impl Transport {
             let internal: InternalUpstreamTransport = decode(&any).at("transport_socket")?;
             socket = internal.transport_socket;
         }
+        transport.id = match before.filter(|before| transport.is_as(before)) {
+            Some(before) => before.id,
+            None => NEXT.fetch_add(1, Ordering::Relaxed),
+        };
         Ok(transport)
+    }
+
+    fn is_as(&self, other: &Self) -> bool {
+        let tls = match (&self.tls, &other.tls) {
+            (Some(one), Some(other)) => one.config() == other.config(),
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        tls && self.announce == other.announce
     }
 }
 

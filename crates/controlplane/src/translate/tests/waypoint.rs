@@ -479,3 +479,66 @@ spec: {configPatches: []}
     "#]]
     .assert_eq(&advice(&translation));
 }
+
+#[test]
+fn endpoints_of_service_entries_are_found_as_they_say() {
+    use envoy_types::pb::envoy::config::cluster::v3::cluster::{
+        ClusterDiscoveryType, DiscoveryType, LbConfig, LbPolicy,
+    };
+    let names = |cluster: &Cluster| {
+        let all = cluster
+            .load_assignment
+            .iter()
+            .flat_map(|all| &all.endpoints);
+        let hosts = all.flat_map(|place| &place.lb_endpoints);
+        let hosts = hosts.filter_map(|one| match one.host_identifier.as_ref()? {
+            HostIdentifier::Endpoint(host) => match host.address.as_ref()?.address.as_ref()? {
+                Kind::SocketAddress(socket) => Some(socket.address.clone()),
+                _ => None,
+            },
+            HostIdentifier::EndpointName(_) => None,
+        });
+        Vec::from_iter(hosts)
+    };
+    for (resolution, kind, expected) in [
+        ("STATIC", DiscoveryType::Eds, vec![]),
+        ("DNS", DiscoveryType::StrictDns, vec!["api.example"]),
+        (
+            "DNS_ROUND_ROBIN",
+            DiscoveryType::LogicalDns,
+            vec!["api.example"],
+        ),
+        ("NONE", DiscoveryType::OriginalDst, vec![]),
+    ] {
+        let (_, config) = config(&format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: api, namespace: shop, labels: {{istio.io/use-waypoint: wp}}}}
+spec:
+  hosts: [api.example]
+  addresses: [10.97.0.9]
+  resolution: {resolution}
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8080}}]
+"
+        ));
+        let clusters = decoded::<Cluster>(&config.clusters.resources);
+        let found = clusters
+            .iter()
+            .find(|one| one.name.ends_with("|api.example"));
+        let found = found.unwrap();
+        let expected_kind = Some(ClusterDiscoveryType::Type(kind.into()));
+        assert_eq!(found.cluster_discovery_type, expected_kind, "{resolution}");
+        assert_eq!(names(found), expected, "{resolution}");
+        let told = decoded::<ClusterLoadAssignment>(&config.endpoints.resources);
+        let told = told.iter().any(|one| one.cluster_name == found.name);
+        assert_eq!(told, kind == DiscoveryType::Eds, "{resolution}");
+        if kind == DiscoveryType::OriginalDst {
+            assert_eq!(found.lb_policy, i32::from(LbPolicy::ClusterProvided));
+            let Some(LbConfig::OriginalDstLbConfig(config)) = &found.lb_config else {
+                panic!("{:?}", found.lb_config);
+            };
+            assert_eq!(config.upstream_port_override.unwrap().value, 8080);
+        }
+    }
+}
