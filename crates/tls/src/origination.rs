@@ -6,7 +6,9 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, SystemTime},
 };
 
@@ -23,7 +25,7 @@ use rustls::{
     server::ParsedCertificate,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -136,14 +138,15 @@ impl Origination {
         self: &Arc<Self>,
         stream: IO,
         deadline: Duration,
-    ) -> Result<TlsStream<IO>, OriginationError> {
+    ) -> Result<OriginTls<IO>, OriginationError> {
         let client = self.client().await?;
         let name = &self.config.server_name;
         let server = ServerName::try_from(name.clone());
         let server = server.map_err(|_invalid| OriginationError::Name(name.clone()))?;
         let connecting = TlsConnector::from(client).connect(server, stream);
         match timeout(deadline, connecting).await {
-            Ok(connected) => connected.map_err(OriginationError::Handshake),
+            Ok(Ok(stream)) => Ok(OriginTls(stream)),
+            Ok(Err(error)) => Err(OriginationError::Handshake(error)),
             Err(_elapsed) => Err(OriginationError::Deadline(deadline)),
         }
     }
@@ -222,6 +225,50 @@ impl Origination {
         let alpn = self.config.alpn.iter();
         client.alpn_protocols = alpn.map(|protocol| protocol.as_bytes().to_vec()).collect();
         Ok(Arc::new(client))
+    }
+}
+
+/// A connection to a server that was verified, or that the user wants to be believed.
+#[derive(Debug)]
+pub struct OriginTls<IO>(TlsStream<IO>);
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for OriginTls<IO> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for OriginTls<IO> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 

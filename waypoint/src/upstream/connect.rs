@@ -16,15 +16,13 @@ use leyline_net::{
     sockopt::Keepalive,
 };
 use leyline_state::Protocol;
-use leyline_tls::{ClientTls, OriginationError, TlsError};
+use leyline_tls::{ClientTls, OriginTls, OriginationError, TlsError};
 use leyline_types::{HboneAuthority, Identity, Str, ports};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
     time::{Duration, timeout},
 };
-
-use tokio_rustls::client::TlsStream;
 
 use crate::{
     app::Shared,
@@ -69,7 +67,7 @@ pub(crate) enum ConnectFailure {
 pub(crate) enum UpstreamIo {
     Raw(RawIo),
     /// TLS of the user's own over it.
-    Tls(Box<TlsStream<RawIo>>),
+    Tls(Box<OriginTls<RawIo>>),
 }
 
 /// What carries the bytes.

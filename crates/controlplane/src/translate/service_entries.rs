@@ -69,8 +69,7 @@ pub(super) fn services(
             let ports: Vec<TargetPort> = entry.spec.ports.iter().filter_map(target_port).collect();
             let addresses = addresses(entry, name, &host, networks, &mut allocator);
             if addresses.is_empty() {
-                let reason = format!("{host} has no address, so that only DNS of others finds it");
-                advise.say("spec.addresses", reason);
+                advise.say_without_address(&host);
             }
             let mut service = MeshService {
                 wire: WireService {
@@ -138,6 +137,11 @@ impl Adviser<'_> {
     fn object(&self) -> ObjectKey {
         let (namespace, name) = (self.name.namespace.as_str(), self.name.name.as_str());
         ObjectKey::new(Kind::ServiceEntry, Some(namespace), name)
+    }
+
+    fn say_without_address(&mut self, host: &str) {
+        let reason = format!("{host} has no address, so that only DNS of others finds it");
+        self.say("spec.addresses", reason);
     }
 
     fn say_taken(&mut self, host: &str) {
