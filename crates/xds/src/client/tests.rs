@@ -384,7 +384,7 @@ async fn application_error_of_connect_is_a_connection_error() {
             );
         },
     );
-    timeout(PATIENCE, client).await.unwrap();
+    timeout(PATIENCE, Box::pin(client)).await.unwrap();
 }
 
 #[tokio::test]
