@@ -137,7 +137,8 @@ async fn connections_end_in_order_when_they_are_old_and_slow_heads_in_time() {
         .unwrap();
     let client = mesh.cluster().client("shop/client").unwrap();
     let (stop, stopped) = watch::channel(false);
-    let calls = tokio::spawn(load(client.clone(), vip, stopped));
+    let mut calls = JoinSet::new();
+    calls.spawn(load(client.clone(), vip, stopped));
 
     // A connection in use comes to its end, and never in the middle of an answer.
     let mut session = Session::open(&mesh, vip).await.unwrap();
@@ -159,6 +160,6 @@ async fn connections_end_in_order_when_they_are_old_and_slow_heads_in_time() {
     slow.ended(SOON).await.unwrap();
 
     stop.send(true).unwrap();
-    assert!(calls.await.unwrap() > 0);
+    assert!(calls.join_next().await.unwrap().unwrap() > 0);
     mesh.stop().await.unwrap();
 }
