@@ -14,9 +14,10 @@ use leyline_tests::{
     process::output,
 };
 use leyline_types::ports;
+use nix::sys::signal::Signal;
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::support::{SOON, addr, hold, load, mesh};
+use crate::support::{SOON, addr, hold, load, mesh, upgrades};
 
 const PODS: [(&str, &str); 3] = [
     ("node-a", "shop/client"),
@@ -247,9 +248,6 @@ async fn its_restarts_are_felt_by_no_pod() {
     scene.mesh.stop().await.unwrap();
 }
 
-/// Upgrades in CI; `LEYLINE_UPGRADES=50` makes the promised number.
-const UPGRADES: usize = 3;
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upgrades_under_load_fail_no_call() {
     let Scene {
@@ -264,14 +262,19 @@ async fn upgrades_under_load_fail_no_call() {
         let client = mesh.cluster().client("shop/client").unwrap();
         calls.spawn(load(client, target.unwrap(), stopped.clone()));
     }
-    let asked = option_env!("LEYLINE_UPGRADES").and_then(|count| count.parse().ok());
-    for _ in 0..asked.unwrap_or(UPGRADES) {
+    for _ in 0..upgrades() {
+        let mut held = hold(&mesh, "shop/client", "shop/server-v1").await;
         let namespace = mesh.cluster().pod("legacy/legacy").unwrap().namespace();
         let run = mesh.cluster().run();
         let old = mesh.ztunnel("node-b").unwrap();
         let mut next = old.start_successor(run, namespace).unwrap();
         next.ready().await.unwrap();
-        mesh.ztunnel_mut("node-b").unwrap().stop().await.unwrap();
+        // The old one carries what it has, and ends with that.
+        let old = mesh.ztunnel_mut("node-b").unwrap();
+        old.signal(Signal::SIGTERM).unwrap();
+        held.echo(b"carried on").await.unwrap();
+        drop(held);
+        old.ended_by_itself(SOON).await.unwrap();
         // The next one, back in the node's namespace.
         mesh.start_ztunnel("node-b").unwrap();
         mesh.ztunnel_ready("node-b").await.unwrap();

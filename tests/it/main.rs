@@ -17,6 +17,7 @@ mod observability;
 mod observe;
 mod operator;
 mod peer;
+mod pending;
 mod policy;
 mod robustness;
 mod shutdown;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Result;
+use leyline_runtime::env::{EnvSource, OsEnv};
 use leyline_tests::{
     client::{Client, Connection},
     cluster::{Binaries, Cluster, Family},
@@ -60,6 +61,12 @@ async fn mesh_of(manifests: Vec<PathBuf>) -> Mesh {
 
 /// For what happens at once, however busy the machine is.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// How often a test replaces the proxy: a few times, or as often as `LEYLINE_UPGRADES` says.
+pub(crate) fn upgrades() -> usize {
+    let asked = OsEnv.get("LEYLINE_UPGRADES");
+    asked.map_or(3, |count| count.parse().unwrap())
+}
 
 /// Calls without a pause until told to stop; any failure is the test's.
 pub(crate) async fn load(

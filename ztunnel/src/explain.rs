@@ -335,6 +335,7 @@ fn outcome(outcome: &CandidateOutcome, workload: &Workload) -> String {
                 workload.network
             )
         }
+        CandidateOutcome::Pending => "it shall be captured and is not yet".to_owned(),
         CandidateOutcome::HostnameOnly => {
             format!("only its host name {} is known", workload.hostname)
         }

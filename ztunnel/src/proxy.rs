@@ -33,7 +33,7 @@ use leyline_net::{
     Accepted, ConnectOptions, ListenOptions, NetNs, Redirection, Source, accept, listen, sockopt,
 };
 use leyline_runtime::{Drain, spawn};
-use leyline_state::{OutboundRefusal, OutboundRoute, Snapshot, Store, Workload};
+use leyline_state::{OutboundRoute, Snapshot, Store, Workload};
 use leyline_telemetry::{
     dns::dns_listen_failed,
     traffic::{Direction, Refusal, early_failure},
@@ -94,16 +94,14 @@ impl Shared {
         self.store.snapshot().local_workload(name).cloned()
     }
 
-    /// What `decide` comes to on the present snapshot or, while the control plane has not told everything once, on a later
-    /// one within the deadline; the last answer is given back with the snapshot that it was made on.
+    /// What `decide` comes to on the present snapshot or, while the control plane has not told everything once or the
+    /// destination is about to be captured, on a later one within the deadline; the last answer is given back with the snapshot that it was made on.
     async fn decide(
         &self,
         mut snapshot: Arc<Snapshot>,
         decide: impl Fn(&Snapshot) -> OutboundRoute,
     ) -> (Arc<Snapshot>, OutboundRoute) {
-        let unknown = |route: &OutboundRoute| {
-            matches!(route, OutboundRoute::Refused(OutboundRefusal::NotSynced(_)))
-        };
+        let unknown = |route: &OutboundRoute| matches!(route, OutboundRoute::Refused(why) if why.is_passing());
         let mut route = decide(&snapshot);
         if !unknown(&route) {
             return (snapshot, route);

@@ -10,7 +10,7 @@ use crate::{
     choice::{Chooser, EndpointView, Standing},
     endpoints::{Endpoint, Endpoints},
     service::{Mode, RoutingScope, Service, ServicePort},
-    workload::{Protocol, Workload},
+    workload::{Enrolment, Protocol, Workload},
 };
 
 /// Draws before looking at every endpoint. A draw fails only on an endpoint that cannot be used for this port, so with
@@ -56,6 +56,8 @@ pub(crate) enum Unusable {
     HostnameOnly,
     /// There are some, in another network that has no gateway.
     OtherNetwork,
+    /// There are some that shall be captured and are not yet.
+    Pending,
 }
 
 /// An endpoint and the place to reach it at.
@@ -240,6 +242,11 @@ impl Request<'_> {
         }
         if workload.addresses.is_empty() && !workload.hostname.is_empty() {
             return Err(Unusable::HostnameOnly);
+        }
+        // A gateway speaks HBONE by itself.
+        let plain = workload.protocol == Protocol::Tcp && self.wanted == Wanted::Destination;
+        if plain && workload.enrolment == Enrolment::Pending {
+            return Err(Unusable::Pending);
         }
         let port = endpoint.ports.target(self.port.port).or(self.port.target);
         self.address(workload)

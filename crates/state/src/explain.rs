@@ -83,6 +83,8 @@ pub enum CandidateOutcome {
     OtherLocality,
     /// It is in another network, and there is no way into it.
     OtherNetwork,
+    /// It shall be captured and is not yet.
+    Pending,
     /// Only a host name is known of it.
     HostnameOnly,
     /// It has no address of a family that the service serves, or no port for the one asked for.
@@ -99,6 +101,7 @@ impl CandidateOutcome {
             | Self::NoCapacity
             | Self::OtherLocality
             | Self::OtherNetwork
+            | Self::Pending
             | Self::HostnameOnly
             | Self::NoAddressOrPort => false,
         }
@@ -196,6 +199,7 @@ impl Snapshot {
                     (Ok(Place::Here(addr)), Some(_)) => CandidateOutcome::Usable(addr),
                     (Ok(Place::Behind), Some(_)) => CandidateOutcome::UsableBehindGateway,
                     (Err(Unusable::OtherNetwork), Some(_)) => CandidateOutcome::OtherNetwork,
+                    (Err(Unusable::Pending), Some(_)) => CandidateOutcome::Pending,
                     (Err(Unusable::HostnameOnly), Some(_)) => CandidateOutcome::HostnameOnly,
                     (Err(Unusable::NoneHealthy), Some(_)) => CandidateOutcome::NoAddressOrPort,
                 };

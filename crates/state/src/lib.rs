@@ -53,6 +53,6 @@ pub use service::{
 pub use snapshot::{LocalNode, Snapshot};
 pub use store::{Applied, Change, Store};
 pub use workload::{
-    ApplicationTunnel, Gateway, GatewayDestination, Health, Locality, NetworkMode, PortMap,
-    Protocol, TunnelProtocol, Workload, WorkloadType,
+    ApplicationTunnel, Enrolment, Gateway, GatewayDestination, Health, Locality, NetworkMode,
+    PortMap, Protocol, TunnelProtocol, Workload, WorkloadType,
 };

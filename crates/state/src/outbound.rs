@@ -15,7 +15,7 @@ use crate::{
     inbound::is_proxy_port,
     service::{Mode, Service},
     snapshot::{ServiceState, Snapshot},
-    workload::{Gateway, Protocol, Workload},
+    workload::{Enrolment, Gateway, Protocol, Workload},
 };
 
 /// The decision on an outbound connection.
@@ -96,6 +96,9 @@ pub enum OutboundRefusal {
     /// The destination may be in the mesh: the control plane has not told everything once.
     #[error("destination {0} is not known yet, hint: check the control plane logs")]
     NotSynced(SocketAddr),
+    /// The destination shall be in the mesh and is not captured yet.
+    #[error("{0} shall be captured and is not yet, hint: check the logs of its node's ztunnel")]
+    EnrolmentPending(SocketAddr),
     /// The service does not have the port.
     #[error("no healthy upstream: {target} (service {service} has no such port)")]
     UnknownPort {
@@ -143,11 +146,17 @@ pub enum OutboundRefusal {
 }
 
 impl OutboundRefusal {
+    /// Whether the answer may soon be another one, without anybody doing anything: worth to wait for.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::NotSynced(_) | Self::EnrolmentPending(_))
+    }
+
     /// A short name for metrics.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::SelfCall(_) => "self_call",
             Self::NotSynced(_) => "not_synced",
+            Self::EnrolmentPending(_) => "enrolment_pending",
             Self::UnknownPort { .. } => "unknown_port",
             Self::NoHealthyUpstream { .. } => "no_healthy_upstream",
             Self::UnknownWaypoint { .. } => "unknown_waypoint",
@@ -313,12 +322,12 @@ impl Snapshot {
             Err(NotFound::Unusable(Unusable::OtherNetwork)) => {
                 OutboundRefusal::OtherNetwork { target }
             }
-            Err(NotFound::Unusable(Unusable::NoneHealthy | Unusable::HostnameOnly)) => {
-                OutboundRefusal::NoHealthyWaypoint {
-                    target,
-                    waypoint: named(),
-                }
-            }
+            Err(NotFound::Unusable(
+                Unusable::NoneHealthy | Unusable::HostnameOnly | Unusable::Pending,
+            )) => OutboundRefusal::NoHealthyWaypoint {
+                target,
+                waypoint: named(),
+            },
         };
         OutboundRoute::Refused(refused)
     }
@@ -366,6 +375,7 @@ fn refusal(why: Unusable, target: SocketAddr, service: &Service) -> OutboundRefu
         },
         Unusable::HostnameOnly => OutboundRefusal::HostnameOnly { target },
         Unusable::OtherNetwork => OutboundRefusal::OtherNetwork { target },
+        Unusable::Pending => OutboundRefusal::EnrolmentPending(target),
     }
 }
 
@@ -384,6 +394,9 @@ fn connect(
             workload,
             service,
         }),
+        Protocol::Tcp if workload.enrolment == Enrolment::Pending => {
+            OutboundRoute::Refused(OutboundRefusal::EnrolmentPending(addr))
+        }
         Protocol::Tcp => OutboundRoute::Tcp {
             target: addr,
             workload,

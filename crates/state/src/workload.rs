@@ -29,6 +29,9 @@ pub struct Workload {
     pub hostname: Str,
     /// How it is reached.
     pub protocol: Protocol,
+    /// Whether it is known for sure how it is reached.
+    #[serde(skip_serializing_if = "Enrolment::is_settled")]
+    pub enrolment: Enrolment,
     /// Whether it shares the addresses of its node.
     pub network_mode: NetworkMode,
     /// Whether it is ready to serve.
@@ -105,6 +108,25 @@ pub enum NetworkMode {
     Standard,
     /// Those of its node, so that an address does not tell it.
     HostNetwork,
+}
+
+/// Whether a workload is what it shall be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Enrolment {
+    /// Its protocol is how it is reached.
+    Settled,
+    /// It shall be captured and is not yet: in plaintext it must not be reached any more.
+    Pending,
+}
+
+impl Enrolment {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde asks for a reference"
+    )]
+    fn is_settled(&self) -> bool {
+        *self == Self::Settled
+    }
 }
 
 /// Readiness as the control plane sees it.

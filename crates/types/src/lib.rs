@@ -15,6 +15,10 @@ pub use names::{
     WorkloadUid,
 };
 
+/// Name of the extension of a workload that is to be captured and is not yet. An extension, because the wire has no field
+/// for it; who does not know it takes the workload for one outside of the mesh, as before.
+pub const ENROLMENT_PENDING: &str = "leyline.io/enrolment-pending";
+
 /// Ports of the data plane inside a pod and of the process itself.
 pub mod ports {
     /// Outbound capture, in each pod.

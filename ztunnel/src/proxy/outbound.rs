@@ -143,6 +143,7 @@ fn refusal_of(error: &OutboundRefusal) -> Refusal {
     match error {
         OutboundRefusal::SelfCall(_) => Refusal::SelfCall,
         OutboundRefusal::NotSynced(_) => Refusal::UnknownDestination,
+        OutboundRefusal::EnrolmentPending(_) => Refusal::EnrolmentPending,
         OutboundRefusal::UnknownWaypoint { .. } => Refusal::UnknownWaypoint,
         OutboundRefusal::UnknownPort { .. }
         | OutboundRefusal::NoHealthyUpstream { .. }

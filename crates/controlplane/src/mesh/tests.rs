@@ -108,7 +108,10 @@ fn another_pod_under_the_same_name_is_not_captured() {
         else {
             panic!("a workload")
         };
-        workload.tunnel_protocol == 0
+        let plain = workload.tunnel_protocol == 0;
+        // Nobody is to reach it in plaintext meanwhile.
+        assert_eq!(plain, !workload.extensions.is_empty());
+        plain
     };
     for (what, yaml) in [
         ("address", YAML.replace("10.0.0.1", "10.0.0.2")),

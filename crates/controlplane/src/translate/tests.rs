@@ -103,7 +103,13 @@ fn describe_workload(text: &mut String, name: &str, w: &Workload) {
         w.service_account,
         TunnelProtocol::try_from(w.tunnel_protocol).unwrap(),
         WorkloadStatus::try_from(w.status).unwrap(),
-        if w.native_tunnel { " native" } else { "" },
+        if w.native_tunnel {
+            " native"
+        } else if w.extensions.is_empty() {
+            ""
+        } else {
+            " pending"
+        },
     )
     .unwrap();
     writeln!(
@@ -412,23 +418,23 @@ fn states_of_pods() {
         &(SHOP.to_owned() + &all),
         &[],
         expect![[r#"
-        workload Kubernetes//Pod/shop/cron 10.0.0.8 shop/cron on "a" sa "cron-sa" None Healthy
-          named backup canonical backup latest
-        workload Kubernetes//Pod/shop/host 10.0.0.4 shop/host on "a" sa "host-sa" None Healthy
-          named host canonical host latest
-          host network
-        workload Kubernetes//Pod/shop/leaving 10.0.0.3 shop/leaving on "a" sa "leaving-sa" None Unhealthy
-          named leaving canonical leaving latest
-        workload Kubernetes//Pod/shop/native 10.0.0.6 shop/native on "a" sa "native-sa" Hbone Healthy native
-          named native canonical native latest
-        workload Kubernetes//Pod/shop/owned 10.0.0.7 shop/owned on "a" sa "owned-sa" None Healthy
-          named web canonical web v2
-        workload Kubernetes//Pod/shop/sidecar 10.0.0.5 shop/sidecar on "a" sa "sidecar-sa" None Healthy
-          named sidecar canonical sidecar latest
-        workload Kubernetes//Pod/shop/unready 10.0.0.2 shop/unready on "a" sa "unready-sa" None Unhealthy
-          named unready canonical unready latest
-        enrol on a: ["shop/cron", "shop/leaving", "shop/native", "shop/owned", "shop/unready"]
-    "#]],
+            workload Kubernetes//Pod/shop/cron 10.0.0.8 shop/cron on "a" sa "cron-sa" None Healthy pending
+              named backup canonical backup latest
+            workload Kubernetes//Pod/shop/host 10.0.0.4 shop/host on "a" sa "host-sa" None Healthy
+              named host canonical host latest
+              host network
+            workload Kubernetes//Pod/shop/leaving 10.0.0.3 shop/leaving on "a" sa "leaving-sa" None Unhealthy pending
+              named leaving canonical leaving latest
+            workload Kubernetes//Pod/shop/native 10.0.0.6 shop/native on "a" sa "native-sa" Hbone Healthy native
+              named native canonical native latest
+            workload Kubernetes//Pod/shop/owned 10.0.0.7 shop/owned on "a" sa "owned-sa" None Healthy pending
+              named web canonical web v2
+            workload Kubernetes//Pod/shop/sidecar 10.0.0.5 shop/sidecar on "a" sa "sidecar-sa" None Healthy
+              named sidecar canonical sidecar latest
+            workload Kubernetes//Pod/shop/unready 10.0.0.2 shop/unready on "a" sa "unready-sa" None Unhealthy pending
+              named unready canonical unready latest
+            enrol on a: ["shop/cron", "shop/leaving", "shop/native", "shop/owned", "shop/unready"]
+        "#]],
     );
 }
 

@@ -7,9 +7,10 @@ use std::{
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSpec};
 use leyline_proto::istio::workload::{
-    GatewayAddress, NetworkMode, PortList, TunnelProtocol, Workload, WorkloadStatus, WorkloadType,
+    Extension, GatewayAddress, NetworkMode, PortList, TunnelProtocol, Workload, WorkloadStatus,
+    WorkloadType,
 };
-use leyline_types::TrustDomain;
+use leyline_types::{ENROLMENT_PENDING, TrustDomain};
 
 use super::{
     Advice, Captured, MeshSettings, WantedPods,
@@ -79,6 +80,7 @@ pub(super) fn of_pod(
     };
     let wanted = context.wanted.get(node).and_then(|pods| pods.get(&uid));
     let captured = wanted.is_some_and(|pod| context.captured.get(&uid) == Some(&pod.instance));
+    let tunnelled = captured || native || is_redirected(pod);
     Some(Workload {
         name: name.to_owned(),
         namespace: namespace.to_owned(),
@@ -87,7 +89,7 @@ pub(super) fn of_pod(
         network_gateway: context.networks.gateway_to(network),
         waypoint: waypoint_of(context, pod, advice),
         application_tunnel: context.waypoints.application_tunnel(pod),
-        tunnel_protocol: tunnel(captured || native || is_redirected(pod)).into(),
+        tunnel_protocol: tunnel(tunnelled).into(),
         trust_domain: trust_domain(mesh),
         service_account: service_account_of(pod).to_owned(),
         node: node.to_owned(),
@@ -107,9 +109,19 @@ pub(super) fn of_pod(
             NetworkMode::Standard
         }
         .into(),
+        extensions: pending(wanted.is_some() && !tunnelled),
         uid,
         ..Workload::default()
     })
+}
+
+/// What tells node proxies not to send plaintext to a pod that is about to be captured, or that cannot be.
+fn pending(pending: bool) -> Vec<Extension> {
+    let extension = Extension {
+        name: ENROLMENT_PENDING.to_owned(),
+        config: None,
+    };
+    pending.then_some(extension).into_iter().collect()
 }
 
 /// Of traffic by the pod's address; none for the pods of gateways.

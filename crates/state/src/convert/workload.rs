@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use leyline_proto::istio::workload as proto;
 use leyline_types::{
-    Identity, NamespacedName, Network, ServiceKey, TrustDomain, WorkloadName, WorkloadUid,
+    ENROLMENT_PENDING, Identity, NamespacedName, Network, ServiceKey, TrustDomain, WorkloadName,
+    WorkloadUid,
 };
 
 use super::{
@@ -12,8 +13,8 @@ use super::{
     field,
 };
 use crate::workload::{
-    ApplicationTunnel, Health, Locality, NetworkMode, PortMap, Protocol, TunnelProtocol, Workload,
-    WorkloadType,
+    ApplicationTunnel, Enrolment, Health, Locality, NetworkMode, PortMap, Protocol, TunnelProtocol,
+    Workload, WorkloadType,
 };
 
 /// Service account of a workload that names none.
@@ -46,6 +47,7 @@ fn convert(wire: proto::Workload) -> Result<Workload, FieldError> {
         addresses: addresses(&wire.addresses)?,
         hostname: wire.hostname.into(),
         protocol: protocol(wire.tunnel_protocol)?,
+        enrolment: enrolment(&wire.extensions),
         network_mode: match field::known("network_mode", wire.network_mode)? {
             proto::NetworkMode::Standard => NetworkMode::Standard,
             proto::NetworkMode::HostNetwork => NetworkMode::HostNetwork,
@@ -81,6 +83,15 @@ fn convert(wire: proto::Workload) -> Result<Workload, FieldError> {
         identity,
         name,
     })
+}
+
+/// Other extensions are other programs'.
+fn enrolment(extensions: &[proto::Extension]) -> Enrolment {
+    if extensions.iter().any(|one| one.name == ENROLMENT_PENDING) {
+        Enrolment::Pending
+    } else {
+        Enrolment::Settled
+    }
 }
 
 fn identity(trust_domain: &str, name: &WorkloadName) -> Result<Identity, FieldError> {

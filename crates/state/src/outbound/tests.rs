@@ -78,7 +78,19 @@ fn mesh() -> Vec<crate::Change> {
         status: wire::WorkloadStatus::Unhealthy.into(),
         ..hbone("starting", &["10.0.0.8"])
     };
+    let pending = |pod| wire::Workload {
+        extensions: vec![wire::Extension {
+            name: leyline_types::ENROLMENT_PENDING.into(),
+            config: None,
+        }],
+        ..pod
+    };
     vec![
+        in_service(pending(pod("coming", &["10.0.0.9"])), "coming", &[]).into(),
+        in_service(pending(pod("other", &["10.0.0.11"])), "partly", &[]).into(),
+        in_service(hbone("there", &["10.0.0.12"]), "partly", &[]).into(),
+        service("coming", &["10.1.0.11"]).into(),
+        service("partly", &["10.1.0.12"]).into(),
         hbone("client", &["10.0.0.1", "fd00::1"]).into(),
         in_service(hbone("server", &["10.0.0.2", "fd00::2"]), "web", &[]).into(),
         in_service(pod("legacy", &["10.0.0.3"]), "old", &[]).into(),
@@ -146,6 +158,12 @@ fn decides_by_destination() {
     check("10.1.0.4:80", "refused hostname_only");
     check("10.1.0.7:80", "refused no_healthy_upstream");
     check("10.1.0.8:80", "refused no_healthy_upstream");
+    check("10.0.0.9:8080", "refused enrolment_pending");
+    check("10.1.0.11:80", "refused enrolment_pending");
+    check(
+        "10.1.0.12:80",
+        "hbone 10.0.0.12:15008 for 10.0.0.12:8080 as there of partly",
+    );
     check("10.1.0.9:80", "refused unknown_waypoint");
     check("10.1.0.10:80", "refused unknown_waypoint");
     // A service without waypoint leads past the waypoint of its workloads.

@@ -13,6 +13,8 @@ pub enum Refusal {
     UnknownSource,
     /// The destination's workload is not known.
     UnknownDestination,
+    /// The destination shall be captured and is not yet.
+    EnrolmentPending,
     /// The waypoint that the destination asks for is not known.
     UnknownWaypoint,
     /// No endpoint of the service is healthy.
@@ -65,6 +67,7 @@ impl Refusal {
         match self {
             Self::UnknownSource => "unknown_source",
             Self::UnknownDestination => "unknown_destination",
+            Self::EnrolmentPending => "enrolment_pending",
             Self::UnknownWaypoint => "unknown_waypoint",
             Self::NoHealthyUpstream => "no_healthy_upstream",
             Self::NoOriginalDestination => "no_original_destination",
