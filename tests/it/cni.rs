@@ -39,15 +39,15 @@ fn annotated(shop: &str) -> String {
 }
 
 /// The demo's mesh with the pods of the shop named by an istio-cni on each node.
-struct Scene {
-    mesh: Mesh,
+pub(crate) struct Scene {
+    pub(crate) mesh: Mesh,
     node_a: Cni,
     node_b: Cni,
 }
 
 impl Scene {
     /// Behind istio-cni's rules, or captured by the proxies themselves.
-    async fn start(redirection: Redirection) -> Self {
+    pub(crate) async fn start(redirection: Redirection) -> Self {
         let mut mesh = mesh().await;
         let node_a = cni_of(&mut mesh, "node-a", redirection).await;
         let node_b = cni_of(&mut mesh, "node-b", redirection).await;

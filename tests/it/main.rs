@@ -11,6 +11,7 @@ mod dns;
 mod enrolment;
 mod lifecycle;
 mod local;
+mod local_xds;
 mod mesh;
 mod networks;
 mod observability;

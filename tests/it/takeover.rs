@@ -7,6 +7,7 @@ use leyline_tests::{
     eventually::eventually,
     mesh::{Enrolment, uid},
 };
+use leyline_types::ports;
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::support::{load, mesh};
@@ -85,6 +86,50 @@ async fn the_next_proxy_takes_over_under_load() {
     stop.send(true).unwrap();
     let made: usize = calls.join_all().await.into_iter().sum();
     assert!(made > 100, "only {made} calls were made");
+    next.stop().await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proxy_that_is_a_pod_shows_its_metrics_in_tunnels() {
+    let mut mesh = mesh().await;
+    // As Istio's chart says that a pod speaks HBONE by itself.
+    let labels = "ztunnel-next, labels: {networking.istio.io/tunnel: http},";
+    let pod = NEXT_POD.replace("ztunnel-next,", labels);
+    mesh.cluster().config().write("next.yaml", &pod).unwrap();
+    mesh.cluster_mut().follow_pods().await.unwrap();
+    mesh.set_enrolment("shop", Enrolment::Ambient)
+        .await
+        .unwrap();
+    for (name, value) in [
+        ("POD_NAME", "ztunnel-next"),
+        ("POD_NAMESPACE", "istio-system"),
+        ("SERVICE_ACCOUNT", "ztunnel"),
+    ] {
+        let program = mesh.ztunnel_mut("node-b").unwrap().program_mut();
+        program.env.insert(name.to_owned(), value.into());
+    }
+    let name = "istio-system/ztunnel-next";
+    let namespace = mesh.cluster().pod(name).unwrap().namespace();
+    let old = mesh.ztunnel("node-b").unwrap();
+    let mut next = old
+        .start_successor(mesh.cluster().run(), namespace)
+        .unwrap();
+    next.ready().await.unwrap();
+    let target = mesh.cluster().pod_addr(name, Family::V4, ports::METRICS);
+    let client = mesh.cluster().client("shop/client").unwrap();
+    let reply = client.get(target.unwrap(), "/metrics", SOON).await.unwrap();
+    assert_eq!(reply.status, 200);
+    let seen = eventually("the scrape came in a tunnel", SOON, || async {
+        let log = next.log()?.lines()?;
+        let ours = |line: &&String| {
+            line.contains("dst.workload=\"ztunnel-next\"")
+                && line.contains("src.identity=\"spiffe://cluster.local/ns/shop/sa/client\"")
+        };
+        anyhow::ensure!(log.iter().any(|line| ours(&line)), "{}", log.join("\n"));
+        Ok(())
+    });
+    seen.await.unwrap();
     next.stop().await.unwrap();
     mesh.stop().await.unwrap();
 }

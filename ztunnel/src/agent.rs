@@ -2,6 +2,7 @@
 
 pub(crate) mod counters;
 pub(crate) mod enrolment;
+mod own;
 pub(crate) mod pods;
 pub(crate) mod zds;
 
@@ -57,7 +58,7 @@ pub(crate) fn start(
         PodSource::ControlPlane => Some(outcomes),
         PodSource::Zds(_) => None,
     };
-    let manager = PodManager::new(
+    let mut manager = PodManager::new(
         shared.clone(),
         config.capture.clone(),
         capture,
@@ -69,6 +70,7 @@ pub(crate) fn start(
     let pods = manager.set();
     let (failed, failures) = mpsc::channel(1);
     let _on_workers = workers.enter();
+    manager.set_own(own::serve(config, shared, drain)?);
     let run = manager.run(ordered);
     spawn("workload proxy manager", Span::none(), drain, run);
     match &config.capture.source {

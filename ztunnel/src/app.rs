@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use leyline_net::{
     ListenOptions, NetNs, listen,
     listen::{Families, listen_on},
@@ -25,7 +25,7 @@ use leyline_state::{LocalNode, Store};
 use leyline_telemetry::{log, mesh, metrics};
 use leyline_tls::{CaClient, CertificateConfig, CertificateStore, Revocation, control_plane};
 use leyline_types::ports;
-use leyline_xds::{NodeInfo, client::Observed, node_id};
+use leyline_xds::{NodeInfo, client::Observed, node_id, session::Rejection};
 use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
 use tracing::{Span, error, info, warn};
 
@@ -34,6 +34,7 @@ use crate::{
     agent,
     config::{CaptureConfig, Config, PagesConfig},
     discovery::{self, Discovery},
+    local_xds::LocalXds,
     proxy::Shared,
     version,
 };
@@ -232,6 +233,9 @@ fn follow_xds(
     ready: ReadinessTask,
     background: &Drain,
 ) -> Result<()> {
+    if let Some(local) = &config.local_xds {
+        load_local(local, &discovery).context("local configuration")?;
+    }
     if config.xds.address.is_empty() {
         // What is known from elsewhere is all there is.
         discovery.mark_synced();
@@ -266,6 +270,16 @@ fn follow_xds(
         async move { ends.started().await },
     );
     spawn("xds", Span::none(), background, client);
+    Ok(())
+}
+
+/// Nobody is there to be told of a mistake later, so that the first ends the start.
+fn load_local(local: &LocalXds, discovery: &Discovery) -> Result<()> {
+    for update in local.load()? {
+        if let Some(Rejection { name, reason }) = discovery.apply(update).pop() {
+            bail!("{name}: {reason}");
+        }
+    }
     Ok(())
 }
 

@@ -30,7 +30,10 @@ pub use variables::listing as variables;
 
 use self::mesh::MeshDefaults;
 pub(crate) use self::pods::{PodSource, PortUse};
-use crate::proxy::{DnsConfig, connections::DecisionLevel};
+use crate::{
+    local_xds::LocalXds,
+    proxy::{DnsConfig, connections::DecisionLevel},
+};
 
 /// Mark of the proxy's own sockets, which capture leaves alone (facts A4).
 const PACKET_MARK: u32 = 0x539;
@@ -67,6 +70,8 @@ pub(crate) struct Config {
     pub(crate) ca: ControlPlaneConfig,
     pub(crate) log: LogConfig,
     /// Lifetime asked for in certificate requests.
+    /// What is known before the control plane says anything, and without one.
+    pub(crate) local_xds: Option<LocalXds>,
     pub(crate) secret_ttl: Duration,
     /// Revocation lists.
     pub(crate) crl_path: Option<PathBuf>,
@@ -94,6 +99,7 @@ pub(crate) struct NodeConfig {
     pub(crate) cluster_id: String,
     pub(crate) pod_name: String,
     pub(crate) pod_namespace: String,
+    pub(crate) service_account: String,
     pub(crate) instance_ip: String,
     /// What the operator wants the control plane to know of this proxy.
     pub(crate) metadata: serde_json::Map<String, serde_json::Value>,
@@ -202,6 +208,7 @@ impl Config {
                 filter: env.string("RUST_LOG", "info"),
                 format: log_format(env),
             },
+            local_xds: LocalXds::read(env),
             secret_ttl: duration(
                 env,
                 "SECRET_TTL",
@@ -232,6 +239,7 @@ impl NodeConfig {
             cluster_id: cluster_id.to_owned(),
             pod_name: env.string("POD_NAME", ""),
             pod_namespace: env.string("POD_NAMESPACE", ""),
+            service_account: env.string("SERVICE_ACCOUNT", ""),
             instance_ip: env
                 .parse::<IpAddr>("INSTANCE_IP", [1, 1, 1, 1].into())
                 .to_string(),
@@ -257,15 +265,6 @@ impl CaptureConfig {
 }
 
 impl ProxyConfig {
-    /// Mark of the sockets that face the application: by our capture's, answers stay on loopback; istio-cni's rules
-    /// know all of the proxy's sockets by one mark (facts A4).
-    pub(crate) const fn application_mark(&self) -> u32 {
-        match self.redirection {
-            Redirection::Steered => self.capture_mark,
-            Redirection::Rewritten => self.bypass_mark,
-        }
-    }
-
     fn read(env: &mut Reader<'_>, families: Families, redirection: Redirection) -> Self {
         let keepalive = Keepalive::default();
         let keepalive = env.bool("KEEPALIVE_ENABLED", true).then(|| Keepalive {
@@ -634,6 +633,12 @@ mod tests {
             ("NETWORK", "net", |c| c.node.network.to_string(), "net"),
             ("POD_NAME", "p", |c| c.node.pod_name.clone(), "p"),
             ("POD_NAMESPACE", "q", |c| c.node.pod_namespace.clone(), "q"),
+            (
+                "SERVICE_ACCOUNT",
+                "r",
+                |c| c.node.service_account.clone(),
+                "r",
+            ),
             ("INSTANCE_IP", "::1", |c| c.node.instance_ip.clone(), "::1"),
             (
                 "SECRET_TTL",

@@ -7,6 +7,7 @@ mod app;
 mod config;
 mod discovery;
 mod explain;
+mod local_xds;
 mod proxy;
 mod version;
 

@@ -170,8 +170,7 @@ pub(crate) struct Pod {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Pool,
     pub(crate) connections: Arc<Connections>,
-    /// For its counters.
-    /// None where istio-cni's rules capture.
+    /// For its counters. None where istio-cni's rules capture.
     pub(crate) capture: Option<Arc<PodCapture>>,
     pub(crate) drain: Drain,
     outbound_places: Arc<Places>,
@@ -179,6 +178,7 @@ pub(crate) struct Pod {
     inbound_places: Arc<Places>,
     sources: Arc<Sources>,
     own_addresses: OwnAddresses,
+    source_address: SourceAddress,
     /// New connections go direct; what is carried goes on.
     draining: AtomicBool,
     /// On kernels where capture must be told of connections to the application.
@@ -209,6 +209,7 @@ impl Pod {
         name: WorkloadName,
         netns: NetNs,
         capture: Option<Arc<PodCapture>>,
+        source_address: SourceAddress,
         shared: Arc<Shared>,
         drain: Drain,
     ) -> Arc<Self> {
@@ -218,6 +219,7 @@ impl Pod {
             .map(|capture| announcer(Arc::clone(capture)));
         Arc::new(Self {
             announce,
+            source_address,
             capture,
             draining: AtomicBool::new(false),
             uid,
@@ -277,6 +279,12 @@ impl Pod {
             }
             None => {}
         }
+    }
+
+    /// As [`Self::serve`], with tunnels alone.
+    pub(crate) fn serve_own(self: &Arc<Self>, hbone: TcpListener) {
+        let handle = inbound::handle_connection;
+        self.serve_one("own inbound", Direction::Inbound, hbone, handle);
     }
 
     fn serve_one<F>(
@@ -353,7 +361,7 @@ impl Pod {
     /// Towards the pod's own application, as the client.
     fn application_options(&self, client: IpAddr, target: IpAddr) -> ConnectOptions<'_> {
         let config = &self.shared.config;
-        if client == target || config.source_address == SourceAddress::Own {
+        if client == target || self.source_address == SourceAddress::Own {
             // Its own address needs no disguise.
             return self.upstream_options();
         }

@@ -64,6 +64,8 @@ pub(crate) struct PodManager {
     pending: HashMap<WorkloadUid, Pending>,
     /// Uids named since the snapshot began.
     named: HashSet<WorkloadUid>,
+    /// The process itself, where it is served like a pod.
+    own: Option<Arc<Pod>>,
     generation: u64,
     /// Ready once the first full set was carried out; what fails then is that pod's trouble.
     ready: ReadinessTask,
@@ -107,9 +109,16 @@ impl PodManager {
             leaving: HashMap::new(),
             pending: HashMap::new(),
             named: HashSet::new(),
+            own: None,
             generation: 0,
             ready,
         }
+    }
+
+    /// Lets the process itself be shown, and its connections be checked, as those of its pods.
+    pub(crate) fn set_own(&mut self, pod: Option<Arc<Pod>>) {
+        self.own = pod;
+        self.publish();
     }
 
     pub(crate) fn set(&self) -> Arc<PodSet> {
@@ -272,6 +281,7 @@ impl PodManager {
             name.clone(),
             netns,
             capture.clone(),
+            self.shared.config.source_address,
             self.shared.clone(),
             self.drain.child(),
         );
@@ -432,8 +442,9 @@ impl PodManager {
             name: pending.name.clone(),
             error: pending.error.clone(),
         });
+        let pods = self.managed().map(|managed| managed.pod.clone());
         self.set.publish(Pods {
-            served: self.managed().map(|managed| managed.pod.clone()).collect(),
+            served: pods.chain(self.own.clone()).collect(),
             waiting: waiting.collect(),
         });
         mesh::workload_proxies(self.enrolled.len() as u32, self.pending.len() as u32);

@@ -6,6 +6,8 @@ use leyline_net::Redirection;
 use leyline_runtime::env::Reader;
 use serde::Serialize;
 
+use super::ProxyConfig;
+
 /// Where istio-cni listens (facts A2).
 const ZDS_SOCKET: &str = "/var/run/ztunnel/ztunnel.sock";
 
@@ -46,6 +48,17 @@ impl PodSource {
             Some(source) => source,
             None if in_chart || !named.is_empty() => zds,
             None => Self::ControlPlane,
+        }
+    }
+}
+
+impl ProxyConfig {
+    /// Mark of the sockets that face the application: by our capture's, answers stay on loopback; istio-cni's rules
+    /// know all of the proxy's sockets by one mark (facts A4).
+    pub(crate) const fn application_mark(&self) -> u32 {
+        match self.redirection {
+            Redirection::Steered => self.capture_mark,
+            Redirection::Rewritten => self.bypass_mark,
         }
     }
 }

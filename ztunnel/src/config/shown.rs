@@ -22,6 +22,7 @@ impl Config {
             "clusterId": node.cluster_id,
             "xdsAddress": self.xds.address,
             "caAddress": self.ca.address,
+            "localXds": self.local_xds,
             "altXdsHostname": self.xds.alt_hostname,
             "altCaHostname": self.ca.alt_hostname,
             "proxyMetadata": node.metadata,

@@ -73,6 +73,12 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "",
         "if set, istiod is istiod.istio-system.svc:15012, else localhost:15012",
     ),
+    (
+        "LOCAL_XDS_PATH",
+        "",
+        "a file of workloads, services and policies, with or without a control plane",
+    ),
+    ("LOCAL_XDS", "", "the same, as text"),
     ("", "", "this node"),
     ("NODE_NAME", "", "which workloads are local; unset: all"),
     ("NETWORK", "", "network of this node"),
@@ -85,6 +91,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ("ISTIO_METAJSON_*", "", "the same, as JSON"),
     ("POD_NAME", "", "name of this proxy's own pod"),
     ("POD_NAMESPACE", "", "its namespace"),
+    (
+        "SERVICE_ACCOUNT",
+        "",
+        "its service account; with all three, its metrics are served in tunnels too (port 15008)",
+    ),
     ("INSTANCE_IP", "1.1.1.1", "its address"),
     (
         "PROXY_MODE",
