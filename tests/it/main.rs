@@ -9,6 +9,7 @@ mod cluster;
 mod cni;
 mod dns;
 mod enrolment;
+mod hostnames;
 mod lifecycle;
 mod local;
 mod local_xds;

@@ -7,6 +7,7 @@ pub(crate) mod connections;
 mod dns;
 pub(crate) mod endpoints;
 mod forward;
+mod hostnames;
 mod inbound;
 mod labels;
 mod limits;

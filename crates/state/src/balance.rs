@@ -117,7 +117,7 @@ impl Request<'_> {
         let endpoint = endpoints.by_uid(&uid)?;
         self.rank(&endpoint.workload)?;
         let usable = endpoint.workload.capacity > 0 && view.standing(&uid) == Standing::Good;
-        let place = self.target(endpoint).ok()?;
+        let place = self.target(endpoint, view).ok()?;
         usable.then_some((endpoint, place))
     }
 
@@ -136,7 +136,7 @@ impl Request<'_> {
             let Some(drawn) = endpoints.at_ticket(choose.rng.random_range(0..total)) else {
                 continue;
             };
-            let Ok(place) = self.target(drawn) else {
+            let Ok(place) = self.target(drawn, choose.view) else {
                 continue;
             };
             if choose.view.standing(&drawn.workload.uid) != Standing::Good {
@@ -170,7 +170,7 @@ impl Request<'_> {
             let Some(rank) = rank(endpoint) else {
                 continue;
             };
-            match self.target(endpoint) {
+            match self.target(endpoint, choose.view) {
                 Err(reason) => why = why.max(reason),
                 Ok(_) if Some(rank) > best => (best, total) = (Some(rank), capacity),
                 Ok(_) if Some(rank) == best => total += capacity,
@@ -186,7 +186,7 @@ impl Request<'_> {
             if rank(endpoint) != best {
                 continue;
             }
-            let Ok(place) = self.target(endpoint) else {
+            let Ok(place) = self.target(endpoint, choose.view) else {
                 continue;
             };
             let capacity = u64::from(endpoint.workload.capacity);
@@ -228,7 +228,11 @@ impl Request<'_> {
 
     /// Where an endpoint is reached, if it can be: by an address of a family that is served and with a known port (its
     /// own, else the service's), or in a tunnel through the gateway of its network.
-    pub(crate) fn target(&self, endpoint: &Endpoint) -> Result<Place, Unusable> {
+    pub(crate) fn target(
+        &self,
+        endpoint: &Endpoint,
+        view: &dyn EndpointView,
+    ) -> Result<Place, Unusable> {
         let workload = &endpoint.workload;
         if workload.network != *self.network {
             let speaks_hbone =
@@ -240,16 +244,20 @@ impl Request<'_> {
                 Err(Unusable::OtherNetwork)
             };
         }
-        if workload.addresses.is_empty() && !workload.hostname.is_empty() {
-            return Err(Unusable::HostnameOnly);
-        }
         // A gateway speaks HBONE by itself.
         let plain = workload.protocol == Protocol::Tcp && self.wanted == Wanted::Destination;
         if plain && workload.enrolment == Enrolment::Pending {
             return Err(Unusable::Pending);
         }
         let port = endpoint.ports.target(self.port.port).or(self.port.target);
-        self.address(workload)
+        let address = if workload.has_only_hostname() {
+            let resolved = view.resolved(workload.hostname.as_str(), self.asked);
+            let served = resolved.filter(|ip| self.service.serves_family_of(*ip));
+            Some(served.ok_or(Unusable::HostnameOnly)?)
+        } else {
+            self.address(workload)
+        };
+        address
             .zip(port)
             .map(|target| Place::Here(target.into()))
             .ok_or(Unusable::NoneHealthy)

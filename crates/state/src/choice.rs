@@ -1,6 +1,8 @@
 //! What the choice of an endpoint needs beside the snapshot: how busy endpoints are, which have failed, and which one a
 //! client stays with. The application knows that and lends a view of it for one decision; this crate keeps none of it.
 
+use std::net::IpAddr;
+
 use leyline_types::WorkloadUid;
 
 use crate::service::Service;
@@ -15,6 +17,11 @@ pub trait EndpointView {
 
     /// The endpoint that the client was given before, for a service that wants it kept.
     fn kept(&self, service: &Service) -> Option<WorkloadUid>;
+
+    /// An address of an endpoint that has only a host name, if it was resolved; of the family of `like` if it has one.
+    fn resolved(&self, _hostname: &str, _like: IpAddr) -> Option<IpAddr> {
+        None
+    }
 }
 
 /// How willingly an endpoint is used; larger is better.

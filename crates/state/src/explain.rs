@@ -8,6 +8,7 @@ use rand::Rng;
 
 use crate::{
     balance::{Place, Request, Unusable, Wanted},
+    choice::Unobserved,
     gateway::waypoint_of,
     outbound::{OutboundRoute, is_own_listener},
     service::{HealthPolicy, Service, ServicePort},
@@ -193,7 +194,7 @@ impl Snapshot {
             .map(|endpoint| {
                 let workload = Arc::clone(&endpoint.workload);
                 let rank = request.rank(&workload);
-                let outcome = match (request.target(endpoint), rank) {
+                let outcome = match (request.target(endpoint, &Unobserved), rank) {
                     _ if workload.capacity == 0 => CandidateOutcome::NoCapacity,
                     (_, None) => CandidateOutcome::OtherLocality,
                     (Ok(Place::Here(addr)), Some(_)) => CandidateOutcome::Usable(addr),

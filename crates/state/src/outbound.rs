@@ -5,7 +5,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use leyline_types::{HboneAuthority, Identity, Network, OrigDst, ServiceKey, ports};
+use leyline_types::{HboneAuthority, Identity, Network, OrigDst, ServiceKey, Str, ports};
 use rand::Rng;
 
 use crate::{
@@ -137,11 +137,15 @@ pub enum OutboundRefusal {
         /// The original destination.
         target: SocketAddr,
     },
-    /// All usable endpoints have only a host name, whose resolution is not built yet.
-    #[error("{target} has only endpoints with a host name, and those are not supported")]
+    /// All usable endpoints have only a host name, and none is resolved.
+    #[error(
+        "no address is known for the host names of {target} (service {service}), hint: is the DNS server reachable?"
+    )]
     HostnameOnly {
         /// The original destination.
         target: SocketAddr,
+        /// The service.
+        service: ServiceKey,
     },
 }
 
@@ -168,6 +172,17 @@ impl OutboundRefusal {
 }
 
 impl Snapshot {
+    /// Host names of the endpoints of a service that have nothing else, at most `most`.
+    pub fn hostnames_of(&self, service: &ServiceKey, most: usize) -> Vec<Str> {
+        let endpoints = self.services.get(service).map(|known| &known.endpoints);
+        let workloads = endpoints.into_iter().flat_map(|all| all.iter());
+        let named = workloads.filter(|endpoint| endpoint.workload.has_only_hostname());
+        named
+            .take(most)
+            .map(|endpoint| endpoint.workload.hostname.clone())
+            .collect()
+    }
+
     /// Decides where a connection of a workload goes, as if nothing were known of endpoints but what the snapshot says.
     pub fn route_outbound(
         &self,
@@ -373,7 +388,10 @@ fn refusal(why: Unusable, target: SocketAddr, service: &Service) -> OutboundRefu
             target,
             service: service.key(),
         },
-        Unusable::HostnameOnly => OutboundRefusal::HostnameOnly { target },
+        Unusable::HostnameOnly => OutboundRefusal::HostnameOnly {
+            target,
+            service: service.key(),
+        },
         Unusable::OtherNetwork => OutboundRefusal::OtherNetwork { target },
         Unusable::Pending => OutboundRefusal::EnrolmentPending(target),
     }

@@ -76,6 +76,11 @@ impl Workload {
         self.uid.as_str().contains("//Pod/")
     }
 
+    /// Whether it must be resolved to be reached.
+    pub fn has_only_hostname(&self) -> bool {
+        self.addresses.is_empty() && !self.hostname.is_empty()
+    }
+
     /// Whether it stands for all endpoints of a service in another network; then it has no identity of its own.
     pub(crate) fn is_sum(&self) -> bool {
         self.uid.as_str().contains("/SplitHorizonWorkload/")

@@ -5,6 +5,7 @@
 
 mod cache;
 pub(crate) mod config;
+pub(super) mod lookup;
 mod names;
 mod query;
 mod resolv_conf;

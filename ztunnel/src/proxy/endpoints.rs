@@ -20,6 +20,8 @@ use leyline_types::{ServiceKey, WorkloadUid};
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
+use super::hostnames::Hostnames;
+
 /// A failure keeps an endpoint from being used for so long; each further one for twice as long as the one before. Short
 /// enough that an application that restarts is soon back, long enough that not every connection meets it.
 const FIRST_EJECTION: Duration = Duration::from_secs(2);
@@ -40,6 +42,8 @@ pub(crate) struct EndpointTable {
     /// Size of `failed`, so that a healthy mesh pays for no look into it.
     failed_count: AtomicUsize,
     sessions: Mutex<HashMap<(IpAddr, ServiceKey), Session>>,
+    /// Of endpoints without an address.
+    pub(super) hostnames: Hostnames,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -177,6 +181,10 @@ impl EndpointView for View<'_> {
         let sessions = self.table.sessions.lock();
         let session = sessions.get(&(self.client, service.key()))?;
         (session.until > self.now).then(|| session.endpoint.clone())
+    }
+
+    fn resolved(&self, hostname: &str, like: IpAddr) -> Option<IpAddr> {
+        self.table.hostnames.pick(hostname, like, self.now)
     }
 }
 

@@ -9,14 +9,18 @@ use std::{net::SocketAddr, sync::Arc};
 
 use leyline_net::{Accepted, orig_dst};
 use leyline_state::{HboneRoute, OutboundRefusal, OutboundRoute, Service, Snapshot, Workload};
-use leyline_telemetry::traffic::{
-    Direction, OpenSocket, Refusal, Reporter, ResponseFlag, early_failure,
+use leyline_telemetry::{
+    dns::on_demand_dns,
+    traffic::{Direction, OpenSocket, Refusal, Reporter, ResponseFlag, early_failure},
 };
-use leyline_types::{OrigDst, PeerAddr};
+use leyline_types::{OrigDst, PeerAddr, ServiceKey};
 use tokio::net::TcpStream;
 
 use self::plain::PlainRoute;
-use super::{Pod, forward, local, no_original_destination};
+use super::{Pod, Shared, forward, local, no_original_destination};
+
+/// Host names of one service that a connection asks for; more would take longer than it waits.
+const MAX_HOSTNAMES: usize = 16;
 
 /// One connection, from accept to end.
 pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
@@ -44,7 +48,11 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         let view = pod.shared.endpoints.view(peer.ip(), &[]);
         snapshot.route_outbound_among(&source, orig_dst, &view, &mut rand::rng())
     };
-    let (snapshot, route) = pod.shared.decide(snapshot, decide).await;
+    let (mut snapshot, mut route) = pod.shared.decide(snapshot, decide).await;
+    if let OutboundRoute::Refused(OutboundRefusal::HostnameOnly { service, .. }) = &route {
+        Box::pin(resolve(&pod, &snapshot, &source, service)).await;
+        (snapshot, route) = pod.shared.decide(snapshot, decide).await;
+    }
     let captured = Captured {
         pod: &pod,
         source: &source,
@@ -72,6 +80,20 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         return Box::pin(carry_locally(captured, stream, route.clone(), to)).await;
     }
     Box::pin(attempts::carry(captured, stream, route)).await;
+}
+
+/// Lets the endpoints of a service have addresses (OUT-10).
+async fn resolve(pod: &Pod, snapshot: &Snapshot, source: &Arc<Workload>, service: &ServiceKey) {
+    let names = snapshot.hostnames_of(service, MAX_HOSTNAMES);
+    let labels = pod.shared.labels.workload(source);
+    let principal = source.identity.to_string();
+    for name in &names {
+        on_demand_dns(&labels, &principal, name);
+    }
+    let Shared {
+        endpoints, config, ..
+    } = &*pod.shared;
+    endpoints.hostnames.resolve(&names, config).await;
 }
 
 fn plain_route(

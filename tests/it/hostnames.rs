@@ -1,0 +1,91 @@
+//! Endpoints that have only a host name: resolved by the proxy's own resolver when a connection needs them.
+
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+
+use anyhow::ensure;
+use leyline_tests::{
+    cluster::Family,
+    eventually::eventually,
+    process::{Process, Program},
+};
+
+use crate::support::{SOON, enrolled_with};
+
+const ENTRY: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db, namespace: shop}
+spec:
+  hosts: [db.mesh.example]
+  addresses: [10.97.0.9]
+  ports: [{number: 80, name: tcp, protocol: TCP, targetPort: 8080}]
+  resolution: DNS
+  endpoints: [{address: db.up.example}]
+";
+
+/// Starts the proxy with a resolv.conf of its own, in a mount namespace of its own.
+const WITH_RESOLV_CONF: &str = r#"mount --bind "$1" /etc/resolv.conf && exec "$2" proxy"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn they_are_resolved_for_connections() {
+    let mut mesh = enrolled_with(&[], &[]).await;
+    let resolver = mesh.cluster().pod_addr("legacy/legacy", Family::V4, 53);
+    let resolver = resolver.unwrap().ip();
+    let namespace = mesh.cluster().pod("legacy/legacy").unwrap().namespace();
+    let record = format!("--host-record=db.up.example,{resolver}");
+    let args = [
+        "dnsmasq",
+        "--keep-in-foreground",
+        "--no-resolv",
+        "--no-hosts",
+        "--pid-file",
+        "--user=root",
+        "--conf-file=/dev/null",
+        "--log-facility=-",
+        "--local-ttl=300",
+        "--local=/example/",
+        &record,
+    ];
+    let path = BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]);
+    let program = Program {
+        name: "dnsmasq".to_owned(),
+        path: PathBuf::from("/usr/bin/env"),
+        args: args.iter().map(OsString::from).collect(),
+        env: path,
+        namespace: namespace.clone(),
+    };
+    let mut dnsmasq = Process::start(mesh.cluster().run(), &program).unwrap();
+    dnsmasq.wait_for_line("started", SOON).await.unwrap();
+
+    let conf = mesh.cluster().run().dir().join("resolv.conf");
+    std::fs::write(&conf, format!("nameserver {resolver}\n")).unwrap();
+    let program = mesh.ztunnel_mut("node-a").unwrap().program_mut();
+    let binary = std::mem::replace(&mut program.path, "/usr/bin/unshare".into());
+    let args = ["--mount", "/bin/sh", "-ec", WITH_RESOLV_CONF, "sh"];
+    program.args = args.iter().map(OsString::from).collect();
+    program.args.extend([conf.into(), binary.into()]);
+    program
+        .env
+        .insert("PATH".to_owned(), "/usr/bin:/bin".into());
+    mesh.restart_ztunnel("node-a", &[]).await.unwrap();
+    mesh.write_check_file("db", ENTRY).unwrap();
+
+    let client = mesh.cluster().client("shop/client").unwrap();
+    let service = "10.97.0.9:80".parse().unwrap();
+    let reached = eventually("the entry is known and reached", SOON, || async {
+        let reply = client.get(service, "/", SOON).await?;
+        ensure!(reply.status == 200, "{}", reply.status);
+        Ok(())
+    });
+    reached.await.unwrap();
+    let metrics = mesh.ztunnel("node-a").unwrap().metrics().await.unwrap();
+    let labels = [("hostname", "db.up.example"), ("source_workload", "client")];
+    let asked = metrics.sum("istio_on_demand_dns_total", &labels);
+    assert!(asked >= 1.0, "not counted");
+    // What is known is not asked for again.
+    client.get(service, "/", SOON).await.unwrap();
+    let metrics = mesh.ztunnel("node-a").unwrap().metrics().await.unwrap();
+    assert_eq!(metrics.sum("istio_on_demand_dns_total", &labels), asked);
+    mesh.stop().await.unwrap();
+    dnsmasq.kill().await.unwrap();
+}
