@@ -37,4 +37,5 @@ mod waypoint_locality;
 mod waypoint_policy;
 mod waypoint_resilience;
 mod waypoint_session;
+mod waypoint_telemetry;
 mod waypoint_tls;

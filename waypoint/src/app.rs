@@ -31,10 +31,16 @@ use crate::{
     config::store::ConfigStore,
     discovery, dns, listener,
     settings::Settings,
+    stats::Stats,
 };
 
 /// For the last lines of the log.
 const FLUSH_DEADLINE: Duration = Duration::from_millis(300);
+/// Recorded values of histograms that nobody scrapes are put together this often.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// Series in which nothing was counted for so long, or twice as long, are forgotten. Longer than any usual interval of
+/// scrapes.
+const SERIES_EXPIRY: Duration = Duration::from_secs(15 * 60);
 /// Where Envoy serves its own metrics; scrapers of waypoints look here, too.
 const ENVOY_METRICS: u16 = 15090;
 /// The version of Istio whose wire shape is understood; istiod asks for it (facts A.1).
@@ -54,6 +60,9 @@ pub(crate) struct Shared {
     /// What we say of ourselves in tunnels.
     pub(crate) baggage: String,
     pub(crate) drain: Drain,
+    /// Where access logs go.
+    pub(crate) log: log::LogHandle,
+    pub(crate) stats: Stats,
 }
 
 impl std::fmt::Debug for Shared {
@@ -101,12 +110,17 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
     let netns = NetNs::current().context("cannot open the process's network namespace")?;
     let listeners = Listeners::open(&netns, &workers)?;
     let drain_deadline = settings.drain_deadline;
-    let shared = start_state(settings, netns, &drain, &background)?;
+    let shared = start_state(settings, netns, log.clone(), (&drain, &background))?;
     shared
         .certificates
         .prefetch(shared.settings.identity.clone());
     spawn("dns", Span::none(), &background, dns::run(shared.clone()));
     follow_xds(&shared, configured, &background)?;
+
+    let counted = shared.clone();
+    metrics.add_source(move |samples| counted.stats.collect(samples));
+    let upkeep = keep_metrics(shared.clone(), metrics.clone(), background.clone());
+    spawn("metrics", Span::none(), &background, upkeep);
 
     let (quit, mut quit_asked) = mpsc::channel(1);
     let admin = Admin {
@@ -142,12 +156,25 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
     Ok(())
 }
 
+/// Forgets series that nothing counts in.
+async fn keep_metrics(shared: Arc<Shared>, metrics: metrics::MetricsHandle, ends: Drain) {
+    let mut upkeep = tokio::time::interval(UPKEEP);
+    let mut sweep = tokio::time::interval(SERIES_EXPIRY);
+    loop {
+        tokio::select! {
+            () = ends.started() => return,
+            _ = upkeep.tick() => metrics.upkeep(),
+            _ = sweep.tick() => shared.stats.sweep(),
+        }
+    }
+}
+
 /// Configuration, certificates, tunnels.
 fn start_state(
     settings: Settings,
     netns: NetNs,
-    drain: &Drain,
-    background: &Drain,
+    log: log::LogHandle,
+    (drain, background): (&Drain, &Drain),
 ) -> Result<Arc<Shared>> {
     let channel = control_plane::channel(&settings.ca).context("CA address or root")?;
     let ca = CaClient::own(channel, control_plane::AuthInterceptor::new(&settings.ca)?);
@@ -177,6 +204,8 @@ fn start_state(
         netns,
         baggage: baggage.encode(),
         drain: drain.clone(),
+        log,
+        stats: Stats::default(),
         settings,
     }))
 }

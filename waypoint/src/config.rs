@@ -12,11 +12,13 @@ pub(crate) mod destinations;
 pub(crate) mod http;
 pub(crate) mod tcp;
 
+pub(crate) mod access_log;
 pub(crate) mod cluster;
 pub(crate) mod descriptors;
 pub(crate) mod endpoints;
 pub(crate) mod rbac;
 pub(crate) mod route;
+pub(crate) mod telemetry;
 
 pub(crate) mod any;
 pub(crate) mod error;

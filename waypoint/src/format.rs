@@ -233,12 +233,17 @@ impl Template {
 
     /// The text, with `-` for what is missing.
     pub(crate) fn text(&self, source: &dyn Source) -> String {
-        let mut text = String::new();
+        self.fill(source, String::push_str)
+    }
+
+    /// The same; `put` writes what comes from the request.
+    pub(crate) fn fill(&self, source: &dyn Source, put: impl Fn(&mut String, &str)) -> String {
+        let mut text = String::with_capacity(256);
         for part in &self.parts {
             match part {
                 Part::Literal(literal) => text.push_str(literal),
                 Part::Operator { operator, limit } => match operator.value(source) {
-                    Some(value) => text.push_str(cut(&value.into_text(), *limit)),
+                    Some(value) => put(&mut text, cut(&value.into_text(), *limit)),
                     None => text.push_str(MISSING),
                 },
             }
@@ -260,7 +265,6 @@ impl Template {
         Some(text)
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "of the access log"))]
     /// As a JSON value: an operator alone keeps its type, and is null where it is missing.
     pub(crate) fn json(&self, source: &dyn Source) -> Value {
         match self.parts.as_slice() {
@@ -273,7 +277,6 @@ impl Template {
         }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "of the access log"))]
     /// The headers that it needs of requests and of responses; pseudo headers left out.
     pub(crate) fn headers(&self) -> Needed {
         let mut needed = Needed::default();
@@ -303,6 +306,23 @@ pub(crate) struct Needed {
     pub(crate) request: Vec<String>,
     pub(crate) response: Vec<String>,
     pub(crate) trailers: Vec<String>,
+}
+
+impl Needed {
+    pub(crate) fn extend(&mut self, other: Self) {
+        let lists = [
+            (&mut self.request, other.request),
+            (&mut self.response, other.response),
+            (&mut self.trailers, other.trailers),
+        ];
+        for (list, more) in lists {
+            for name in more {
+                if !list.contains(&name) {
+                    list.push(name);
+                }
+            }
+        }
+    }
 }
 
 impl Names {
@@ -449,7 +469,6 @@ impl Operator {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "of the access log"))]
 /// A string in a line of text: quotes and control characters cannot end it.
 pub(crate) fn escape_into(line: &mut String, text: &str) {
     for character in text.chars() {

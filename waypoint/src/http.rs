@@ -5,8 +5,10 @@ pub(crate) mod server;
 pub(crate) mod pipeline;
 
 pub(crate) mod affinity;
+pub(crate) mod counted;
 pub(crate) mod deadline;
 pub(crate) mod filters;
+pub(crate) mod flags;
 pub(crate) mod forward;
 mod grpc_timeout;
 pub(crate) mod life;

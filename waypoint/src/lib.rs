@@ -14,7 +14,10 @@ mod upstream;
 mod config;
 mod discovery;
 mod dns;
+
+mod cel;
 mod format;
+mod stats;
 
 mod admin;
 mod settings;

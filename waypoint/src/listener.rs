@@ -20,6 +20,7 @@ use crate::{
     config::{destinations::Leaf, listener::Chain},
     http::{
         life::{LifeLimits, spread},
+        request_log::SeriesCache,
         server::{Destination, HttpConnection, serve},
     },
     sniff::{Protocol, sniff},
@@ -226,6 +227,7 @@ async fn http(
         chain,
         client,
         destination,
+        series: SeriesCache::default(),
     };
     Box::pin(serve(conn, limits, io)).await;
 }

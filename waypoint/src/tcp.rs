@@ -1,6 +1,7 @@
 //! A TCP connection through the waypoint: to one endpoint, until it ends.
 
 pub(crate) mod rbac;
+mod record;
 
 use std::sync::{
     Arc,
@@ -12,14 +13,14 @@ use leyline_hbone::HboneIo;
 use rand::RngExt;
 use tokio::{
     io::AsyncWriteExt,
-    time::{Duration, Instant, sleep},
+    time::{Duration, sleep},
 };
-use tracing::info;
 
+use self::record::Record;
 use crate::{
     app::Shared,
     config::{Config, tcp::TcpChain},
-    http::{affinity::hash_of_client, server::Destination},
+    http::{affinity::hash_of_client, reply::Flag, server::Destination},
     listener::Client,
     upstream::{
         balance::{self, Wanted},
@@ -44,58 +45,56 @@ pub(crate) async fn carry(
     destination: &Destination,
     mut io: HboneIo,
 ) {
-    let start = Instant::now();
-    let mut bytes = (0, 0);
-    let mut upstream_host = None;
+    let mut record = Record::begin(shared, &chain.telemetry, client, destination);
+    let moved = Moved::default();
     let opened = match rbac::check(&chain.rbac, client, destination) {
-        Ok(permit) => open(permit, shared, config, chain, client, destination).await,
-        Err(denial) => Err(denial.to_string()),
+        Ok(permit) => {
+            let ends = (shared, client, destination);
+            open(permit, config, chain, ends, &mut record).await
+        }
+        Err(denial) => Err((Flag::Denied, denial.to_string())),
     };
+    let counted = record.opened();
     let result = match opened {
-        Ok((mut upstream, active, addr)) => {
-            upstream_host = Some(addr);
-            let copied = copy(&mut io, &mut upstream, chain, &mut bytes).await;
+        Ok((mut upstream, active)) => {
+            let copied = tokio::select! {
+                copied = copy(&mut io, &mut upstream, chain, &moved) => copied,
+                () = record.count(&moved, &counted) => Ok(()),
+            };
             drop(active);
             copied
         }
-        Err(reason) => Err(reason),
+        Err(failure) => Err(failure),
     };
-    if result.is_err() {
+    counted.add(&moved);
+    if let Err((flag, reason)) = result {
+        record.failed(flag, reason);
         io.abort();
     }
-    info!(
-        target: "access",
-        bytes_received = bytes.0,
-        bytes_sent = bytes.1,
-        duration = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
-        upstream_host = upstream_host.map(tracing::field::display),
-        upstream_cluster = chain.name.as_str(),
-        downstream_local_address = %destination,
-        downstream_remote_address = %client.addr,
-        source_principal = &*client.principal,
-        error = result.err(),
-        "connection complete"
-    );
+    record.closed(&moved);
 }
 
-type Opened = (UpstreamIo, (Active, Place), std::net::SocketAddr);
+type Opened = (UpstreamIo, (Active, Place));
+
+/// What is told of a connection that did not get through, or broke.
+type Failure = (Flag, String);
 
 async fn open(
     _permit: Permit,
-    shared: &Arc<Shared>,
     config: &Config,
     chain: &TcpChain,
-    client: &Client,
-    destination: &Destination,
-) -> Result<Opened, String> {
+    (shared, client, destination): (&Arc<Shared>, &Client, &Destination),
+    record: &mut Record<'_>,
+) -> Result<Opened, Failure> {
+    let unknown = |reason: String| (Flag::NoCluster, reason);
     let name = chain.clusters.pick(rand::rng().random());
-    let name = name.ok_or("no cluster")?;
-    let cluster = config
-        .clusters
-        .get(name)
-        .ok_or_else(|| format!("no cluster {name}"))?;
+    let name = name.ok_or_else(|| unknown("no cluster".to_owned()))?;
+    let cluster = config.clusters.get(name);
+    let cluster = cluster.ok_or_else(|| unknown(format!("no cluster {name}")))?;
+    record.cluster(cluster);
+    let nobody = |reason: &str| (Flag::NoHealthyUpstream, reason.to_owned());
     let mut tried = Vec::new();
-    let mut failure = "no healthy upstream".to_owned();
+    let mut failure = nobody("no healthy upstream");
     while tried.len() < ATTEMPTS {
         let wanted = Wanted {
             tried: &tried,
@@ -112,17 +111,19 @@ async fn open(
         let limit = cluster.limits.connections;
         let Some(place) = cluster.state.enter(Resource::Connections, limit) else {
             Resource::Connections.overflow();
-            return Err("overflow of connections".to_owned());
+            let reason = "overflow of connections".to_owned();
+            return Err((Flag::UpstreamOverflow, reason));
         };
+        record.upstream(endpoint.address);
         let active = (endpoint.state.enter(), place);
         match connect(shared, cluster, endpoint.address, purpose).await {
             Ok(io) => {
                 outlier::report(cluster, &endpoint, Showed::Status(200));
-                return Ok((io, active, endpoint.address.addr()));
+                return Ok((io, active));
             }
             Err(error) => {
                 outlier::report(cluster, &endpoint, Showed::Broken);
-                failure = error.to_string();
+                failure = (Flag::UpstreamConnect, error.to_string());
             }
         }
         if tried.contains(&endpoint.address) {
@@ -138,9 +139,8 @@ async fn copy(
     client: &mut HboneIo,
     upstream: &mut UpstreamIo,
     chain: &TcpChain,
-    bytes: &mut (u64, u64),
-) -> Result<(), String> {
-    let moved = Moved::default();
+    moved: &Moved,
+) -> Result<(), Failure> {
     let (mut client_read, mut client_write) = tokio::io::split(client);
     let (mut upstream_read, mut upstream_write) = tokio::io::split(upstream);
     let both = async {
@@ -149,21 +149,18 @@ async fn copy(
                 &mut client_read,
                 &mut upstream_write,
                 &moved.received,
-                &moved
+                moved
             ),
-            one_way(&mut upstream_read, &mut client_write, &moved.sent, &moved),
+            one_way(&mut upstream_read, &mut client_write, &moved.sent, moved),
         )
     };
-    let result = tokio::select! {
-        result = both => result.map(|_| ()).map_err(|error| error.to_string()),
-        () = moved.idle(chain.idle) => Err("idle timeout".to_owned()),
-        () = at_age(chain.max_duration) => Err("max connection duration".to_owned()),
-    };
-    *bytes = (
-        moved.received.load(Ordering::Relaxed),
-        moved.sent.load(Ordering::Relaxed),
-    );
-    result
+    tokio::select! {
+        result = both => result.map(|_| ()).map_err(|error| (Flag::UpstreamReset, error.to_string())),
+        () = moved.idle(chain.idle) => Err((Flag::IdleTimeout, "idle timeout".to_owned())),
+        () = at_age(chain.max_duration) => {
+            Err((Flag::DurationTimeout, "max connection duration".to_owned()))
+        }
+    }
 }
 
 async fn at_age(limit: Option<Duration>) {

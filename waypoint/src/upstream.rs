@@ -4,6 +4,7 @@ pub(crate) mod balance;
 pub(crate) mod connect;
 mod direct;
 pub(crate) mod endpoint;
+pub(crate) mod grpc;
 pub(crate) mod outlier;
 pub(crate) mod pool;
 pub(crate) mod send;

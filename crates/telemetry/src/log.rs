@@ -111,6 +111,11 @@ impl LogHandle {
             .map_err(TelemetryError::Reload)
     }
 
+    /// Writes a finished line, which ends in a line feed, to the standard output, in order with the log.
+    pub fn write_line(&self, line: String) {
+        self.queue.push(line);
+    }
+
     /// Waits until all lines so far are written, at most `deadline`; for the end of the process. Blocks the thread.
     /// Returns whether all are written.
     pub fn flush(&self, deadline: Duration) -> bool {

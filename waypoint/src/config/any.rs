@@ -44,10 +44,7 @@ pub(crate) enum Extension<'a> {
     /// By a message of this type, or by a struct that became one.
     Message(Cow<'a, Any>),
     /// By a struct, for the type of this URL.
-    Struct(
-        String,
-        #[expect(dead_code, reason = "read by filters of Istio's own")] Struct,
-    ),
+    Struct(String, Struct),
 }
 
 impl Extension<'_> {

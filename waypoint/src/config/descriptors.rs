@@ -5,7 +5,7 @@ use std::{borrow::Cow, net::IpAddr};
 use envoy_types::pb::envoy::config::route::v3::{
     RateLimit as Proto,
     query_parameter_matcher::QueryParameterMatchSpecifier,
-    rate_limit::{Action as ActionProto, action::ActionSpecifier},
+    rate_limit::{Action as ActionProto, action::ActionSpecifier, r#override::OverrideSpecifier},
 };
 use leyline_authz::{HeaderMatch, RequestHead, TextMatch};
 
@@ -15,13 +15,30 @@ use super::{
 };
 use crate::format::{Source, Template};
 
-/// A descriptor: pairs of key and value, in order.
-pub(crate) type Descriptor = Vec<(String, String)>;
+/// Pairs of key and value, in order.
+pub(crate) type Entries = Vec<(String, String)>;
+
+/// What limits are counted by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub(crate) entries: Entries,
+    /// The limit, where the configuration and not the rate limit service has it.
+    pub(crate) rate: Option<Rate>,
+}
+
+/// So many requests in each unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rate {
+    pub(crate) requests: u32,
+    /// Of `envoy.type.v3.RateLimitUnit`.
+    pub(crate) unit: i32,
+}
 
 /// Actions that make one descriptor.
 #[derive(Clone, Debug)]
 pub(crate) struct Limit {
     pub(crate) stage: u32,
+    rate: Option<Rate>,
     actions: Vec<Action>,
 }
 
@@ -90,17 +107,27 @@ impl Limit {
     }
 
     fn compile(proto: &Proto) -> Compiled<Self> {
-        if proto.limit.is_some() || proto.hits_addend.is_some() || proto.apply_on_stream_done {
-            return Err(Unsupported::new(
-                "limit, hits_addend or apply_on_stream_done",
-            ));
+        if proto.hits_addend.is_some() || proto.apply_on_stream_done {
+            return Err(Unsupported::new("hits_addend or apply_on_stream_done"));
         }
+        let limit = proto.limit.as_ref();
+        let rate = match limit.and_then(|limit| limit.override_specifier.as_ref()) {
+            None => None,
+            Some(OverrideSpecifier::RateLimit(limit)) => Some(Rate {
+                requests: limit.requests_per_unit,
+                unit: limit.unit,
+            }),
+            Some(OverrideSpecifier::DynamicMetadata(_)) => {
+                return Err(Unsupported::new("a limit from metadata"));
+            }
+        };
         if !proto.disable_key.is_empty() {
             return Err(Unsupported::new("disable_key"));
         }
         let actions = proto.actions.iter().enumerate();
         Ok(Self {
             stage: proto.stage.map_or(0, |stage| stage.value),
+            rate,
             actions: actions
                 .map(|(index, action)| Action::compile(action).at_item("actions", index))
                 .collect::<Compiled<_>>()?,
@@ -109,15 +136,18 @@ impl Limit {
 
     /// The descriptor of a request; `None` when one of its parts is missing.
     pub(crate) fn descriptor(&self, request: &Request<'_>) -> Option<Descriptor> {
-        let mut descriptor = Vec::with_capacity(self.actions.len());
+        let mut entries = Vec::with_capacity(self.actions.len());
         for action in &self.actions {
             match action.entry(request) {
-                Entry::Some(key, value) => descriptor.push((key.to_owned(), value)),
+                Entry::Some(key, value) => entries.push((key.to_owned(), value)),
                 Entry::Skipped => {}
                 Entry::Missing => return None,
             }
         }
-        (!descriptor.is_empty()).then_some(descriptor)
+        (!entries.is_empty()).then_some(Descriptor {
+            entries,
+            rate: self.rate,
+        })
     }
 }
 

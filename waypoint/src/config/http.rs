@@ -12,6 +12,7 @@ use super::{
     any::limit,
     error::{At, Compiled, Unsupported},
     route::RouteTable,
+    telemetry::Telemetry,
 };
 use crate::http::filters::Filters;
 
@@ -27,6 +28,8 @@ pub(crate) struct HttpChain {
     pub(crate) upgrades: Vec<String>,
     /// A connection without a request for so long is ended.
     pub(crate) idle: Option<Duration>,
+    /// What is told of requests.
+    pub(crate) telemetry: Arc<Telemetry>,
 }
 
 /// Where the routes are.
@@ -76,8 +79,12 @@ impl HttpChain {
     pub(crate) fn compile(manager: &HttpConnectionManager) -> Compiled<Self> {
         let upgrades = manager.upgrade_configs.iter();
         let common = manager.common_http_protocol_options.as_ref();
+        let mut filters = Filters::compile(&manager.http_filters)?;
+        let metrics = std::mem::take(&mut filters.metrics);
+        let telemetry = Telemetry::compile(&manager.access_log, metrics)?;
         Ok(Self {
-            filters: Filters::compile(&manager.http_filters)?,
+            telemetry: Arc::new(telemetry),
+            filters,
             routes: routes(manager)?,
             paths: paths(manager)?,
             server_header: server_header(manager)?,

@@ -88,7 +88,7 @@ fn try_chain(source: &FilterChain) -> Compiled<Chain> {
         }
         url if url == TcpProxy::type_url() => {
             let proxy: TcpProxy = message(&terminal)?;
-            TcpChain::compile(&source.name, before, &proxy).map(Chain::Tcp)
+            TcpChain::compile(before, &proxy).map(Chain::Tcp)
         }
         url => Err(Unsupported::new(format!("network filter {url}"))),
     }

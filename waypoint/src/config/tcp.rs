@@ -14,9 +14,10 @@ use leyline_types::Str;
 use prost::Name;
 
 use super::{
-    any::limit,
+    any::{self, limit},
     error::{At, Compiled, Unsupported},
     listener::{message, typed_config},
+    telemetry::{MetricsPlan, STATS, Telemetry},
     weighted::Weighted,
 };
 use crate::tcp::rbac;
@@ -26,7 +27,7 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 /// Network filters without an effect on who may pass: left out with a warning where they are not known.
 const OBSERVING: [&str; 3] = [
-    "type.googleapis.com/stats.PluginConfig",
+    STATS,
     "type.googleapis.com/envoy.tcp.metadataexchange.config.MetadataExchange",
     "type.googleapis.com/io.istio.http.peer_metadata.Config",
 ];
@@ -34,7 +35,7 @@ const OBSERVING: [&str; 3] = [
 /// A compiled TCP chain.
 #[derive(Debug)]
 pub(crate) struct TcpChain {
-    pub(crate) name: Str,
+    pub(crate) telemetry: Telemetry,
     /// In the order of the chain: DENY, ALLOW.
     pub(crate) rbac: Vec<rbac::Config>,
     pub(crate) clusters: Weighted<Str>,
@@ -47,10 +48,16 @@ pub(crate) struct TcpChain {
 }
 
 impl TcpChain {
-    pub(crate) fn compile(name: &str, before: &[Filter], proxy: &TcpProxy) -> Compiled<Self> {
+    pub(crate) fn compile(before: &[Filter], proxy: &TcpProxy) -> Compiled<Self> {
         let mut checks = Vec::new();
+        let mut metrics = MetricsPlan::default();
         for filter in before {
             let extension = typed_config(filter)?;
+            if let any::Extension::Struct(url, config) = &extension
+                && url == STATS
+            {
+                metrics = MetricsPlan::compile(config).at(format!("filter {}", filter.name))?;
+            }
             match extension.type_url() {
                 url if is_set_filter_state(url) || OBSERVING.contains(&url) => Ok(()),
                 url if url == Rbac::type_url() => message(&extension)
@@ -68,7 +75,7 @@ impl TcpChain {
             None => Some(IDLE),
         };
         Ok(Self {
-            name: name.into(),
+            telemetry: Telemetry::compile(&proxy.access_log, metrics)?,
             rbac: checks,
             clusters: clusters(proxy)?,
             idle,

@@ -16,8 +16,13 @@ use envoy_types::pb::{
         config::route::v3::FilterConfig,
         extensions::filters::{
             http::{
-                cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats,
-                local_ratelimit::v3::LocalRateLimit, rbac::v3::Rbac, router::v3::Router,
+                cors::v3::Cors,
+                fault::v3::HttpFault,
+                grpc_stats::v3::FilterConfig as GrpcStats,
+                local_ratelimit::v3::LocalRateLimit,
+                ratelimit::v3::{RateLimit, RateLimitPerRoute},
+                rbac::v3::Rbac,
+                router::v3::Router,
             },
             network::http_connection_manager::v3::{HttpFilter, http_filter::ConfigType},
         },
@@ -28,14 +33,17 @@ use leyline_types::Str;
 use prost::Name;
 use tracing::warn;
 
+use self::ratelimit::global;
+
 use crate::config::{
     any::{Extension, decode, extension},
     error::{At, Compiled, Unsupported},
+    telemetry::{MetricsPlan, STATS},
 };
 
 /// Filters that only observe. Their work is done by the request log, whatever they are configured to.
 const OBSERVING: [&str; 4] = [
-    "type.googleapis.com/stats.PluginConfig",
+    STATS,
     "type.googleapis.com/io.istio.http.peer_metadata.Config",
     "type.googleapis.com/envoy.extensions.filters.http.set_filter_state.v3.Config",
     "type.googleapis.com/envoy.extensions.filters.http.alternate_protocols_cache.v3.FilterConfig",
@@ -48,6 +56,9 @@ pub(crate) struct Filters {
     pub(crate) rbac: Vec<rbac::Config>,
     /// By the name that routes replace them by.
     pub(crate) local_rate_limits: Vec<(Str, local_ratelimit::Config)>,
+    pub(crate) global_rate_limits: Vec<global::Config>,
+    /// For the telemetry of the chain.
+    pub(crate) metrics: MetricsPlan,
 }
 
 /// What a route, a virtual host or a weighted cluster sets differently.
@@ -55,6 +66,7 @@ pub(crate) struct Filters {
 pub(crate) struct Overrides {
     pub(crate) fault: Option<fault::Config>,
     pub(crate) local_rate_limits: Vec<(Str, local_ratelimit::Config)>,
+    pub(crate) global_rate_limit: Option<global::Override>,
 }
 
 impl Filters {
@@ -78,6 +90,11 @@ impl Filters {
             return Err(Unsupported::new("disabled, to be enabled by routes"));
         }
         let config = typed_config(filter)?;
+        if let Extension::Struct(url, config) = &config
+            && url == STATS
+        {
+            self.metrics = MetricsPlan::compile(config)?;
+        }
         match config.type_url() {
             url if url == Rbac::type_url() => {
                 self.rbac.push(rbac::Config::compile(&message(&config)?)?)
@@ -86,6 +103,10 @@ impl Filters {
                 let limit = local_ratelimit::Config::compile(&message(&config)?)?;
                 self.local_rate_limits
                     .push((filter.name.as_str().into(), limit));
+            }
+            url if url == RateLimit::type_url() => {
+                let limit = global::Config::compile(&message(&config)?)?;
+                self.global_rate_limits.push(limit);
             }
             // Active only where routes carry a policy, which then is what cannot be compiled.
             url if url == Cors::type_url() => {}
@@ -110,6 +131,9 @@ impl Overrides {
     pub(crate) fn inherit(&mut self, above: &Self) {
         if self.fault.is_none() {
             self.fault.clone_from(&above.fault);
+        }
+        if self.global_rate_limit.is_none() {
+            self.global_rate_limit.clone_from(&above.global_rate_limit);
         }
         for (name, limit) in &above.local_rate_limits {
             if !self
@@ -145,6 +169,11 @@ impl Overrides {
             url if url == LocalRateLimit::type_url() => {
                 let limit = local_ratelimit::Config::compile(&message(&config)?)?;
                 self.local_rate_limits.push((name.into(), limit));
+                Ok(())
+            }
+            url if url == RateLimitPerRoute::type_url() => {
+                let limit = global::Override::compile(&message(&config)?)?;
+                self.global_rate_limit = Some(limit);
                 Ok(())
             }
             url => Err(Unsupported::new(format!("override of {url}"))),

@@ -212,7 +212,7 @@ impl Attempts<'_> {
             };
             let endpoint = self.pick(avoid)?;
             tried.push(endpoint.address);
-            log.upstream(endpoint.address.addr());
+            log.upstream(endpoint.address);
             let outcome = self.attempt(&endpoint, policy, retries).await?;
             drop(retrying.take());
             let again = policy.filter(|policy| {

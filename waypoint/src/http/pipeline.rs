@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     body::Body,
-    filters::{fault, local_ratelimit, ratelimit::RouteLimits, rbac},
+    filters::{fault, ratelimit::RouteLimits, rbac},
     forward::{self, Forwarding},
     path::{Normalized, normalize},
     reply::{Flag, Reply},
@@ -66,13 +66,14 @@ async fn answer(
     let config = conn.shared.config.load_full();
     let chain = config.chain(conn.chain.as_str()).cloned();
     let chain = http_chain(chain.as_deref())?;
+    log.served_by(&chain.telemetry, request.headers());
     let (mut exchange, body) = Exchange::new(request, chain)?;
+    log.prepared(&exchange);
 
     // The route comes first because what filters do may differ by route (Envoy decides it first, too). A refusal by a
     // filter wins over a missing route: who may not ask learns nothing.
-    let table = config
-        .routes(&chain.routes)
-        .map_err(|reason| Reply::unsupported(reason.as_str()))?;
+    let table = config.routes(&chain.routes);
+    let table = table.map_err(|reason| Reply::unsupported(reason.as_str()))?;
     let chosen = select(&table, &exchange);
 
     // Authorization before everything that costs something or has an effect.
@@ -83,9 +84,8 @@ async fn answer(
     log.routed(&route.name);
 
     // Who is refused must not use up the limits of others.
-    let limits = RouteLimits::of(host, route);
-    let local = &chain.filters.local_rate_limits;
-    let quota = local_ratelimit::check(local, &limits, &mut exchange, conn)?;
+    let (filters, limits) = (&chain.filters, RouteLimits::of(host, route));
+    let quota = limits.check(filters, &config, &mut exchange, conn).await?;
 
     // After authorization, so that nobody is delayed for something that he may not do.
     fault::inject(route.overrides.fault.as_ref(), &exchange, log).await?;
@@ -99,8 +99,7 @@ async fn answer(
             return Err(Reply::new(*status, Flag::None, details, body.clone()));
         }
         Action::Forward(action) => {
-            let levels = [&route.headers, &host.headers, &table.headers];
-            for level in levels {
+            for level in [&route.headers, &host.headers, &table.headers] {
                 level.request.apply(&mut exchange.head.headers);
             }
             let forwarding = Forwarding {

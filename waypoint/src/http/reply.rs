@@ -16,52 +16,89 @@ const GRPC: &str = "application/grpc";
 pub(crate) enum Flag {
     #[default]
     None,
-    /// No route.
-    NoRoute,
-    /// No such cluster.
-    NoCluster,
     /// No endpoint that could be asked.
     NoHealthyUpstream,
+    /// The route's deadline.
+    UpstreamTimeout,
     /// No connection.
     UpstreamConnect,
     /// The connection broke.
     UpstreamReset,
     /// A limit of the cluster is reached.
     UpstreamOverflow,
-    /// The route's deadline.
-    UpstreamTimeout,
-    /// All retries failed.
-    RetryLimit,
-    /// A policy.
-    Denied,
-    /// The client went away.
-    Downstream,
-    /// A limit of requests.
-    RateLimited,
-    /// A fault was injected.
-    FaultInjected,
+    /// No route.
+    NoRoute,
     /// A delay was injected.
     DelayInjected,
+    /// A fault was injected.
+    FaultInjected,
+    /// A limit of requests.
+    RateLimited,
+    /// The rate limit service failed.
+    RateLimitService,
+    /// The client went away.
+    Downstream,
+    /// All retries failed.
+    RetryLimit,
+    /// Nothing moved for long.
+    IdleTimeout,
+    /// The connection was too old.
+    DurationTimeout,
+    /// No such cluster.
+    NoCluster,
+    /// A policy.
+    Denied,
 }
 
 impl Flag {
+    /// Those with letters, in Envoy's order.
+    pub(crate) const ALL: [Self; 15] = [
+        Self::NoHealthyUpstream,
+        Self::UpstreamTimeout,
+        Self::UpstreamConnect,
+        Self::UpstreamReset,
+        Self::UpstreamOverflow,
+        Self::NoRoute,
+        Self::DelayInjected,
+        Self::FaultInjected,
+        Self::RateLimited,
+        Self::RateLimitService,
+        Self::Downstream,
+        Self::RetryLimit,
+        Self::IdleTimeout,
+        Self::DurationTimeout,
+        Self::NoCluster,
+    ];
+
+    /// Envoy's letters.
     pub(crate) fn as_str(self) -> &'static str {
+        self.names().0
+    }
+
+    /// Envoy's words.
+    pub(crate) fn long(self) -> &'static str {
+        self.names().1
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
         match self {
-            Self::None => "-",
-            Self::NoRoute => "NR",
-            Self::NoCluster => "NC",
-            Self::NoHealthyUpstream => "UH",
-            Self::UpstreamConnect => "UF",
-            Self::UpstreamReset => "UC",
-            Self::UpstreamOverflow => "UO",
-            Self::UpstreamTimeout => "UT",
-            Self::RetryLimit => "URX",
             // A denied request carries no flag, only details.
-            Self::Denied => "-",
-            Self::Downstream => "DC",
-            Self::RateLimited => "RL",
-            Self::FaultInjected => "FI",
-            Self::DelayInjected => "DI",
+            Self::None | Self::Denied => ("-", "-"),
+            Self::NoHealthyUpstream => ("UH", "NoHealthyUpstream"),
+            Self::UpstreamTimeout => ("UT", "UpstreamRequestTimeout"),
+            Self::UpstreamConnect => ("UF", "UpstreamConnectionFailure"),
+            Self::UpstreamReset => ("UC", "UpstreamConnectionTermination"),
+            Self::UpstreamOverflow => ("UO", "UpstreamOverflow"),
+            Self::NoRoute => ("NR", "NoRouteFound"),
+            Self::DelayInjected => ("DI", "DelayInjected"),
+            Self::FaultInjected => ("FI", "FaultInjected"),
+            Self::RateLimited => ("RL", "RateLimited"),
+            Self::RateLimitService => ("RLSE", "RateLimitServiceError"),
+            Self::Downstream => ("DC", "DownstreamConnectionTermination"),
+            Self::RetryLimit => ("URX", "UpstreamRetryLimitExceeded"),
+            Self::IdleTimeout => ("SI", "StreamIdleTimeout"),
+            Self::DurationTimeout => ("DT", "DurationTimeout"),
+            Self::NoCluster => ("NC", "NoClusterFound"),
         }
     }
 }

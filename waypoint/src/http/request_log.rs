@@ -1,29 +1,33 @@
-//! What is told of a request when the last byte of its answer has passed, or when it broke off: one line and the counters.
+//! What is told of a request when the last byte of its answer has passed, or when it broke off: the metrics and the access
+//! logs of its chain.
+
+mod entry;
+mod series;
 
 use std::{
-    net::SocketAddr,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
-use http::{Method, Request, Response, Version, header::USER_AGENT};
+use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use leyline_types::Str;
-use metrics::{counter, histogram};
 use tokio::time::Instant;
-use tracing::info;
 
+use self::entry::{Entry, captured};
 use super::{
     body::{Body, BodyError},
+    counted::{Counted, Messages},
+    pipeline::Exchange,
     reply::{Flag, Reply},
     server::HttpConnection,
 };
-use crate::config::cluster::Cluster;
+use crate::config::{cluster::Cluster, endpoints::EndpointAddress, telemetry::Telemetry};
+
+pub(crate) use series::SeriesCache;
 
 /// One request. Dropping it before it was attached to a response means that the client went away.
 #[derive(Debug)]
@@ -31,62 +35,26 @@ pub(crate) struct RequestLog {
     entry: Option<Box<Entry>>,
 }
 
-#[derive(Debug)]
-struct Entry {
-    conn: Arc<HttpConnection>,
-    start: Instant,
-    method: Method,
-    path: String,
-    authority: String,
-    version: Version,
-    user_agent: Option<String>,
-    route: Option<Str>,
-    cluster: Option<Arc<Cluster>>,
-    upstream: Option<SocketAddr>,
-    attempts: u32,
-    status: u16,
-    flag: Flag,
-    details: String,
-    received: Arc<AtomicU64>,
-    sent: u64,
-    whole: bool,
-}
-
 impl RequestLog {
     pub(crate) fn begin<B>(conn: &Arc<HttpConnection>, request: &Request<B>) -> Self {
-        let text = |name| {
-            let value = request.headers().get(name)?;
-            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
-        };
         let uri = request.uri();
+        let host = || {
+            let host = request.headers().get(http::header::HOST)?;
+            Some(String::from_utf8_lossy(host.as_bytes()).into_owned())
+        };
         let authority = uri
             .authority()
             .map(|authority| authority.as_str().to_owned());
+        let path = uri.path_and_query().map_or("", |path| path.as_str());
         Self {
-            entry: Some(Box::new(Entry {
-                conn: conn.clone(),
-                start: Instant::now(),
-                method: request.method().clone(),
-                path: uri
-                    .path_and_query()
-                    .map_or("", |path| path.as_str())
-                    .to_owned(),
-                authority: authority
-                    .or_else(|| text(http::header::HOST))
-                    .unwrap_or_default(),
-                version: request.version(),
-                user_agent: text(USER_AGENT),
-                route: None,
-                cluster: None,
-                upstream: None,
-                attempts: 0,
-                status: 0,
-                flag: Flag::None,
-                details: String::new(),
-                received: Arc::default(),
-                sent: 0,
-                whole: false,
-            })),
+            entry: Some(Box::new(Entry::new(
+                conn.clone(),
+                request.method().clone(),
+                path.to_owned(),
+                authority.or_else(host).unwrap_or_default(),
+                request.version(),
+                is_grpc(request.headers()),
+            ))),
         }
     }
 
@@ -94,6 +62,24 @@ impl RequestLog {
         if let Some(entry) = &mut self.entry {
             change(entry);
         }
+    }
+
+    /// The chain that serves it says what is told.
+    pub(crate) fn served_by(&mut self, telemetry: &Arc<Telemetry>, headers: &HeaderMap) {
+        self.with(|entry| {
+            entry.request_headers = captured(&telemetry.needed.request, headers);
+            entry.telemetry = telemetry.clone();
+        });
+    }
+
+    /// It is as it is decided on: normalised, with its identifier.
+    pub(crate) fn prepared(&mut self, exchange: &Exchange) {
+        self.with(|entry| {
+            entry.path.clone_from(&exchange.path);
+            entry.authority.clone_from(&exchange.authority);
+            let needed = &entry.telemetry.needed.request;
+            entry.request_headers = captured(needed, &exchange.head.headers);
+        });
     }
 
     /// This route takes it.
@@ -107,24 +93,23 @@ impl RequestLog {
     }
 
     /// One more attempt, at this endpoint.
-    pub(crate) fn upstream(&mut self, addr: SocketAddr) {
+    pub(crate) fn upstream(&mut self, endpoint: EndpointAddress) {
         self.with(|entry| {
-            entry.upstream = Some(addr);
+            entry.upstream = Some(endpoint);
             entry.attempts += 1;
+            entry.forwarded = Some(Instant::now());
         });
     }
 
     /// Something about the response that its status does not say.
     pub(crate) fn flag(&mut self, flag: Flag) {
-        self.with(|entry| entry.flag = flag);
+        self.with(|entry| entry.flags.insert(flag));
     }
 
     /// The waypoint answers by itself.
     pub(crate) fn replied(&mut self, reply: &Reply) {
         self.with(|entry| {
-            if entry.flag == Flag::None {
-                entry.flag = reply.flag;
-            }
+            entry.flags.insert(reply.flag);
             entry.details.clone_from(&reply.details);
         });
     }
@@ -137,123 +122,44 @@ impl RequestLog {
         if body.is_end_stream() {
             return body;
         }
-        Body::new(CountedRequest {
-            body,
-            received: entry.received.clone(),
-        })
+        let messages = entry.is_grpc.then(Messages::default);
+        Body::new(Counted::new(body, entry.received.clone(), messages))
     }
 
     /// Goes with the response to its end.
     pub(crate) fn attach(mut self, response: Response<Body>) -> Response<Body> {
         let entry = self.entry.take();
-        let status = response.status().as_u16();
-        response.map(|body| {
-            let mut logged = Logged {
-                body,
-                log: Self { entry },
-            };
-            logged.log.with(|entry| {
-                entry.status = status;
-                if entry.details.is_empty() {
-                    entry.details = "via_upstream".to_owned();
-                }
-            });
-            if logged.body.is_end_stream() {
-                logged.log.with(|entry| entry.whole = true);
+        let (head, body) = response.into_parts();
+        let mut log = Self { entry };
+        log.with(|entry| {
+            entry.status = head.status.as_u16();
+            entry.responded = Some(Instant::now());
+            entry.response_headers = captured(&entry.telemetry.needed.response, &head.headers);
+            entry.grpc_status = grpc_status(&head.headers);
+            if entry.details.is_empty() {
+                entry.details = "via_upstream".to_owned();
             }
-            Body::new(logged)
-        })
+            entry.whole = body.is_end_stream();
+        });
+        Response::from_parts(head, Body::new(Logged { body, log }))
     }
 }
 
 impl Drop for RequestLog {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
-            entry.write();
+            entry.finish();
         }
     }
 }
 
-impl Entry {
-    fn write(mut self) {
-        if !self.whole {
-            if self.flag == Flag::None {
-                self.flag = Flag::Downstream;
-            }
-            if self.details.is_empty() || self.details == "via_upstream" {
-                self.details = "downstream_remote_disconnect".to_owned();
-            }
-        }
-        let cluster = self.cluster.as_deref();
-        let service = cluster.and_then(|cluster| cluster.service.as_ref());
-        let duration = self.start.elapsed();
-        let host = service
-            .map_or("unknown", |service| service.host.as_str())
-            .to_owned();
-        counter!(
-            "istio_requests_total", "reporter" => "waypoint", "destination_service" => host.clone(),
-            "response_code" => self.status.to_string(), "response_flags" => self.flag.as_str()
-        )
-        .increment(1);
-        histogram!(
-            "istio_request_duration_milliseconds", "reporter" => "waypoint", "destination_service" => host
-        )
-        .record(duration.as_secs_f64() * 1000.0);
-        info!(
-            target: "access",
-            method = %self.method,
-            path = self.path,
-            protocol = ?self.version,
-            response_code = self.status,
-            response_flags = self.flag.as_str(),
-            response_code_details = self.details,
-            bytes_received = self.received.load(Ordering::Relaxed),
-            bytes_sent = self.sent,
-            duration = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
-            authority = self.authority,
-            user_agent = self.user_agent,
-            upstream_host = self.upstream.map(tracing::field::display),
-            upstream_cluster = cluster.map(|cluster| cluster.name.as_str()),
-            attempts = self.attempts,
-            downstream_local_address = %self.conn.destination,
-            downstream_remote_address = %self.conn.client.addr,
-            source_principal = &*self.conn.client.principal,
-            route_name = self.route.as_ref().map(Str::as_str),
-            "request complete"
-        );
-    }
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE);
+    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-struct CountedRequest {
-    body: Body,
-    received: Arc<AtomicU64>,
-}
-
-impl HttpBody for CountedRequest {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &polled
-            && let Some(data) = frame.data_ref()
-        {
-            self.received
-                .fetch_add(data.len() as u64, Ordering::Relaxed);
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
+fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
 struct Logged {
@@ -275,17 +181,15 @@ impl HttpBody for Logged {
             let ended = this.body.is_end_stream();
             this.log.with(|entry| match frame {
                 None => entry.whole = true,
-                Some(Ok(frame)) => {
-                    entry.sent += frame.data_ref().map_or(0, |data| data.len() as u64);
-                    entry.whole |= ended || frame.is_trailers();
-                }
+                Some(Ok(frame)) => entry.passed(frame, ended),
                 Some(Err(error)) => {
                     entry.whole = true;
-                    entry.flag = if error.is::<super::deadline::ResponseTimeout>() {
+                    let timeout = error.is::<super::deadline::ResponseTimeout>();
+                    entry.flags.insert(if timeout {
                         Flag::UpstreamTimeout
                     } else {
                         Flag::UpstreamReset
-                    };
+                    });
                     entry.details = error.to_string();
                 }
             });
@@ -300,4 +204,9 @@ impl HttpBody for Logged {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// A clock reading of both kinds: one to measure by, one to tell.
+fn now() -> (Instant, SystemTime) {
+    (Instant::now(), SystemTime::now())
 }

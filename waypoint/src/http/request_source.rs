@@ -4,8 +4,14 @@ use std::{borrow::Cow, time::SystemTime};
 
 use serde_json::Value;
 
-use super::{pipeline::Exchange, server::HttpConnection};
-use crate::format::{Field, Source, Told};
+use super::{
+    pipeline::Exchange,
+    server::{Destination, HttpConnection},
+};
+use crate::{
+    format::{Field, Source, Told},
+    listener::Client,
+};
 
 /// A request on its connection.
 #[derive(Clone, Copy)]
@@ -51,20 +57,26 @@ impl HttpConnection {
     /// What is known of the connection alone.
     pub(crate) fn field(&self, field: Field) -> Option<Told<'_>> {
         match field {
-            Field::DownstreamRemote => Some(Told::text(self.client.addr.to_string())),
-            Field::DownstreamRemoteWithoutPort => {
-                Some(Told::text(self.client.addr.ip().to_string()))
-            }
-            Field::DownstreamRemotePort => Some(Told::Number(self.client.addr.port().into())),
-            Field::DownstreamLocal => Some(Told::text(self.destination.to_string())),
-            Field::DownstreamLocalWithoutPort => Some(match self.destination.address() {
-                Some(addr) => Told::text(addr.ip().to_string()),
-                None => Told::text(self.destination.to_string()),
-            }),
-            Field::DownstreamLocalPort => Some(Told::Number(self.destination.port().into())),
-            Field::PeerPrincipal => Some(Told::text(&*self.client.principal)),
             Field::LocalPrincipal => Some(Told::text(self.shared.settings.identity.to_string())),
-            // What only a finished request has.
+            other => self.client.field(&self.destination, other),
+        }
+    }
+}
+
+impl Client {
+    /// What is known of a client and where it wants to go. What only a finished request has is not there.
+    pub(crate) fn field(&self, destination: &Destination, field: Field) -> Option<Told<'_>> {
+        match field {
+            Field::DownstreamRemote => Some(Told::text(self.addr.to_string())),
+            Field::DownstreamRemoteWithoutPort => Some(Told::text(self.addr.ip().to_string())),
+            Field::DownstreamRemotePort => Some(Told::Number(self.addr.port().into())),
+            Field::DownstreamLocal => Some(Told::text(destination.to_string())),
+            Field::DownstreamLocalWithoutPort => Some(match destination.address() {
+                Some(addr) => Told::text(addr.ip().to_string()),
+                None => Told::text(destination.to_string()),
+            }),
+            Field::DownstreamLocalPort => Some(Told::Number(destination.port().into())),
+            Field::PeerPrincipal => Some(Told::text(&*self.principal)),
             _ => None,
         }
     }

@@ -18,6 +18,7 @@ use super::{
     executor::DrainExecutor,
     life::{Life, LifeLimits},
     pipeline,
+    request_log::SeriesCache,
 };
 use crate::{app::Shared, listener::Client};
 
@@ -45,6 +46,8 @@ pub(crate) struct HttpConnection {
     pub(crate) destination: Destination,
     /// Requests that are under way.
     pub(crate) life: Arc<Life>,
+    /// Where its requests are counted.
+    pub(crate) series: SeriesCache,
 }
 
 /// What the client called, as its proxy says in the CONNECT.

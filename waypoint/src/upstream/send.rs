@@ -91,6 +91,22 @@ pub(crate) async fn send(
     sent
 }
 
+/// The same, by HTTP/2 whatever the cluster says: gRPC has no other.
+pub(crate) async fn send_http2(
+    shared: &Arc<Shared>,
+    cluster: &Arc<Cluster>,
+    endpoint: &Arc<Endpoint>,
+    request: Request<Body>,
+) -> Result<Response<Body>, SendFailure> {
+    let attempt = Attempt {
+        shared,
+        cluster,
+        endpoint,
+        client: None,
+    };
+    attempt.over_http2(request).await
+}
+
 /// What a response says of its endpoint; nothing yet, when it is gRPC without a status in the head.
 fn status(response: &Response<Body>) -> Option<u16> {
     if !is_grpc(response.headers()) || !response.status().is_success() {

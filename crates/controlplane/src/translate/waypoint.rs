@@ -14,6 +14,7 @@ mod routes;
 mod rule;
 mod rules;
 mod settings;
+mod telemetry;
 mod view;
 
 use std::{
@@ -173,12 +174,16 @@ pub(super) fn configs(
 ) -> WaypointConfigs {
     let config = mesh_config::of(inputs.objects, inputs.mesh, advice);
     envoy_filters::advise(inputs.objects, advice);
-    if inputs.gateways.is_empty() && inputs.objects.rate_limits.is_empty() {
+    if inputs.gateways.is_empty()
+        && inputs.objects.rate_limits.is_empty()
+        && inputs.objects.telemetries.is_empty()
+    {
         return WaypointConfigs::new();
     }
     let services = inputs.services.iter().copied();
     let objects = (inputs.objects, inputs.mesh, &*config);
     let view = View::new(objects, services, inputs.members);
+    telemetry::advise(&view, advice);
     limits::advise(&view, &inputs.gateways, advice);
     inputs
         .gateways
@@ -331,6 +336,7 @@ impl PortContext<'_, '_> {
                 .map(|(target, weight)| (clusters.cluster(target), *weight))
                 .collect(),
             checks,
+            told: telemetry::of(self.view, self.settings, self.gateway, service),
             http,
             tcp,
         }

@@ -9,6 +9,7 @@ pub struct Samples(BTreeMap<&'static str, Family>);
 #[derive(Debug)]
 struct Family {
     help: &'static str,
+    kind: &'static str,
     lines: String,
 }
 
@@ -21,10 +22,7 @@ impl Samples {
         labels: &[(&str, &str)],
         value: u64,
     ) {
-        let family = self.0.entry(name).or_insert_with(|| Family {
-            help,
-            lines: String::new(),
-        });
+        let lines = self.lines(name, help, "counter");
         let mut list = String::new();
         for (key, text) in labels {
             let separator = if list.is_empty() { "" } else { "," };
@@ -35,12 +33,39 @@ impl Samples {
             // A string takes everything, here and below.
             write!(list, "{separator}{key}=\"{text}\"").ok();
         }
-        writeln!(family.lines, "{name}{{{list}}} {value}").ok();
+        writeln!(lines, "{name}{{{list}}} {value}").ok();
+    }
+
+    /// Samples of a family of any kind, which `write` appends as lines of Prometheus text.
+    pub fn rendered(
+        &mut self,
+        name: &'static str,
+        help: &'static str,
+        kind: &'static str,
+        write: impl FnOnce(&mut String),
+    ) {
+        write(self.lines(name, help, kind));
+    }
+
+    /// All of it as text.
+    pub fn text(self) -> String {
+        let mut text = String::new();
+        self.append(&mut text);
+        text
+    }
+
+    fn lines(&mut self, name: &'static str, help: &'static str, kind: &'static str) -> &mut String {
+        let family = self.0.entry(name).or_insert_with(|| Family {
+            help,
+            kind,
+            lines: String::new(),
+        });
+        &mut family.lines
     }
 
     pub(super) fn append(self, text: &mut String) {
-        for (name, Family { help, lines }) in self.0 {
-            write!(text, "# HELP {name} {help}\n# TYPE {name} counter\n{lines}").ok();
+        for (name, Family { help, kind, lines }) in self.0 {
+            write!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{lines}").ok();
         }
     }
 }

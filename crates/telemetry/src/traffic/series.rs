@@ -180,6 +180,10 @@ impl Table {
             .iter()
             .map(|series| (series.as_ref(), series.labels.render()))
             .collect();
+        // A waypoint has these families from elsewhere.
+        if all.is_empty() {
+            return;
+        }
         let plain = |text: &mut String, name, help, counter: fn(&Series) -> &Counter| {
             head(text, name, help);
             for (series, labels) in &all {

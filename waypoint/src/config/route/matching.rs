@@ -51,6 +51,12 @@ pub(crate) struct Fraction {
 }
 
 impl Fraction {
+    /// Every request.
+    pub(crate) const ALL: Self = Self {
+        numerator: 1,
+        denominator: 1,
+    };
+
     pub(crate) fn compile(proto: &FractionalPercent) -> Compiled<Self> {
         let denominator = match DenominatorType::try_from(proto.denominator) {
             Ok(DenominatorType::Hundred) => 100,

@@ -30,7 +30,7 @@ use self::bucket::{Bucket, Clock, Keyed, Rate, Taken};
 use super::ratelimit::headers;
 use crate::{
     config::{
-        descriptors::{Descriptor, Limit},
+        descriptors::{Descriptor, Entries, Limit},
         error::{At, Compiled, Unsupported},
         route::{
             headers::{HeaderChanges, HeaderOps},
@@ -82,7 +82,7 @@ struct Buckets {
 /// A limit for requests with this descriptor.
 #[derive(Debug)]
 struct Described {
-    entries: Descriptor,
+    entries: Entries,
     rate: Rate,
     is_shadow: bool,
     buckets: Either,
@@ -191,7 +191,7 @@ impl Described {
     fn compile(proto: &LocalRateLimitDescriptor, dynamic: usize) -> Compiled<Self> {
         let bucket = proto.token_bucket.as_ref();
         let bucket = bucket.ok_or_else(|| Unsupported::missing("token_bucket"))?;
-        let entries: Descriptor = proto
+        let entries: Entries = proto
             .entries
             .iter()
             .map(|entry| (entry.key.clone(), entry.value.clone()))
@@ -210,8 +210,9 @@ impl Described {
     }
 
     fn fits(&self, descriptor: &Descriptor) -> bool {
-        self.entries.len() == descriptor.len()
-            && self.entries.iter().zip(descriptor).all(|(wanted, had)| {
+        let had = &descriptor.entries;
+        self.entries.len() == had.len()
+            && self.entries.iter().zip(had).all(|(wanted, had)| {
                 wanted.0 == had.0 && (wanted.1.is_empty() || wanted.1 == had.1)
             })
     }
@@ -219,7 +220,7 @@ impl Described {
     fn take(&self, descriptor: &Descriptor, now: u64) -> Taken {
         match &self.buckets {
             Either::One(bucket) => bucket.take(self.rate, now),
-            Either::Each(keyed) => keyed.bucket(descriptor).take(self.rate, now),
+            Either::Each(keyed) => keyed.bucket(&descriptor.entries).take(self.rate, now),
         }
     }
 }
@@ -284,6 +285,12 @@ impl Quota {
     pub(crate) fn tighten(&mut self, limit: u64, remaining: u64, reset: Duration) {
         if self.0.is_none_or(|(_, known, _)| remaining < known) {
             self.0 = Some((limit, remaining, reset));
+        }
+    }
+
+    pub(crate) fn tighten_by(&mut self, other: Self) {
+        if let Some((limit, remaining, reset)) = other.0 {
+            self.tighten(limit, remaining, reset);
         }
     }
 

@@ -1,16 +1,23 @@
 //! What both rate limit filters have in common: descriptors of a request, and headers of its answer.
 
+pub(crate) mod global;
 pub(crate) mod headers;
 
 use leyline_types::Str;
 
-use super::local_ratelimit;
+use super::{
+    Filters,
+    local_ratelimit::{self, Quota},
+};
 use crate::{
     config::{
+        Config,
         descriptors::{Descriptor, Limit, Request},
         route::{Route, VirtualHost},
     },
-    http::{pipeline::Exchange, request_source::RequestSource, server::HttpConnection},
+    http::{
+        pipeline::Exchange, reply::Reply, request_source::RequestSource, server::HttpConnection,
+    },
 };
 
 /// What is done with the limits of a virtual host where its route has some, too.
@@ -32,6 +39,8 @@ pub(crate) struct RouteLimits<'a> {
     pub(crate) of_host: &'a [Limit],
     /// Local filters that it replaces, by name.
     pub(crate) local: &'a [(Str, local_ratelimit::Config)],
+    /// What it sets of global filters.
+    pub(crate) global: Option<&'a global::Override>,
 }
 
 impl<'a> RouteLimits<'a> {
@@ -40,7 +49,26 @@ impl<'a> RouteLimits<'a> {
             of_route: &route.rate_limits,
             of_host: &host.rate_limits,
             local: &route.overrides.local_rate_limits,
+            global: route.overrides.global_rate_limit.as_ref(),
         }
+    }
+
+    /// Asks the local limits first: they cost nothing.
+    ///
+    /// # Errors
+    /// The answer of a refused request.
+    pub(crate) async fn check(
+        &self,
+        filters: &Filters,
+        config: &Config,
+        exchange: &mut Exchange,
+        conn: &HttpConnection,
+    ) -> Result<Quota, Reply> {
+        let local = &filters.local_rate_limits;
+        let mut quota = local_ratelimit::check(local, self, exchange, conn)?;
+        let global = &filters.global_rate_limits;
+        quota.tighten_by(global::check(global, self, config, exchange, conn).await?);
+        Ok(quota)
     }
 
     pub(crate) fn lists(&self, how: VirtualHostLimits) -> [&'a [Limit]; 2] {

@@ -542,3 +542,119 @@ spec:
         }
     }
 }
+
+/// What the chain of the first port says of access logs and metrics.
+fn telemetry(config: &WaypointConfig) -> String {
+    use envoy_types::pb::envoy::{
+        config::{
+            accesslog::v3::access_log::ConfigType as LogConfig, listener::v3::filter::ConfigType,
+        },
+        extensions::{
+            access_loggers::file::v3::FileAccessLog,
+            filters::network::http_connection_manager::v3::{
+                HttpConnectionManager, http_filter::ConfigType as HttpConfig,
+            },
+        },
+    };
+    let mut text = String::new();
+    let all = decoded::<Listener>(&config.listeners.resources);
+    let mut chains = all.iter().flat_map(|listener| &listener.filter_chains);
+    let chain = chains.find(|it| it.name.contains("80|http|")).unwrap();
+    let Some(ConfigType::TypedConfig(any)) = &chain.filters.last().unwrap().config_type else {
+        panic!("{}", chain.name);
+    };
+    let manager = HttpConnectionManager::decode(any.value.as_slice()).unwrap();
+    for log in &manager.access_log {
+        let Some(LogConfig::TypedConfig(any)) = &log.config_type else {
+            panic!("{log:?}");
+        };
+        let file = FileAccessLog::decode(any.value.as_slice()).unwrap();
+        let format = format!("{:?}", file.access_log_format);
+        let filter = log.filter.is_some();
+        let form = if format.contains("JsonFormat") {
+            "JSON"
+        } else {
+            "text"
+        };
+        let custom = format.contains("custom");
+        writeln!(text, "{} {form} filter={filter} custom={custom}", file.path).unwrap();
+    }
+    for filter in manager
+        .http_filters
+        .iter()
+        .filter(|it| it.name == "istio.stats")
+    {
+        let Some(HttpConfig::TypedConfig(any)) = &filter.config_type else {
+            panic!("{filter:?}");
+        };
+        let bytes = String::from_utf8_lossy(&any.value);
+        let words: Vec<&str> = bytes
+            .split(|c: char| !(c.is_ascii_alphanumeric() || "._'[]-".contains(c)))
+            .filter(|word| word.len() > 3)
+            .collect();
+        writeln!(text, "stats {}", words.join(" ")).unwrap();
+    }
+    text
+}
+
+#[test]
+fn telemetry_chooses_logs_and_changes_metrics() {
+    const MESH_CONFIG: &str = "
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    accessLogFile: /dev/stdout
+    accessLogEncoding: JSON
+    extensionProviders:
+    - name: lines
+      envoyFileAccessLog: {path: /dev/stdout, logFormat: {text: 'custom %RESPONSE_CODE%'}}
+";
+    let check = |objects: &str, expected: Expect| {
+        let (_, config) = config(&format!("{MESH_CONFIG}---\n{objects}"));
+        expected.assert_eq(&telemetry(&config));
+    };
+    check(
+        "",
+        expect_test::expect![[r#"
+            /dev/stdout JSON filter=false custom=false
+        "#]],
+    );
+    let far = "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: far, namespace: istio-system}
+spec: {accessLogging: [{disabled: true}]}
+";
+    check(far, expect_test::expect![""]);
+    let near = "
+apiVersion: telemetry.istio.io/v1
+kind: Telemetry
+metadata: {name: near, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: '', name: server}]
+  accessLogging:
+  - {match: {mode: CLIENT}, disabled: true}
+  - {providers: [{name: lines}, {name: nowhere}], filter: {expression: 'response.code >= 400'}}
+  metrics:
+  - overrides:
+    - match: {metric: REQUEST_COUNT}
+      tagOverrides:
+        custom_dimension: {value: \"'test'\"}
+        source_principal: {operation: REMOVE}
+    - {match: {metric: REQUEST_SIZE, mode: SERVER}, disabled: true}
+";
+    check(
+        &format!("{far}---\n{near}"),
+        expect_test::expect![[r#"
+            /dev/stdout text filter=true custom=true
+            stats type.googleapis.com stats.PluginConfig disable_host_header_fallback metrics dimensions custom_dimension 'test' name requests_total tags_to_remove source_principal drop name request_bytes reporter SERVER_GATEWAY
+        "#]],
+    );
+    let (translation, _) = config(&format!("{MESH_CONFIG}---\n{near}"));
+    expect_test::expect![[r#"
+        Telemetry shop/near spec.accessLogging[1].providers[1]: nowhere is no access log in a file: nothing is logged there
+    "#]]
+    .assert_eq(&advice(&translation));
+}

@@ -65,6 +65,7 @@ use prost::{Message, Name};
 use super::{
     clusters::{TcpOptions, by_ads},
     pb,
+    telemetry::Told,
     view::{PortProtocol, ServiceView},
 };
 use crate::objects::mesh_config::MeshConfig;
@@ -93,6 +94,7 @@ pub(super) struct ServedPort {
     pub(super) http: String,
     pub(super) tcp: String,
     pub(super) checks: Checks,
+    pub(super) told: Told,
     pub(super) tcp_targets: TcpTargets,
     pub(super) tcp_options: TcpOptions,
 }
@@ -198,8 +200,9 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
         ),
         http_filter("envoy.filters.http.fault", pb::any(&HttpFault::default())),
         http_filter("envoy.filters.http.cors", pb::any(&Cors::default())),
-        router(),
     ]);
+    filters.extend(port.told.http_filter());
+    filters.push(router());
     let normalization = mesh.path_normalization.normalization.as_deref();
     let (normalize, merge_slashes, slashes) = match normalization {
         Some("NONE") => (false, false, EscapedSlashes::KeepUnchanged),
@@ -214,6 +217,7 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
             route_config_name: port.http.clone(),
         })),
         http_filters: filters,
+        access_log: port.told.access_logs.clone(),
         normalize_path: pb::boolean(normalize),
         merge_slashes,
         path_with_escaped_slashes_action: slashes.into(),
@@ -264,9 +268,11 @@ fn tcp_chain(port: &ServedPort) -> FilterChain {
         max_downstream_connection_duration: options.max_duration.and_then(pb::duration),
         hash_policy: options.by_client.then_some(by_client).into_iter().collect(),
         cluster_specifier: Some(clusters),
+        access_log: port.told.access_logs.clone(),
         ..TcpProxy::default()
     };
     let mut filters = port.checks.tcp.clone();
+    filters.extend(port.told.network_filter());
     filters.push(network_filter("envoy.filters.network.tcp_proxy", &proxy));
     FilterChain {
         name: port.tcp.clone(),

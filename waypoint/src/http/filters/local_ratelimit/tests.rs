@@ -11,7 +11,10 @@ fn bucket(max: u32) -> Value {
 }
 
 fn client(name: &str) -> Descriptor {
-    vec![("client".to_owned(), name.to_owned())]
+    Descriptor {
+        entries: vec![("client".to_owned(), name.to_owned())],
+        rate: None,
+    }
 }
 
 /// How many of so many requests pass.
