@@ -658,3 +658,31 @@ spec:
     "#]]
     .assert_eq(&advice(&translation));
 }
+
+#[test]
+fn a_global_rate_limit_asks_a_service_that_has_a_cluster() {
+    let object = |host: &str| {
+        format!(
+            "
+apiVersion: leyline.io/v1alpha1
+kind: RateLimit
+metadata: {{name: shared, namespace: shop}}
+spec:
+  targetRefs: [{{kind: Service, group: '', name: server}}]
+  global: {{host: {host}, port: 80, domain: shop}}
+  limits:
+  - {{requests: 100, unit: Minute, key: [{{header: x-user}}]}}
+"
+        )
+    };
+    let (translation, known) = config(&object("other.shop.svc.cluster.local"));
+    assert!(filters(&known).contains(" leyline.io/RateLimit/shop/shared "));
+    let cluster = "outbound|80||other.shop.svc.cluster.local";
+    assert!(known.clusters.resources.contains_key(cluster));
+    assert_eq!(advice(&translation), "");
+    let (translation, _) = config(&object("gone.shop.svc.cluster.local"));
+    assert_eq!(
+        advice(&translation),
+        "RateLimit shop/shared spec.global: there is no service gone.shop.svc.cluster.local:80\n"
+    );
+}

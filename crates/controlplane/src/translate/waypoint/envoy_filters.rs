@@ -39,6 +39,8 @@ const TYPED_STRUCTS: [&str; 2] = [
 struct Patch {
     port: Option<u32>,
     change: Change,
+    /// The rate limit service that it names.
+    cluster: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -96,12 +98,16 @@ pub(super) fn patches(
     let patches = filters
         .into_iter()
         .flat_map(|(_, filter)| &filter.spec.config_patches);
-    Patches(
-        patches
-            .filter_map(|patch| parse(patch).ok())
-            .filter(|patch| patch.port.is_none_or(|number| number == u32::from(port)))
-            .collect(),
-    )
+    let patches: Vec<Patch> = patches
+        .filter_map(|patch| parse(patch).ok())
+        .filter(|patch| patch.port.is_none_or(|number| number == u32::from(port)))
+        .collect();
+    for patch in &patches {
+        if let Some(cluster) = &patch.cluster {
+            settings.named_cluster(cluster);
+        }
+    }
+    Patches(patches)
 }
 
 fn applies(
@@ -229,6 +235,7 @@ fn parse(patch: &ConfigPatch) -> Result<Patch, NoEffect> {
         ("HTTP_FILTER", "INSERT_BEFORE" | "INSERT_FIRST") => Ok(Patch {
             port: filter_port(matches.listener.as_ref())?,
             change: Change::Filter(Box::new(filter(&patch.patch.value)?)),
+            cluster: named_cluster(&patch.patch.value),
         }),
         ("HTTP_FILTER", other) => no_effect(
             "patch.operation",
@@ -243,6 +250,7 @@ fn parse(patch: &ConfigPatch) -> Result<Patch, NoEffect> {
                     name: host,
                     settings,
                 },
+                cluster: None,
             })
         }
         ("HTTP_ROUTE", "MERGE") => {
@@ -255,6 +263,7 @@ fn parse(patch: &ConfigPatch) -> Result<Patch, NoEffect> {
                     name,
                     settings,
                 },
+                cluster: None,
             })
         }
         ("VIRTUAL_HOST" | "HTTP_ROUTE", other) => no_effect(
@@ -311,6 +320,19 @@ fn filter_port(listener: Option<&ListenerMatch>) -> Result<Option<u32>, NoEffect
 }
 
 type RoutePlace = (Option<u32>, Option<String>, Option<String>);
+
+/// The cluster within a filter's configuration, wherever it stands.
+fn named_cluster(value: &Value) -> Option<String> {
+    match value {
+        Value::Object(fields) => {
+            let named = get(fields, "cluster_name", "clusterName").and_then(Value::as_str);
+            let within = || fields.values().find_map(named_cluster);
+            named.map(str::to_owned).or_else(within)
+        }
+        Value::Array(items) => items.iter().find_map(named_cluster),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
 
 fn route_place(routes: Option<&RouteConfigurationMatch>) -> Result<RoutePlace, NoEffect> {
     let Some(routes) = routes else {

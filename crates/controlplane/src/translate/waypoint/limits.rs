@@ -3,11 +3,17 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use envoy_types::pb::envoy::{
+    config::core::v3::{
+        ApiVersion, GrpcService,
+        grpc_service::{EnvoyGrpc, TargetSpecifier},
+    },
+    config::ratelimit::v3::RateLimitServiceConfig,
     config::route::v3::{
         RateLimit as RouteRateLimit,
         rate_limit::{
-            Action,
+            Action, Override,
             action::{ActionSpecifier, GenericKey, RequestHeaders},
+            r#override::{OverrideSpecifier, RateLimitOverride},
         },
     },
     extensions::{
@@ -16,30 +22,38 @@ use envoy_types::pb::envoy::{
         },
         filters::{
             http::local_ratelimit::v3::LocalRateLimit,
+            http::ratelimit::v3::{
+                RateLimit as GlobalRateLimit,
+                rate_limit::XRateLimitHeadersRfcVersion as GlobalHeaders,
+            },
             network::http_connection_manager::v3::HttpFilter,
         },
     },
-    r#type::v3::TokenBucket,
+    r#type::v3::{RateLimitUnit, TokenBucket},
 };
 use leyline_types::NamespacedName;
 
 use super::{
     listeners::http_filter,
     pb,
+    routes::UNKNOWN_CLUSTER,
     rule::Share,
     settings::Settings,
     view::{ServiceView, View},
 };
 use crate::{
     objects::{
-        Kind, ObjectKey,
-        l7::rate_limit::{KeyPart, Limit, RateLimit},
+        Kind, ObjectKey, duration,
+        l7::rate_limit::{Global, KeyPart, Limit, RateLimit},
     },
     translate::Advice,
 };
 
 /// Values of a key that a waypoint tells apart at once; the least used are forgotten first.
 const MAX_KEYS: u32 = 10_000;
+
+/// As the object says where it says nothing.
+const GLOBAL_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// The filters of a service, in the order of the objects' names.
 pub(super) fn filters(
@@ -53,13 +67,19 @@ pub(super) fn filters(
         targets.any(|target| settings.targets(target, name.namespace.as_str(), service))
     });
     targeted
-        .flat_map(|(name, limit)| filters_of(name, limit))
+        .flat_map(|(name, limit)| filters_of(name, limit, settings))
         .collect()
 }
 
-fn filters_of(name: &NamespacedName, limit: &RateLimit) -> Vec<HttpFilter> {
-    if limit.spec.global.is_some() {
-        return Vec::new();
+fn filters_of(
+    name: &NamespacedName,
+    limit: &RateLimit,
+    settings: &Settings<'_>,
+) -> Vec<HttpFilter> {
+    if let Some(service) = &limit.spec.global {
+        let config = global(name, &limit.spec.limits, service, settings);
+        let prefix = format!("leyline.io/RateLimit/{name}");
+        return vec![http_filter(&prefix, pb::any(&config))];
     }
     let limits = limit.spec.limits.iter().enumerate();
     limits
@@ -113,6 +133,75 @@ fn local(limit: &Limit, prefix: &str) -> LocalRateLimit {
             .collect(),
         max_dynamic_descriptors: pb::uint32(MAX_KEYS),
         ..LocalRateLimit::default()
+    }
+}
+
+/// All limits of an object in one question to its service. Each limit is told with its descriptor, so that the service
+/// needs no configuration of its own.
+fn global(
+    name: &NamespacedName,
+    limits: &[Limit],
+    service: &Global,
+    settings: &Settings<'_>,
+) -> GlobalRateLimit {
+    let cluster = u16::try_from(service.port).ok();
+    let cluster = cluster.and_then(|port| settings.service_cluster(&service.host, port));
+    let timeout = service.timeout.as_ref();
+    let timeout = timeout.and_then(|text| duration::parse(text).ok());
+    GlobalRateLimit {
+        domain: service.domain.clone(),
+        timeout: pb::duration(timeout.unwrap_or(GLOBAL_TIMEOUT)),
+        failure_mode_deny: service.fail_closed,
+        rate_limit_service: Some(RateLimitServiceConfig {
+            grpc_service: Some(GrpcService {
+                target_specifier: Some(TargetSpecifier::EnvoyGrpc(EnvoyGrpc {
+                    // Where there is no such service, nobody answers.
+                    cluster_name: cluster.unwrap_or_else(|| UNKNOWN_CLUSTER.to_owned()),
+                    ..EnvoyGrpc::default()
+                })),
+                ..GrpcService::default()
+            }),
+            transport_api_version: ApiVersion::V3.into(),
+        }),
+        enable_x_ratelimit_headers: GlobalHeaders::DraftVersion03.into(),
+        enable_retry_after_header: true,
+        stat_prefix: format!("leyline.io/RateLimit/{name}"),
+        rate_limits: limits
+            .iter()
+            .enumerate()
+            .map(|(index, limit)| {
+                let own = Action {
+                    action_specifier: Some(ActionSpecifier::GenericKey(GenericKey {
+                        descriptor_key: "limit".to_owned(),
+                        descriptor_value: format!("{name}/{index}"),
+                        default_value: String::new(),
+                    })),
+                };
+                RouteRateLimit {
+                    actions: std::iter::once(own)
+                        .chain(limit.key.iter().map(action))
+                        .collect(),
+                    limit: Some(Override {
+                        override_specifier: Some(OverrideSpecifier::RateLimit(RateLimitOverride {
+                            requests_per_unit: limit.requests,
+                            unit: rate_limit_unit(&limit.unit).into(),
+                        })),
+                    }),
+                    ..RouteRateLimit::default()
+                }
+            })
+            .collect(),
+        ..GlobalRateLimit::default()
+    }
+}
+
+fn rate_limit_unit(name: &str) -> RateLimitUnit {
+    match name {
+        "Second" => RateLimitUnit::Second,
+        "Minute" => RateLimitUnit::Minute,
+        "Hour" => RateLimitUnit::Hour,
+        // Validated: there are no others.
+        _ => RateLimitUnit::Day,
     }
 }
 
@@ -177,6 +266,25 @@ pub(super) fn advise(
     advice: &mut Vec<Advice>,
 ) {
     for (name, limit) in &view.objects.rate_limits {
+        let global = limit.spec.global.as_ref();
+        let known = |global: &Global| {
+            let service = view.services.get(global.host.as_str());
+            service.is_some_and(|service| {
+                let mut ports = service.ports.iter();
+                ports.any(|port| u32::from(port.number) == global.port)
+            })
+        };
+        if let Some(global) = global.filter(|global| !known(global)) {
+            advice.push(Advice {
+                object: ObjectKey::new(
+                    Kind::RateLimit,
+                    Some(name.namespace.as_str()),
+                    name.name.as_str(),
+                ),
+                field: "spec.global".to_owned(),
+                reason: format!("there is no service {}:{}", global.host, global.port),
+            });
+        }
         for (index, target) in limit.spec.target_refs.iter().enumerate() {
             let named = NamespacedName {
                 namespace: name.namespace.clone(),

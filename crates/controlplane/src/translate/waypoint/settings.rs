@@ -74,6 +74,32 @@ impl<'a> Settings<'a> {
         }
     }
 
+    /// The cluster of a service that the waypoint itself asks; `None` when there is no such port.
+    pub(super) fn service_cluster(&self, host: &str, port: u16) -> Option<String> {
+        let service = self.view.services.get(host)?;
+        service.ports.iter().find(|known| known.number == port)?;
+        let which = Which {
+            traffic: Traffic::Http,
+            port,
+            subset: None,
+            owned: false,
+        };
+        let name = which.name(host);
+        self.used.borrow_mut().insert((host.to_owned(), which));
+        Some(name)
+    }
+
+    /// Clusters that a configuration of the user's names, as `outbound|8081||host`.
+    pub(super) fn named_cluster(&self, name: &str) {
+        let mut parts = name.splitn(4, '|');
+        if let (Some("outbound"), Some(port), Some(""), Some(host)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+            && let Ok(port) = port.parse()
+        {
+            self.service_cluster(host, port);
+        }
+    }
+
     /// The rule for a host: the most specific host wins, then the client's namespace (here the waypoint's), the
     /// service's, the root's.
     fn rule(&self, host: &str) -> Option<&'a DestinationRule> {
