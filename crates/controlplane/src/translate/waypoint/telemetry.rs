@@ -359,6 +359,12 @@ pub(super) fn advise(view: &View<'_>, advice: &mut Vec<Advice>) {
                 "has no effect: waypoints are chosen by targetRefs".to_owned(),
             );
         }
+        if !object.spec.tracing.is_empty() {
+            tell(
+                "spec.tracing".to_owned(),
+                "has no effect: waypoints send no spans yet".to_owned(),
+            );
+        }
         for (index, entry) in object.spec.access_logging.iter().enumerate() {
             for (place, provider) in entry.providers.iter().enumerate() {
                 if file_log(view.config, &provider.name).is_none() {
