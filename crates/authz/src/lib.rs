@@ -19,7 +19,7 @@ pub use evaluate::{
 };
 pub use policy::{Action, Clause, Match, Policy, Rule, Scope, ServiceAccountMatch, StringMatch};
 pub use request::{
-    Condition, ConnectionRules, HeaderMatch, HeaderName, NotOfConnections, PatternError,
-    RequestDenial, RequestFacts, RequestHead, RequestPolicy, RequestRules, RuleAction, TextMatch,
-    TunnelFacts, ValueMatch, evaluate_connection, evaluate_request,
+    Condition, ConnectionRules, HeaderMatch, HeaderName, MetadataMatch, NotOfConnections,
+    PatternError, RequestDenial, RequestFacts, RequestHead, RequestPolicy, RequestRules,
+    RuleAction, TextMatch, TunnelFacts, ValueMatch, evaluate_connection, evaluate_request,
 };

@@ -62,13 +62,17 @@ pub enum Condition {
     DestinationIp(IpNet),
     /// On the port that was called, first and last included.
     DestinationPort(u16, u16),
-    /// On what a filter found out; a list holds if one of its items does.
-    Metadata {
-        /// Name of the filter, then keys from the outside in.
-        path: Vec<String>,
-        /// On the value.
-        value: ValueMatch,
-    },
+    /// On what a filter found out.
+    Metadata(MetadataMatch),
+}
+
+/// A condition on what a filter found out, such as a claim of a token. Routes use it, too.
+#[derive(Clone, Debug)]
+pub struct MetadataMatch {
+    /// Name of the filter, then keys from the outside in.
+    pub path: Vec<String>,
+    /// On the value.
+    pub value: ValueMatch,
 }
 
 /// A condition on a value of metadata.
@@ -177,16 +181,23 @@ impl Condition {
             Self::DestinationPort(first, last) => {
                 (*first..=*last).contains(&facts.destination_port)
             }
-            Self::Metadata { path, value } => {
-                let Some((filter, keys)) = path.split_first() else {
-                    return false;
-                };
-                let found = keys.iter().try_fold(facts.metadata.get(filter), |at, key| {
-                    Some(at?.as_object().and_then(|fields| fields.get(key)))
-                });
-                found.flatten().is_some_and(|found| value.matches(found))
-            }
+            Self::Metadata(matched) => matched.holds(facts.metadata),
         }
+    }
+}
+
+impl MetadataMatch {
+    /// Whether it holds on what filters found out, by the name of the filter. What is not there fits nothing.
+    pub fn holds(&self, metadata: &serde_json::Map<String, Value>) -> bool {
+        let Some((filter, keys)) = self.path.split_first() else {
+            return false;
+        };
+        let found = keys.iter().try_fold(metadata.get(filter), |at, key| {
+            Some(at?.as_object().and_then(|fields| fields.get(key)))
+        });
+        found
+            .flatten()
+            .is_some_and(|found| self.value.matches(found))
     }
 }
 

@@ -16,7 +16,9 @@ use envoy_types::pb::envoy::{
     },
 };
 use ipnet::IpNet;
-use leyline_authz::{Condition, RequestPolicy, RequestRules, RuleAction, TextMatch, ValueMatch};
+use leyline_authz::{
+    Condition, MetadataMatch, RequestPolicy, RequestRules, RuleAction, TextMatch, ValueMatch,
+};
 
 use super::{
     any::decode,
@@ -179,6 +181,16 @@ fn path_template(template: &str) -> Compiled<TextMatch> {
 }
 
 fn metadata(matcher: &MetadataMatcher) -> Compiled<Condition> {
+    let condition = Condition::Metadata(metadata_match(matcher)?);
+    Ok(if matcher.invert {
+        not(condition)
+    } else {
+        condition
+    })
+}
+
+/// Without its `invert`.
+pub(crate) fn metadata_match(matcher: &MetadataMatcher) -> Compiled<MetadataMatch> {
     let mut path = vec![matcher.filter.clone()];
     for segment in &matcher.path {
         match &segment.segment {
@@ -187,16 +199,8 @@ fn metadata(matcher: &MetadataMatcher) -> Compiled<Condition> {
         }
     }
     let matched = matcher.value.as_ref();
-    let matched = value(matched.ok_or_else(|| Unsupported::missing("metadata value"))?)?;
-    let condition = Condition::Metadata {
-        path,
-        value: matched,
-    };
-    Ok(if matcher.invert {
-        not(condition)
-    } else {
-        condition
-    })
+    let value = value(matched.ok_or_else(|| Unsupported::missing("metadata value"))?)?;
+    Ok(MetadataMatch { path, value })
 }
 
 fn value(matcher: &ValueMatcher) -> Compiled<ValueMatch> {

@@ -5,9 +5,11 @@
 //! chain; one that only observes is left out with a warning.
 
 pub(crate) mod fault;
+mod jwt;
 pub(crate) mod local_ratelimit;
 pub(crate) mod ratelimit;
-pub(crate) mod rbac;
+mod rbac;
+pub(crate) mod security;
 
 use std::collections::HashMap;
 
@@ -19,6 +21,7 @@ use envoy_types::pb::{
                 cors::v3::Cors,
                 fault::v3::HttpFault,
                 grpc_stats::v3::FilterConfig as GrpcStats,
+                jwt_authn::v3::JwtAuthentication,
                 local_ratelimit::v3::LocalRateLimit,
                 ratelimit::v3::{RateLimit, RateLimitPerRoute},
                 rbac::v3::Rbac,
@@ -52,8 +55,8 @@ const OBSERVING: [&str; 4] = [
 /// The filters of one chain, compiled.
 #[derive(Debug, Default)]
 pub(crate) struct Filters {
-    /// In the order of the chain: AUDIT, DENY, ALLOW.
-    pub(crate) rbac: Vec<rbac::Config>,
+    /// Who may ask for what, in the order of the chain.
+    pub(crate) security: security::Checks,
     /// By the name that routes replace them by.
     pub(crate) local_rate_limits: Vec<(Str, local_ratelimit::Config)>,
     pub(crate) global_rate_limits: Vec<global::Config>,
@@ -97,7 +100,12 @@ impl Filters {
         }
         match config.type_url() {
             url if url == Rbac::type_url() => {
-                self.rbac.push(rbac::Config::compile(&message(&config)?)?)
+                let rbac = rbac::Config::compile(&message(&config)?)?;
+                self.security.add(security::Check::Rbac(rbac));
+            }
+            url if url == JwtAuthentication::type_url() => {
+                let jwt = jwt::Config::compile(&message(&config)?)?;
+                self.security.add(security::Check::Jwt(jwt));
             }
             url if url == LocalRateLimit::type_url() => {
                 let limit = local_ratelimit::Config::compile(&message(&config)?)?;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     body::Body,
-    filters::{fault, ratelimit::RouteLimits, rbac},
+    filters::{fault, ratelimit::RouteLimits},
     forward::{self, Forwarding},
     path::{Normalized, normalize},
     reply::{Flag, Reply},
@@ -74,11 +74,13 @@ async fn answer(
     // filter wins over a missing route: who may not ask learns nothing.
     let table = config.routes(&chain.routes);
     let table = table.map_err(|reason| Reply::unsupported(reason.as_str()))?;
-    let chosen = select(&table, &exchange);
+    let mut chosen = select(&table, &exchange);
 
-    // Authorization before everything that costs something or has an effect.
-    let permit = rbac::check(&chain.filters.rbac, &exchange.facts(conn))
-        .map_err(|denial| Reply::denied(&denial))?;
+    // Authentication and authorization before everything that costs something or has an effect.
+    let permit = chain.filters.security.check(&mut exchange, conn)?;
+    if chain.filters.security.reroutes {
+        chosen = select(&table, &exchange);
+    }
 
     let (host, route) = chosen.ok_or_else(Reply::no_route)?;
     log.routed(&route.name);
@@ -141,10 +143,10 @@ fn http_chain(chain: Option<&Chain>) -> Result<&HttpChain, Reply> {
 fn select<'a>(table: &'a RouteTable, exchange: &Exchange) -> Option<(&'a VirtualHost, &'a Route)> {
     let host = table.host(&exchange.authority)?;
     let head = exchange.request_head();
-    let route = host
-        .routes
-        .iter()
-        .find(|route| route.matching.matches(&head, exchange.random))?;
+    let route = host.routes.iter().find(|route| {
+        let matching = &route.matching;
+        matching.matches(&head, exchange.random, &exchange.metadata)
+    })?;
     Some((host, route))
 }
 
@@ -249,6 +251,15 @@ impl Exchange {
             .next_back()?;
         last.to_str().ok()?.rsplit(',').next()?.trim().parse().ok()
     }
+}
+
+/// Whether a browser asks what it may ask for (Fetch standard, "CORS-preflight request").
+pub(crate) fn is_preflight(head: &http::request::Parts) -> bool {
+    head.method == http::Method::OPTIONS
+        && head.headers.contains_key(http::header::ORIGIN)
+        && head
+            .headers
+            .contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 /// HTTP/1.0 may come without a host.

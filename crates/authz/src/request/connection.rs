@@ -66,7 +66,7 @@ impl Condition {
         match self {
             Self::Header(_) => Some("a header"),
             Self::Path(_) => Some("the path"),
-            Self::Metadata { .. } => Some("what filters found out"),
+            Self::Metadata(_) => Some("what filters found out"),
             Self::And(all) | Self::Or(all) => all.iter().find_map(Self::of_requests),
             Self::Not(other) => other.of_requests(),
             Self::Any
@@ -173,10 +173,10 @@ mod tests {
             Condition::Not(Box::new(Condition::Or(vec![header.clone()]))),
         ]);
         let path = Condition::Path(TextMatch::Exact("/".to_owned()));
-        let claim = Condition::Metadata {
+        let claim = Condition::Metadata(crate::MetadataMatch {
             path: vec!["jwt".to_owned()],
             value: crate::ValueMatch::Present,
-        };
+        });
         for condition in [header, deep, path, claim] {
             for (permission, principal) in [
                 (condition.clone(), Condition::Any),

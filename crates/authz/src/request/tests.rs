@@ -96,11 +96,12 @@ fn conditions() {
 
 #[test]
 fn conditions_on_claims() {
-    let claim = |name: &str, value| Condition::Metadata {
-        path: ["envoy.filters.http.jwt_authn", "payload", name]
-            .map(str::to_owned)
-            .to_vec(),
-        value,
+    let claim = |name: &str, value| {
+        let path = ["envoy.filters.http.jwt_authn", "payload", name];
+        Condition::Metadata(MetadataMatch {
+            path: path.map(str::to_owned).to_vec(),
+            value,
+        })
     };
     check(claim("iss", ValueMatch::Text(exact("me"))), true);
     check(claim("iss", ValueMatch::Text(exact("you"))), false);

@@ -7,10 +7,12 @@ use envoy_types::pb::envoy::{
     },
     r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
-use leyline_authz::{HeaderMatch, RequestHead, TextMatch};
+use leyline_authz::{HeaderMatch, MetadataMatch, RequestHead, TextMatch};
+use serde_json::{Map, Value};
 
 use crate::config::{
     error::{At, Compiled, Unsupported},
+    rbac::metadata_match,
     text::{header, pattern_of, text},
 };
 
@@ -20,6 +22,8 @@ pub(crate) struct RouteMatch {
     pub(crate) path: PathMatch,
     headers: Vec<HeaderMatch>,
     query: Vec<QueryMatch>,
+    /// On claims of a token; the second is whether they must not hold.
+    metadata: Vec<(MetadataMatch, bool)>,
     /// Only this share of requests.
     fraction: Option<Fraction>,
 }
@@ -79,13 +83,10 @@ impl Fraction {
 impl RouteMatch {
     pub(crate) fn compile(proto: &Proto) -> Compiled<Self> {
         if !proto.cookies.is_empty()
-            || !proto.dynamic_metadata.is_empty()
             || !proto.filter_state.is_empty()
             || proto.tls_context.is_some()
         {
-            return Err(Unsupported::new(
-                "cookies, dynamic_metadata, filter_state or tls_context",
-            ));
+            return Err(Unsupported::new("cookies, filter_state or tls_context"));
         }
         let mut headers: Vec<HeaderMatch> = Vec::with_capacity(proto.headers.len());
         for matcher in &proto.headers {
@@ -108,21 +109,33 @@ impl RouteMatch {
                 value,
             });
         }
+        let metadata = proto.dynamic_metadata.iter();
+        let metadata = metadata.map(|matcher| Ok((metadata_match(matcher)?, matcher.invert)));
         let fraction = proto.runtime_fraction.as_ref();
         let fraction = fraction.and_then(|fraction| fraction.default_value.as_ref());
         Ok(Self {
             path: PathMatch::compile(proto).at("path")?,
             headers,
             query,
+            metadata: metadata.collect::<Compiled<_>>().at("dynamic_metadata")?,
             fraction: fraction.map(Fraction::compile).transpose()?,
         })
     }
 
-    /// Whether the route applies to a request with this random number.
-    pub(crate) fn matches(&self, head: &RequestHead<'_>, random: u64) -> bool {
+    /// Whether the route applies to a request with this random number and these findings of filters.
+    pub(crate) fn matches(
+        &self,
+        head: &RequestHead<'_>,
+        random: u64,
+        found: &Map<String, Value>,
+    ) -> bool {
         self.path.matches(head.path_only())
             && self.headers.iter().all(|header| header.matches(head))
             && self.query.iter().all(|query| query.matches(head))
+            && self
+                .metadata
+                .iter()
+                .all(|(matched, inverted)| matched.holds(found) != *inverted)
             && self.fraction.is_none_or(|fraction| fraction.takes(random))
     }
 }

@@ -31,20 +31,15 @@ impl Config {
     }
 }
 
-/// Asks all filters of the chain, in its order.
+/// Asks one filter.
 ///
 /// # Errors
 /// Why the request does not pass.
-pub(crate) fn check(filters: &[Config], facts: &RequestFacts<'_>) -> Result<Permit, RequestDenial> {
-    for filter in filters {
-        if let Some(shadow) = &filter.shadow
-            && let Err(denial) = evaluate_request([shadow], facts)
-        {
-            info!(%denial, "dry run: the request would be denied");
-        }
+pub(crate) fn check(filter: &Config, facts: &RequestFacts<'_>) -> Result<Permit, RequestDenial> {
+    if let Some(shadow) = &filter.shadow
+        && let Err(denial) = evaluate_request([shadow], facts)
+    {
+        info!(%denial, "dry run: the request would be denied");
     }
-    evaluate_request(
-        filters.iter().filter_map(|filter| filter.rules.as_ref()),
-        facts,
-    )
+    evaluate_request(&filter.rules, facts)
 }
