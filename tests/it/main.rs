@@ -32,6 +32,7 @@ mod waypoint_dns;
 mod waypoint_floods;
 mod waypoint_hops;
 mod waypoint_istiod;
+mod waypoint_jwt;
 mod waypoint_limits;
 mod waypoint_locality;
 mod waypoint_policy;

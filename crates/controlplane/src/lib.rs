@@ -8,6 +8,7 @@ mod auth;
 mod ca;
 mod clients;
 mod enrolment;
+mod keys;
 mod mesh;
 pub mod objects;
 mod server;

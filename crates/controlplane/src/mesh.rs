@@ -24,13 +24,17 @@ use tracing::{info, warn};
 use crate::{
     objects::{DOCUMENTS_FILE, GoodDocument, Issue, Loaded, Objects, Severity},
     state_dir::StateDir,
-    translate::{Captured, MeshSettings, Resources, Translation, translate},
+    translate::{Captured, KeySets, MeshSettings, Resources, Translation, translate},
 };
 use stored::Stored;
 
 /// Which pods were captured: without it, a restarted control plane would publish captured pods as reachable in plaintext
 /// until their nodes have reported again.
 const ENROLLED_FILE: &str = "enrolled.json";
+
+/// Keys of token issuers: without them, a restarted control plane would have all tokens refused until it has fetched
+/// them again.
+const KEYS_FILE: &str = "token-keys.json";
 
 /// Between a change and its writing, so that a row of edits is written once and does not wait for writing.
 const STORE_PAUSE: Duration = Duration::from_millis(300);
@@ -113,6 +117,7 @@ struct State {
     loaded: Loaded,
     enrolled: Captured,
     failures: BTreeMap<String, String>,
+    keys: KeySets,
 }
 
 /// The mesh.
@@ -125,6 +130,7 @@ pub(crate) struct Mesh {
     published: watch::Sender<Arc<Published>>,
     enrolled_file: Stored<Captured>,
     documents_file: Stored<Arc<[GoodDocument]>>,
+    keys_file: Stored<KeySets>,
 }
 
 impl Mesh {
@@ -134,7 +140,13 @@ impl Mesh {
         let enrolled = enrolled_file.load();
         let documents_file = Stored::new(DOCUMENTS_FILE, state_dir.clone());
         documents_file.store(&loaded.documents);
-        let first = compute(&Published::default(), &settings, &loaded, &enrolled);
+        let keys_file = Stored::new(KEYS_FILE, state_dir.clone());
+        let keys = keys_file.load();
+        let first = compute(
+            &Published::default(),
+            &settings,
+            (&loaded, &enrolled, &keys),
+        );
         report(&BTreeSet::new(), &first.issues);
         Self {
             settings,
@@ -142,12 +154,14 @@ impl Mesh {
                 loaded,
                 enrolled,
                 failures: BTreeMap::new(),
+                keys,
             }),
             dirty: Notify::new(),
             unstored: Notify::new(),
             published: watch::Sender::new(Arc::new(first)),
             enrolled_file,
             documents_file,
+            keys_file,
         }
     }
 
@@ -200,6 +214,21 @@ impl Mesh {
         }
     }
 
+    /// Keys of token issuers, as last fetched.
+    pub(crate) fn keys(&self) -> KeySets {
+        self.state.lock().keys.clone()
+    }
+
+    /// Takes the keys of all token issuers.
+    pub(crate) fn set_keys(&self, keys: KeySets) {
+        let mut state = self.state.lock();
+        if state.keys != keys {
+            state.keys = keys;
+            drop(state);
+            self.dirty.notify_one();
+        }
+    }
+
     /// Uids of captured pods, and why others could not be.
     pub(crate) fn enrolments(&self) -> (Captured, BTreeMap<String, String>) {
         let state = self.state.lock();
@@ -231,12 +260,14 @@ impl Mesh {
     }
 
     fn store(&self) {
-        let (enrolled, documents) = {
+        let (enrolled, documents, keys) = {
             let state = self.state.lock();
-            (state.enrolled.clone(), Arc::clone(&state.loaded.documents))
+            let documents = Arc::clone(&state.loaded.documents);
+            (state.enrolled.clone(), documents, state.keys.clone())
         };
         self.enrolled_file.store(&enrolled);
         self.documents_file.store(&documents);
+        self.keys_file.store(&keys);
     }
 
     /// Recomputes and publishes until the drain starts.
@@ -256,12 +287,13 @@ impl Mesh {
 
     fn publish(&self) {
         let before = self.published();
-        let (loaded, enrolled) = {
+        let (loaded, enrolled, keys) = {
             let state = self.state.lock();
-            (state.loaded.clone(), state.enrolled.clone())
+            let keys = state.keys.clone();
+            (state.loaded.clone(), state.enrolled.clone(), keys)
         };
         let start = Instant::now();
-        let next = compute(&before, &self.settings, &loaded, &enrolled);
+        let next = compute(&before, &self.settings, (&loaded, &enrolled, &keys));
         report(&before.issues, &next.issues);
         metrics::gauge!("leyline_controlplane_issues")
             .set(u32::try_from(next.issues.len()).unwrap_or(u32::MAX));
@@ -283,12 +315,11 @@ impl Mesh {
 fn compute(
     before: &Published,
     settings: &MeshSettings,
-    loaded: &Loaded,
-    enrolled: &Captured,
+    (loaded, enrolled, keys): (&Loaded, &Captured, &KeySets),
 ) -> Published {
     let generation = before.generation + 1;
     let known = &before.translation.waypoints;
-    let mut translation = translate(&loaded.objects, enrolled, settings, known);
+    let mut translation = translate(&loaded.objects, enrolled, settings, keys, known);
     // The same state stays the same in memory: by that a stream sees that there is nothing to do.
     let changes = Changes::between(&before.translation.addresses, &translation.addresses);
     if changes.is_empty() {

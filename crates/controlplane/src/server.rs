@@ -23,6 +23,7 @@ use crate::{
     ca::{Authority, CaError, CertificateService},
     clients::Clients,
     enrolment::Enrolment,
+    keys,
     mesh::{Mesh, last_good_documents},
     objects::{WatchError, Watcher},
     state_dir::{StateDir, StateError},
@@ -157,6 +158,8 @@ impl ControlPlane {
             drain,
             Arc::clone(&mesh).keep(drain.clone()),
         ));
+        let fetching = keys::run(Arc::clone(&mesh), drain.clone());
+        drop(spawn("token keys", spans(), drain, fetching));
         let watching = watch(watcher, Arc::clone(&mesh), drain.clone());
         drop(spawn("watch", spans(), drain, watching));
         drop(spawn(

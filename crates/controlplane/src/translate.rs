@@ -5,6 +5,7 @@ mod authorization;
 mod conditions;
 mod endpoints;
 mod enrolment;
+pub(crate) mod keys;
 mod locality;
 mod mesh_config;
 mod networks;
@@ -29,6 +30,7 @@ use leyline_types::{Identity, NamespacedName, TrustDomain, WorkloadName};
 
 use crate::objects::{ObjectKey, Objects};
 
+pub use keys::{KeySets, KeySource};
 pub use resource::{Resource, Resources};
 pub use waypoint::WaypointConfigs;
 
@@ -139,6 +141,7 @@ pub fn translate(
     objects: &Objects,
     captured: &Captured,
     mesh: &MeshSettings,
+    keys: &KeySets,
     before: &WaypointConfigs,
 ) -> Translation {
     let mut advice = Vec::new();
@@ -177,7 +180,7 @@ pub fn translate(
     let authorizations = authorizations(policies.chain(required.into_wire()));
     let waypoint_pods = waypoint_pods(objects, &waypoints);
     let gateways = (waypoints.names(), &waypoint_pods);
-    let of_mesh = (objects, mesh);
+    let of_mesh = (objects, mesh, keys);
     let inputs = waypoint::Inputs::new(of_mesh, &all_services, &members, gateways);
     let configs = waypoint::configs(&inputs, before, &mut advice);
     advice.sort();

@@ -77,7 +77,8 @@ pub(super) fn workload(workload: &Workload) -> Resource {
     Resource::new(address)
 }
 
-fn append(field: u32, bytes: &[u8], to: &mut Vec<u8>) {
+/// Encodes a field of bytes; for maps, which have no order of their own.
+pub(super) fn append(field: u32, bytes: &[u8], to: &mut Vec<u8>) {
     encode_key(field, WireType::LengthDelimited, to);
     encode_varint(bytes.len() as u64, to);
     to.extend_from_slice(bytes);

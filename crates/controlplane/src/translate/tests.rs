@@ -33,13 +33,20 @@ fn translated(yaml: &str, enrolled: &[&str]) -> Translation {
         &objects,
         &Captured::new(),
         &settings,
+        &KeySets::new(),
         &WaypointConfigs::new(),
     )
     .wanted;
     let pods = wanted.into_values().flatten();
     let captured = pods.filter(|(uid, _)| enrolled.contains(&uid.as_str()));
     let captured = captured.map(|(uid, pod)| (uid, pod.instance)).collect();
-    translate(&objects, &captured, &settings, &WaypointConfigs::new())
+    translate(
+        &objects,
+        &captured,
+        &settings,
+        &KeySets::new(),
+        &WaypointConfigs::new(),
+    )
 }
 
 fn check(yaml: &str, enrolled: &[&str], expected: Expect) {

@@ -1,6 +1,8 @@
 //! The user's services, routes and policies to the Envoy configuration of each waypoint (facts A): listeners, clusters,
 //! endpoints and routes. Pure: the same objects give equal messages.
 
+mod authentication;
+mod claims;
 mod clusters;
 mod envoy_filters;
 mod from_gateway_api;
@@ -30,11 +32,12 @@ use leyline_types::NamespacedName;
 use prost::Message;
 
 use super::{
-    Advice, MeshSettings, Resource, Resources, WaypointPod, mesh_config, services::MeshService,
+    Advice, KeySets, MeshSettings, Resource, Resources, WaypointPod, keys, mesh_config,
+    services::MeshService,
 };
 use crate::objects::Objects;
 use clusters::{Traffic, Which, locality::Standpoint};
-use listeners::{Served, ServedPort};
+use listeners::{Checks, Served, ServedPort};
 use routes::Clusters;
 use settings::{BuiltClusters, Settings};
 use view::{PortView, ServiceView, View};
@@ -139,6 +142,7 @@ pub type WaypointConfigs = BTreeMap<NamespacedName, Arc<WaypointConfig>>;
 pub(super) struct Inputs<'a> {
     objects: &'a Objects,
     mesh: &'a MeshSettings,
+    keys: &'a KeySets,
     services: &'a [&'a MeshService],
     members: &'a [Member],
     gateways: BTreeSet<NamespacedName>,
@@ -147,7 +151,7 @@ pub(super) struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     pub(super) fn new(
-        (objects, mesh): (&'a Objects, &'a MeshSettings),
+        (objects, mesh, keys): (&'a Objects, &'a MeshSettings, &'a KeySets),
         services: &'a [&'a MeshService],
         members: &'a [Member],
         (gateways, pods): (
@@ -158,6 +162,7 @@ impl<'a> Inputs<'a> {
         Self {
             objects,
             mesh,
+            keys,
             services,
             members,
             gateways,
@@ -173,6 +178,7 @@ pub(super) fn configs(
     advice: &mut Vec<Advice>,
 ) -> WaypointConfigs {
     let config = mesh_config::of(inputs.objects, inputs.mesh, advice);
+    keys::advise(inputs.objects, inputs.keys, advice);
     envoy_filters::advise(inputs.objects, advice);
     if inputs.gateways.is_empty()
         && inputs.objects.rate_limits.is_empty()
@@ -181,8 +187,7 @@ pub(super) fn configs(
         return WaypointConfigs::new();
     }
     let services = inputs.services.iter().copied();
-    let objects = (inputs.objects, inputs.mesh, &*config);
-    let view = View::new(objects, services, inputs.members);
+    let view = View::new(inputs, &config, services);
     telemetry::advise(&view, advice);
     limits::advise(&view, &inputs.gateways, advice);
     inputs
@@ -280,6 +285,15 @@ struct PortContext<'v, 'a> {
 }
 
 impl PortContext<'_, '_> {
+    /// Who may ask, in Istio's order: tokens are read before policies look at their claims.
+    fn checks(&self) -> Checks {
+        let mut checks = policies::checks(&self.settings.policies_of(self.service));
+        let authentications = self.settings.authentications_of(self.service);
+        let tokens = authentication::filter(&authentications, self.view.keys);
+        checks.http.splice(0..0, tokens);
+        checks
+    }
+
     /// The port's chains; its routes are put beside them.
     fn serve(
         &self,
@@ -321,7 +335,7 @@ impl PortContext<'_, '_> {
         }
         let clusters = self.settings.clusters_of(number, Traffic::Tcp);
         let targets = rules::tcp(self.view, self.gateway, service, number);
-        let mut checks = policies::checks(&self.settings.policies_of(service));
+        let mut checks = self.checks();
         checks
             .http
             .extend(limits::filters(self.view, self.settings, service));

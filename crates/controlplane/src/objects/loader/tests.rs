@@ -543,7 +543,7 @@ proptest! {
         let origins = loaded.origins.get(&ObjectKey::new(Kind::Pod, Some("shop"), "web"));
         prop_assert!(origins.is_some_and(|origin| origin.file.ends_with("a.yaml")));
         let mesh = crate::translate::MeshSettings::default();
-        crate::translate::translate(&loaded.objects, &Default::default(), &mesh, &Default::default());
+        crate::translate::translate(&loaded.objects, &Default::default(), &mesh, &Default::default(), &Default::default());
     }
 
     #[test]

@@ -314,10 +314,17 @@ spec:
         &objects,
         &Captured::new(),
         &settings,
+        &KeySets::new(),
         &WaypointConfigs::new(),
     );
     for _ in 0..8 {
-        let again = translate(&objects, &Captured::new(), &settings, &first.waypoints);
+        let again = translate(
+            &objects,
+            &Captured::new(),
+            &settings,
+            &KeySets::new(),
+            &first.waypoints,
+        );
         let (one, other) = (&first.waypoints[&name("wp")], &again.waypoints[&name("wp")]);
         assert!(Arc::ptr_eq(
             &one.listeners.resources,

@@ -21,12 +21,12 @@ use envoy_types::pb::{
     },
     google::protobuf::Any,
 };
-use prost::{
-    Name,
-    encoding::{self, WireType},
-};
+use prost::{Name, encoding};
 
-use super::listeners::{Checks, http_filter};
+use super::{
+    super::resource::append,
+    listeners::{Checks, http_filter},
+};
 use crate::objects::{
     AuthorizationPolicy, AuthorizationPolicySpec, Condition, Operation, Rule, SourceList as From,
 };
@@ -111,12 +111,6 @@ fn filter_any<M: Name>(action: RbacAction, rules: &Rules, stat_prefix: Option<&s
         type_url: M::type_url(),
         value: outer,
     }
-}
-
-fn append(field: u32, bytes: &[u8], to: &mut Vec<u8>) {
-    encoding::encode_key(field, WireType::LengthDelimited, to);
-    encoding::encode_varint(bytes.len() as u64, to);
-    to.extend_from_slice(bytes);
 }
 
 fn rules(policies: &[&Named<'_>], layer: Layer) -> Rules {

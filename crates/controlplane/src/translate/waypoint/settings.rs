@@ -28,7 +28,10 @@ use super::{
 };
 use crate::objects::{
     TargetRef, duration,
-    l7::destination_rule::{ConsistentHash, DestinationRule},
+    l7::{
+        destination_rule::{ConsistentHash, DestinationRule},
+        request_authentication::RequestAuthentication,
+    },
 };
 
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -164,6 +167,21 @@ impl<'a> Settings<'a> {
                 policy,
             })
             .collect()
+    }
+
+    /// What is said about the tokens of requests, in the order of names.
+    pub(super) fn authentications_of(
+        &self,
+        service: &ServiceView<'_>,
+    ) -> Vec<&'a RequestAuthentication> {
+        let all = self.view.objects.request_authentications.iter();
+        all.filter(|(name, policy)| {
+            let spec = &policy.spec;
+            let mut targets = spec.target_ref.iter().chain(&spec.target_refs);
+            targets.any(|target| self.targets(target, name.namespace.as_str(), service))
+        })
+        .map(|(_, policy)| policy.as_ref())
+        .collect()
     }
 
     /// Whether a reference of an object in `namespace` means this service or this waypoint.

@@ -10,11 +10,11 @@ use leyline_proto::istio::workload::{
 };
 use leyline_types::NamespacedName;
 
-use super::clusters::locality;
+use super::{Inputs, clusters::locality};
 use crate::{
     objects::{Objects, mesh_config::MeshConfig},
     translate::{
-        MeshSettings,
+        KeySets, MeshSettings,
         services::{MeshService, Resolution},
     },
 };
@@ -41,6 +41,8 @@ pub(super) struct View<'a> {
     pub(super) mesh: &'a MeshSettings,
     /// What the user says of the whole mesh.
     pub(super) config: &'a MeshConfig,
+    /// Keys of token issuers.
+    pub(super) keys: &'a KeySets,
     /// By host name.
     pub(super) services: BTreeMap<&'a str, ServiceView<'a>>,
 }
@@ -107,12 +109,12 @@ impl EndpointView<'_> {
 
 impl<'a> View<'a> {
     pub(super) fn new(
-        (objects, mesh, config): (&'a Objects, &'a MeshSettings, &'a MeshConfig),
+        inputs: &Inputs<'a>,
+        config: &'a MeshConfig,
         services: impl Iterator<Item = &'a MeshService>,
-        members: &'a [Member],
     ) -> Self {
         let mut by_key: BTreeMap<&str, Vec<EndpointView<'a>>> = BTreeMap::new();
-        for member in members {
+        for member in inputs.members {
             for (key, ports) in &member.workload.services {
                 if let Some(endpoint) = endpoint(member, &ports.ports) {
                     by_key.entry(key).or_default().push(endpoint);
@@ -127,9 +129,10 @@ impl<'a> View<'a> {
             )
         });
         Self {
-            objects,
-            mesh,
+            objects: inputs.objects,
+            mesh: inputs.mesh,
             config,
+            keys: inputs.keys,
             services: services.collect(),
         }
     }

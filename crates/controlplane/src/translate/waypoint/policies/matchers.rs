@@ -10,23 +10,16 @@ use envoy_types::pb::envoy::{
         route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
     },
     r#type::matcher::v3::{
-        FilterStateMatcher, ListMatcher, MetadataMatcher, PathMatcher, StringMatcher, ValueMatcher,
-        filter_state_matcher, list_matcher,
-        metadata_matcher::{PathSegment, path_segment},
-        path_matcher,
-        string_matcher::MatchPattern,
-        value_matcher::MatchPattern as ValuePattern,
+        FilterStateMatcher, PathMatcher, StringMatcher, ValueMatcher, filter_state_matcher,
+        path_matcher, string_matcher::MatchPattern, value_matcher::MatchPattern as ValuePattern,
     },
 };
 
-use super::super::pb;
+use super::super::{claims, pb};
 use crate::objects::parse_block;
 
 /// Where the client's identity is.
 const PEER: &str = "io.istio.peer_principal";
-/// Where the JWT filter leaves claims.
-const JWT: &str = "envoy.filters.http.jwt_authn";
-const PAYLOAD: &str = "payload";
 
 /// `*`, `*suffix`, `prefix*`, or the whole; `before` stands before what is not a suffix.
 pub(super) fn pattern(value: &str, before: &str) -> StringMatcher {
@@ -175,24 +168,10 @@ pub(super) fn claim(path: &[&str], value: &str) -> Principal {
     let text = ValueMatcher {
         match_pattern: Some(ValuePattern::StringMatch(pattern(value, ""))),
     };
-    let in_list = ValueMatcher {
-        match_pattern: Some(ValuePattern::ListMatch(Box::new(ListMatcher {
-            match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(text.clone()))),
-        }))),
-    };
-    let path: Vec<PathSegment> = std::iter::once(PAYLOAD)
-        .chain(path.iter().copied())
-        .map(|key| PathSegment {
-            segment: Some(path_segment::Segment::Key(key.to_owned())),
-        })
-        .collect();
+    let in_list = claims::in_list(text.clone());
     let ids = [text, in_list].map(|value| {
-        id(Identifier::Metadata(MetadataMatcher {
-            filter: JWT.to_owned(),
-            path: path.clone(),
-            value: Some(value),
-            invert: false,
-        }))
+        let matcher = claims::matcher(path.iter().copied(), value);
+        id(Identifier::Metadata(matcher))
     });
     id(Identifier::OrIds(principal::Set { ids: ids.into() }))
 }

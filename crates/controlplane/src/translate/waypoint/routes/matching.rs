@@ -6,20 +6,14 @@ use envoy_types::pb::envoy::{
         query_parameter_matcher::QueryParameterMatchSpecifier, route_match::PathSpecifier,
     },
     r#type::matcher::v3::{
-        ListMatcher, MetadataMatcher, OrMatcher, ValueMatcher, list_matcher,
-        metadata_matcher::{PathSegment, path_segment},
-        value_matcher::MatchPattern as ValuePattern,
+        MetadataMatcher, OrMatcher, ValueMatcher, value_matcher::MatchPattern as ValuePattern,
     },
 };
 
 use super::super::{
-    pb,
+    claims, pb,
     rule::{Case, ClaimMatch, NamedMatch, PathMatch, RequestMatch, Sense},
 };
-
-/// Where the JWT filter leaves claims.
-const JWT: &str = "envoy.filters.http.jwt_authn";
-const PAYLOAD: &str = "payload";
 
 pub(super) fn route_match(matched: &RequestMatch) -> RouteMatch {
     let (path, case) = match &matched.path {
@@ -79,24 +73,14 @@ fn claim_matcher(matched: &ClaimMatch) -> MetadataMatcher {
     let text = ValueMatcher {
         match_pattern: Some(text),
     };
-    let in_list = ValueMatcher {
-        match_pattern: Some(ValuePattern::ListMatch(Box::new(ListMatcher {
-            match_pattern: Some(list_matcher::MatchPattern::OneOf(Box::new(text.clone()))),
-        }))),
+    let in_list = claims::in_list(text.clone());
+    let either = ValueMatcher {
+        match_pattern: Some(ValuePattern::OrMatch(OrMatcher {
+            value_matchers: vec![text, in_list],
+        })),
     };
-    let path = std::iter::once(PAYLOAD).chain(matched.path.iter().map(String::as_str));
     MetadataMatcher {
-        filter: JWT.to_owned(),
-        path: path
-            .map(|key| PathSegment {
-                segment: Some(path_segment::Segment::Key(key.to_owned())),
-            })
-            .collect(),
-        value: Some(ValueMatcher {
-            match_pattern: Some(ValuePattern::OrMatch(OrMatcher {
-                value_matchers: vec![text, in_list],
-            })),
-        }),
         invert: matched.sense == Sense::Fails,
+        ..claims::matcher(matched.path.iter().map(String::as_str), either)
     }
 }
