@@ -146,12 +146,8 @@ impl ControlPlane {
             None => None,
         };
         let spans = || info_span!("controlplane");
-        drop(spawn(
-            "mesh",
-            spans(),
-            drain,
-            Arc::clone(&mesh).run(drain.clone()),
-        ));
+        let running = Arc::clone(&mesh).run(drain.clone());
+        drop(spawn("mesh", spans(), drain, running));
         drop(spawn(
             "mesh store",
             spans(),

@@ -70,19 +70,15 @@ async fn answer(
     let (mut exchange, body) = Exchange::new(request, chain)?;
     log.prepared(&exchange);
 
-    // The route comes first because what filters do may differ by route (Envoy decides it first, too). A refusal by a
-    // filter wins over a missing route: who may not ask learns nothing.
     let table = config.routes(&chain.routes);
     let table = table.map_err(|reason| Reply::unsupported(reason.as_str()))?;
-    let mut chosen = select(&table, &exchange);
 
-    // Authentication and authorization before everything that costs something or has an effect.
+    // Authentication and authorization before everything that costs something or has an effect. A refusal wins over a
+    // missing route: who may not ask learns nothing.
     let permit = chain.filters.security.check(&mut exchange, conn)?;
-    if chain.filters.security.reroutes {
-        chosen = select(&table, &exchange);
-    }
 
-    let (host, route) = chosen.ok_or_else(Reply::no_route)?;
+    // After authentication, because routes may ask for claims of the token.
+    let (host, route) = select(&table, &exchange).ok_or_else(Reply::no_route)?;
     log.routed(&route.name);
 
     // Who is refused must not use up the limits of others.

@@ -43,8 +43,6 @@ pub(crate) struct Config {
     /// The first that matches counts; none: nothing is required.
     rules: Vec<(RouteMatch, Option<Requirement>)>,
     bypass_preflight: bool,
-    /// Whether routes may depend on claims.
-    pub(crate) reroutes: bool,
 }
 
 /// What must be true of a request's tokens.
@@ -91,7 +89,6 @@ impl Config {
             rules.push((matched, requirement));
         }
         Ok(Self {
-            reroutes: providers.values().any(|provider| provider.reroutes),
             providers: providers.into_values().collect(),
             rules,
             bypass_preflight: filter.bypass_cors_preflight,

@@ -10,8 +10,6 @@ use crate::http::{pipeline::Exchange, reply::Reply, server::HttpConnection};
 #[derive(Debug, Default)]
 pub(crate) struct Checks {
     list: Vec<Check>,
-    /// Whether the route is to be chosen again afterwards: it may depend on what was found out.
-    pub(crate) reroutes: bool,
 }
 
 /// One of them.
@@ -23,10 +21,6 @@ pub(crate) enum Check {
 
 impl Checks {
     pub(super) fn add(&mut self, check: Check) {
-        self.reroutes |= match &check {
-            Check::Rbac(_) => false,
-            Check::Jwt(config) => config.reroutes,
-        };
         self.list.push(check);
     }
 

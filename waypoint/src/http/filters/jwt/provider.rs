@@ -45,7 +45,6 @@ pub(super) struct Provider {
     space_delimited: Vec<String>,
     payload_header: Option<(HeaderName, Padding)>,
     claim_headers: Vec<(HeaderName, Vec<String>)>,
-    pub(super) reroutes: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +106,6 @@ impl Provider {
                 .unwrap_or_default(),
             payload_header,
             claim_headers,
-            reroutes: proto.clear_route_cache,
         })
     }
 
