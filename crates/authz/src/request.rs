@@ -101,6 +101,17 @@ pub enum RuleAction {
     Log,
 }
 
+impl RuleAction {
+    /// For labels of metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Log => "log",
+        }
+    }
+}
+
 /// One policy of a list: it matches when both sides do.
 #[derive(Clone, Debug)]
 pub struct RequestPolicy {

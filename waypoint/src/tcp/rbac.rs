@@ -3,9 +3,7 @@
 //! client's first byte. A rule that asks for what only HTTP has refuses the chain.
 
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
-use leyline_authz::{
-    ConnectionRules, Permit, RequestDenial, RuleAction, TunnelFacts, evaluate_connection,
-};
+use leyline_authz::{ConnectionRules, Permit, RequestDenial, TunnelFacts, evaluate_connection};
 use metrics::counter;
 use tracing::info;
 
@@ -72,11 +70,7 @@ pub(crate) fn check(
 }
 
 fn tell(shadow: &ConnectionRules, facts: &TunnelFacts<'_>) {
-    let action = match shadow.action() {
-        RuleAction::Allow => "allow",
-        RuleAction::Deny => "deny",
-        RuleAction::Log => "log",
-    };
+    let action = shadow.action().as_str();
     let result = match evaluate_connection([shadow], facts) {
         Ok(_permit) => "allowed",
         Err(denial) => {

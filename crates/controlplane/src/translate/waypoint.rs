@@ -286,8 +286,9 @@ struct PortContext<'v, 'a> {
 
 impl PortContext<'_, '_> {
     /// Who may ask, in Istio's order: tokens are read before policies look at their claims.
-    fn checks(&self) -> Checks {
-        let mut checks = policies::checks(&self.settings.policies_of(self.service));
+    fn checks(&self, advice: &mut Vec<Advice>) -> Checks {
+        let policies = self.settings.policies_of(self.service);
+        let mut checks = policies::checks(&policies, advice);
         let authentications = self.settings.authentications_of(self.service);
         let tokens = authentication::filter(&authentications, self.view.keys);
         checks.http.splice(0..0, tokens);
@@ -335,7 +336,7 @@ impl PortContext<'_, '_> {
         }
         let clusters = self.settings.clusters_of(number, Traffic::Tcp);
         let targets = rules::tcp(self.view, self.gateway, service, number);
-        let mut checks = self.checks();
+        let mut checks = self.checks(advice);
         checks
             .http
             .extend(limits::filters(self.view, self.settings, service));

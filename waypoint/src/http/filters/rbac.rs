@@ -3,6 +3,7 @@
 
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
 use leyline_authz::{Permit, RequestDenial, RequestFacts, RequestRules, evaluate_request};
+use metrics::counter;
 use tracing::info;
 
 use crate::config::{
@@ -36,10 +37,17 @@ impl Config {
 /// # Errors
 /// Why the request does not pass.
 pub(crate) fn check(filter: &Config, facts: &RequestFacts<'_>) -> Result<Permit, RequestDenial> {
-    if let Some(shadow) = &filter.shadow
-        && let Err(denial) = evaluate_request([shadow], facts)
-    {
-        info!(%denial, "dry run: the request would be denied");
+    if let Some(shadow) = &filter.shadow {
+        let result = match evaluate_request([shadow], facts) {
+            Ok(_permit) => "allowed",
+            Err(denial) => {
+                info!(%denial, source_principal = facts.peer, "dry run: the request would be denied");
+                "denied"
+            }
+        };
+        let action = shadow.action.as_str();
+        counter!("leyline_waypoint_dry_run_total", "action" => action, "result" => result)
+            .increment(1);
     }
     evaluate_request(&filter.rules, facts)
 }

@@ -24,11 +24,12 @@ use envoy_types::pb::{
 use prost::{Name, encoding};
 
 use super::{
-    super::resource::append,
+    super::{Advice, resource::append},
     listeners::{Checks, http_filter},
 };
 use crate::objects::{
-    AuthorizationPolicy, AuthorizationPolicySpec, Condition, Operation, Rule, SourceList as From,
+    AuthorizationPolicy, AuthorizationPolicySpec, Condition, Kind, ObjectKey, Operation, Rule,
+    SourceList as From,
 };
 use matchers::{
     all_ids, all_rules, any_id, any_rule, block, bracketed, claim, either_id, either_rule, header,
@@ -38,6 +39,10 @@ use matchers::{
 
 const HTTP_FILTER: &str = "envoy.filters.http.rbac";
 const TCP_FILTER: &str = "envoy.filters.network.rbac";
+/// The action that asks an external authorizer.
+const CUSTOM: &str = "CUSTOM";
+/// Istio's annotation.
+const DRY_RUN: &str = "istio.io/dry-run";
 
 /// One policy with its name.
 pub(super) struct Named<'a> {
@@ -49,40 +54,62 @@ pub(super) struct Named<'a> {
 /// By Istio's name of the rule.
 type Rules = BTreeMap<String, Policy>;
 
-/// The filters of a port, AUDIT, DENY, ALLOW in this order.
-pub(super) fn checks(policies: &[Named<'_>]) -> Checks {
+/// Istio's order.
+const STAGES: [(RbacAction, &str); 4] = [
+    // Nobody can be asked yet: what an external authorizer would be asked about is refused.
+    (RbacAction::Deny, CUSTOM),
+    (RbacAction::Log, "AUDIT"),
+    (RbacAction::Deny, "DENY"),
+    (RbacAction::Allow, "ALLOW"),
+];
+
+/// The filters of a port, in Istio's order. Policies of a dry run are shadow rules: they are told of and refuse nothing.
+pub(super) fn checks(policies: &[Named<'_>], advice: &mut Vec<Advice>) -> Checks {
     let mut checks = Checks::default();
-    for (action, word) in [
-        (RbacAction::Log, "AUDIT"),
-        (RbacAction::Deny, "DENY"),
-        (RbacAction::Allow, "ALLOW"),
-    ] {
-        let chosen: Vec<&Named<'_>> = policies
+    for (action, word) in STAGES {
+        let chosen = policies
             .iter()
-            .filter(|named| named.policy.spec.action.as_deref().unwrap_or("ALLOW") == word)
-            .collect();
-        if chosen.is_empty() {
+            .filter(|named| named.policy.spec.action.as_deref().unwrap_or("ALLOW") == word);
+        let (shadow, enforced): (Vec<_>, Vec<_>) = chosen.partition(|named| named.is_dry_run());
+        if enforced.is_empty() && shadow.is_empty() {
             continue;
         }
-        let http = rules(&chosen, Layer::Http(action));
-        let tcp = rules(&chosen, Layer::Tcp(action));
-        checks.http.push(http_filter(
-            HTTP_FILTER,
-            filter_any::<HttpRbac>(action, &http, None),
-        ));
+        if word == CUSTOM {
+            let all = enforced.iter().chain(&shadow);
+            advice.extend(all.map(|named| named.cannot_ask()));
+        }
+        let of = |layer: Layer| [&enforced, &shadow].map(|policies| some_rules(policies, layer));
+        let http = filter_any::<HttpRbac>(action, &of(Layer::Http(action)), None);
+        checks.http.push(http_filter(HTTP_FILTER, http));
         // Of TCP, nothing is audited.
         if action != RbacAction::Log {
+            let tcp = filter_any::<TcpRbac>(action, &of(Layer::Tcp(action)), Some("tcp."));
             checks.tcp.push(Filter {
                 name: TCP_FILTER.to_owned(),
-                config_type: Some(FilterConfig::TypedConfig(filter_any::<TcpRbac>(
-                    action,
-                    &tcp,
-                    Some("tcp."),
-                ))),
+                config_type: Some(FilterConfig::TypedConfig(tcp)),
             });
         }
     }
     checks
+}
+
+impl Named<'_> {
+    fn is_dry_run(&self) -> bool {
+        let annotations = self.policy.metadata.annotations.as_ref();
+        annotations
+            .and_then(|all| all.get(DRY_RUN))
+            .is_some_and(|value| value == "true")
+    }
+
+    fn cannot_ask(&self) -> Advice {
+        Advice {
+            object: ObjectKey::new(Kind::AuthorizationPolicy, Some(self.namespace), self.name),
+            field: "spec.action".to_owned(),
+            reason:
+                "external authorizers are not supported yet: what the policy matches is refused"
+                    .to_owned(),
+        }
+    }
 }
 
 /// What can be matched on.
@@ -92,18 +119,26 @@ enum Layer {
     Tcp(RbacAction),
 }
 
-/// `rules` of both filters is field 1, `stat_prefix` of the network filter field 3; the map of policies is field 2.
-fn filter_any<M: Name>(action: RbacAction, rules: &Rules, stat_prefix: Option<&str>) -> Any {
-    let mut inner = Vec::new();
-    encoding::int32::encode(1, &action.into(), &mut inner);
-    for (name, policy) in rules {
-        let mut entry = Vec::new();
-        encoding::string::encode(1, name, &mut entry);
-        encoding::message::encode(2, policy, &mut entry);
-        append(2, &entry, &mut inner);
-    }
+/// Of both filters `rules` is field 1 and `shadow_rules` field 2, and `stat_prefix` of the network filter field 3; the map
+/// of policies is field 2 of the rules.
+fn filter_any<M: Name>(
+    action: RbacAction,
+    enforced_and_shadow: &[Option<Rules>; 2],
+    stat_prefix: Option<&str>,
+) -> Any {
     let mut outer = Vec::new();
-    append(1, &inner, &mut outer);
+    for (field, rules) in (1..).zip(enforced_and_shadow) {
+        let Some(rules) = rules else { continue };
+        let mut inner = Vec::new();
+        encoding::int32::encode(1, &action.into(), &mut inner);
+        for (name, policy) in rules {
+            let mut entry = Vec::new();
+            encoding::string::encode(1, name, &mut entry);
+            encoding::message::encode(2, policy, &mut entry);
+            append(2, &entry, &mut inner);
+        }
+        append(field, &inner, &mut outer);
+    }
     if let Some(prefix) = stat_prefix {
         encoding::string::encode(3, &prefix.to_owned(), &mut outer);
     }
@@ -111,6 +146,11 @@ fn filter_any<M: Name>(action: RbacAction, rules: &Rules, stat_prefix: Option<&s
         type_url: M::type_url(),
         value: outer,
     }
+}
+
+/// Without policies there is nothing to enforce; policies without rules that fit here are another thing.
+fn some_rules(policies: &[&Named<'_>], layer: Layer) -> Option<Rules> {
+    (!policies.is_empty()).then(|| rules(policies, layer))
 }
 
 fn rules(policies: &[&Named<'_>], layer: Layer) -> Rules {
