@@ -152,13 +152,19 @@ async fn keep(mut mesh: Mesh, root: &Path, console: &Console) -> Result<()> {
         format!(" --id {id}")
     };
     let inside = format!("nsenter --net={node} {echo} call");
+    let infra = cluster.run().namespace_path("infra").display().to_string();
+    let controlplane = root.join("target/release/controlplane");
+    let controlplane = controlplane.display();
+    let reviews = cluster.vip("bookstore/reviews", Family::V4, 80)?;
     console.line(format!(
         "
 The mesh stays up until `cargo xtask demo --down{other}`.
 
   call from a pod     nsenter --net={dir}/pods/shop_client {echo} call {vip}
+  through a waypoint  nsenter --net={dir}/pods/bookstore_frontend {echo} call {reviews}
   its YAML            {dir}/config   (edit a label or add a policy; it acts within a second)
   logs                {dir}/logs     (access log of each node's proxy: ztunnel-*.log)
+  its status          nsenter --net={infra} {controlplane} status --admin 127.0.0.1:15014
   admin of node-a     {inside} 127.0.0.1:15000 /config_dump
   its metrics         {inside} 127.0.0.1:15020 /metrics
   its readiness       {inside} 127.0.0.1:15021 /healthz/ready

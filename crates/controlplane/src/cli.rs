@@ -11,6 +11,8 @@ use leyline_controlplane::{Caller, ServerConfig, translate::MeshSettings};
 use leyline_runtime::env::parse_duration;
 use leyline_types::{NamespacedName, TrustDomain};
 
+use crate::commands::{StatusArgs, ValidateArgs};
+
 /// The control plane of Leyline: discovery, certificates and enrolment for the proxies of a mesh.
 #[derive(Debug, Parser)]
 #[command(name = "controlplane", version)]
@@ -25,6 +27,10 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Print a token with which a proxy authenticates itself.
     Token(TokenArgs),
+    /// Say what is wrong in files before they are applied; fails if anything is that would be rejected.
+    Validate(ValidateArgs),
+    /// Show every object with its conditions, and each proxy with what it has acknowledged.
+    Status(StatusArgs),
 }
 
 #[derive(Args, Debug)]

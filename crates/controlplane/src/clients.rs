@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
+use leyline_types::NamespacedName;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -24,6 +25,9 @@ pub(crate) struct Client {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) node: Option<String>,
     pub(crate) address: Option<SocketAddr>,
+    /// The pod that a waypoint says it is, of the namespace of its account.
+    #[serde(skip)]
+    pub(crate) pod: Option<NamespacedName>,
     /// By type, short.
     pub(crate) types: BTreeMap<&'static str, TypeStatus>,
     /// The generation of the mesh up to which it has acknowledged addresses; `None` if it did not subscribe to them.

@@ -13,8 +13,10 @@ mod mesh;
 pub mod objects;
 mod server;
 mod state_dir;
+pub mod status;
 mod token;
 pub mod translate;
+pub mod validate;
 mod xds;
 
 pub use auth::AuthError;

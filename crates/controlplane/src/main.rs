@@ -1,14 +1,15 @@
-//! The binary: `controlplane serve` and `controlplane token`.
+//! The binary: `controlplane serve`, `token`, `validate` and `status`.
 //!
 //! Options only become the library's configuration here; everything else is the library's.
 
 mod cli;
+mod commands;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use clap::Parser;
-use leyline_controlplane::{ControlPlane, StateDir, TokenKey};
+use leyline_controlplane::ControlPlane;
 use leyline_runtime::{Drain, DrainOutcome, signal::ShutdownSignals};
 use leyline_telemetry::{
     log::{self, Format, LogConfig},
@@ -16,7 +17,7 @@ use leyline_telemetry::{
 };
 use tracing::info;
 
-use cli::{Cli, Command, ServeArgs, TokenArgs};
+use cli::{Cli, Command, ServeArgs};
 
 /// Streams end at once when asked; certificates being signed take milliseconds.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -24,13 +25,13 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 const LOG_FLUSH: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Serve(args) => serve(args),
-        Command::Token(args) => match token(&args) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error),
-        },
-    }
+    let outcome = match Cli::parse().command {
+        Command::Serve(args) => return serve(args),
+        Command::Token(args) => commands::token(&args),
+        Command::Validate(args) => commands::validate(args),
+        Command::Status(args) => commands::status(&args),
+    };
+    outcome.unwrap_or_else(|error| fail(&error))
 }
 
 #[expect(
@@ -40,17 +41,6 @@ fn main() -> ExitCode {
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("controlplane: {error:#}");
     ExitCode::FAILURE
-}
-
-#[expect(
-    clippy::print_stdout,
-    reason = "the token is the output of the command"
-)]
-fn token(args: &TokenArgs) -> anyhow::Result<()> {
-    let key = TokenKey::open(&StateDir::open(&args.state_dir)?)?;
-    let token = key.issue(&args.caller(), args.ttl, std::time::SystemTime::now());
-    println!("{token}");
-    Ok(())
 }
 
 fn serve(args: ServeArgs) -> ExitCode {

@@ -22,7 +22,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    objects::{DOCUMENTS_FILE, GoodDocument, Issue, Loaded, Objects, Severity},
+    objects::{DOCUMENTS_FILE, GoodDocument, Issue, Loaded, ObjectKey, Objects, Origin, Severity},
     state_dir::StateDir,
     translate::{Captured, KeySets, MeshSettings, Resources, Translation, translate},
 };
@@ -86,6 +86,8 @@ pub(crate) struct Published {
     /// Counts up.
     pub(crate) generation: u64,
     pub(crate) objects: Arc<Objects>,
+    /// Where each object was read.
+    pub(crate) origins: Arc<BTreeMap<ObjectKey, Origin>>,
     pub(crate) translation: Translation,
     /// Since the generation before, so that each of many proxies need not look for them.
     pub(crate) address_changes: Option<Changes>,
@@ -329,13 +331,15 @@ fn compute(
         translation.authorizations = Arc::clone(&before.translation.authorizations);
     }
     let mut issues: BTreeSet<Issue> = loaded.issues.iter().cloned().collect();
-    issues.extend(translation.advice.iter().filter_map(|advice| {
+    let found = translation.findings.iter().map(|finding| &finding.advice);
+    issues.extend(translation.advice.iter().chain(found).filter_map(|advice| {
         let origin = loaded.origins.get(&advice.object)?;
         Some(origin.warning(&advice.field, advice.reason.clone()))
     }));
     Published {
         generation,
         objects: Arc::clone(&loaded.objects),
+        origins: Arc::clone(&loaded.origins),
         address_changes: (!changes.is_empty()).then_some(changes),
         unwanted_since: unwanted_since(before, &translation, generation),
         translation,

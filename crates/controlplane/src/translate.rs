@@ -32,7 +32,7 @@ use crate::objects::{ObjectKey, Objects};
 
 pub use keys::{KeySets, KeySource};
 pub use resource::{Resource, Resources};
-pub use waypoint::WaypointConfigs;
+pub use waypoint::{Finding, WaypointConfigs};
 
 /// What holds for the whole mesh.
 #[derive(Clone, Debug)]
@@ -109,6 +109,8 @@ pub struct Translation {
     pub waypoint_pods: BTreeMap<NamespacedName, WaypointPod>,
     /// For the authors of the objects.
     pub advice: Vec<Advice>,
+    /// Conditions of objects that do not hold.
+    pub findings: Vec<Finding>,
 }
 
 /// A pod of a waypoint.
@@ -185,6 +187,7 @@ pub fn translate(
     let configs = waypoint::configs(&inputs, before, &mut advice);
     advice.sort();
     advice.dedup();
+    let findings = waypoint::findings(&inputs);
     Translation {
         addresses: Arc::new(addresses),
         authorizations: Arc::new(authorizations),
@@ -194,6 +197,7 @@ pub fn translate(
         waypoints: configs,
         waypoint_pods,
         advice,
+        findings,
     }
 }
 

@@ -76,6 +76,7 @@ impl AggregatedDiscoveryService for DiscoveryService {
             account: format!("{}/{}", caller.namespace, caller.service_account),
             node: caller.node.clone(),
             address,
+            pod: None,
             types: std::collections::BTreeMap::new(),
             addresses_generation: None,
         };
@@ -158,10 +159,15 @@ impl XdsStream {
                     .map(|node| node.id.clone())
                     .unwrap_or_default();
                 node_id.truncate(node_id.floor_char_boundary(MAX_NODE_ID_BYTES));
-                if let Some(pod) = pod_of(&node_id, &self.account) {
+                let pod = pod_of(&node_id, &self.account);
+                let name = pod.as_ref().map(|pod| pod.name.clone());
+                self.connected.update(|client| {
+                    client.node_id = node_id;
+                    client.pod = name;
+                });
+                if let Some(pod) = pod {
                     self.session.identify(pod);
                 }
-                self.connected.update(|client| client.node_id = node_id);
                 if let Err(end) = self.receive(request) {
                     return end;
                 }

@@ -8,7 +8,11 @@ use leyline_net::NetNs;
 use leyline_tests::{
     client::Client,
     echo::{EchoArgs, Me, serve},
+    session::Session,
 };
+
+/// For a call.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 #[derive(Parser)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -33,12 +37,18 @@ struct ServeArgs {
 
 #[derive(Subcommand)]
 enum Command {
-    /// GET http://ADDRESS/ and print what comes.
+    /// Ask http://ADDRESS/PATH and print what comes.
     Call {
         /// IP address and port.
         address: std::net::SocketAddr,
         #[arg(default_value = "/")]
         path: String,
+        /// `NAME: VALUE`; may be given several times.
+        #[arg(long = "header", short = 'H')]
+        headers: Vec<String>,
+        /// POST and so on.
+        #[arg(long = "request", short = 'X', default_value = "GET")]
+        method: String,
     },
 }
 
@@ -46,9 +56,22 @@ enum Command {
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match arguments.command {
-        Some(Command::Call { address, path }) => {
+        Some(Command::Call {
+            address,
+            path,
+            headers,
+            method,
+        }) => {
+            let headers: Option<Vec<(&str, &str)>> = headers
+                .iter()
+                .map(|line| line.split_once(':'))
+                .map(|pair| pair.map(|(name, value)| (name.trim(), value.trim())))
+                .collect();
+            let headers = headers.context("a header is NAME: VALUE")?;
             let client = Client::new(NetNs::current().context("entering the own namespace")?);
-            let reply = client.get(address, &path, Duration::from_secs(10)).await?;
+            let mut session = Session::open(&client, address, DEADLINE).await?;
+            let body = bytes::Bytes::new();
+            let reply = session.request(&method, &path, &headers, body).await?;
             let mut out = std::io::stdout().lock();
             writeln!(out, "{}", reply.status)?;
             Ok(out.write_all(&reply.body)?)

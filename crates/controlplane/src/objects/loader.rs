@@ -105,8 +105,17 @@ struct Merged {
 impl Loader {
     /// Will read `*.yaml` and `*.yml` directly in these directories.
     pub fn new(directories: Vec<PathBuf>) -> Self {
+        Self::of(Files::new(directories, Vec::new()))
+    }
+
+    /// Likewise, and these files; for a single reading.
+    pub fn with_files(directories: Vec<PathBuf>, files: Vec<PathBuf>) -> Self {
+        Self::of(Files::new(directories, files))
+    }
+
+    fn of(files: Files) -> Self {
         Self {
-            files: Files::new(directories),
+            files,
             good: BTreeMap::new(),
             merged: BTreeMap::new(),
         }

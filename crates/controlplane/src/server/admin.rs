@@ -1,4 +1,4 @@
-//! `/ready`, `/status` (objects, issues, proxies, enrolment) and `/metrics`. Says nothing secret; bind it to loopback.
+//! `/ready`, `/status` (objects and their conditions, issues, proxies, enrolment) and `/metrics`. Says nothing secret; bind it to loopback.
 
 use std::sync::Arc;
 
@@ -9,10 +9,9 @@ use leyline_runtime::{
     Drain,
     http::{HttpLimits, handler, serve, text, typed},
 };
-use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::{clients::Clients, mesh::Mesh};
+use crate::{clients::Clients, mesh::Mesh, status};
 
 pub(super) struct Admin {
     mesh: Arc<Mesh>,
@@ -55,24 +54,8 @@ impl Admin {
 
     fn status(&self) -> String {
         let published = self.mesh.published();
-        let (captured, failures) = self.mesh.enrolments();
-        let translation = &published.translation;
-        let wanted: Vec<_> = translation
-            .wanted
-            .values()
-            .flat_map(|pods| pods.keys())
-            .collect();
-        let status = json!({
-            "generation": published.generation,
-            "objects": published.objects.counts(),
-            "resources": {
-                "address": translation.addresses.len(),
-                "authorization": translation.authorizations.len(),
-            },
-            "issues": published.issues,
-            "proxies": self.clients.list(),
-            "enrolment": { "wanted": wanted, "captured": captured, "failures": failures },
-        });
+        let clients = self.clients.list();
+        let status = status::status(&published, &self.mesh.enrolments(), &clients);
         format!("{status:#}\n")
     }
 }

@@ -1,3 +1,4 @@
+mod findings;
 mod routing;
 mod service_entries;
 mod waypoint;

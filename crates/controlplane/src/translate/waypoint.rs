@@ -5,6 +5,7 @@ mod authentication;
 mod claims;
 mod clusters;
 mod envoy_filters;
+mod findings;
 mod from_gateway_api;
 mod from_virtual_service;
 mod limits;
@@ -42,7 +43,8 @@ use routes::Clusters;
 use settings::{BuiltClusters, Settings};
 use view::{PortView, ServiceView, View};
 
-pub(super) use view::Member;
+pub use findings::Finding;
+pub(super) use {findings::findings, view::Member};
 
 /// One type's resources by name, with the messages they were made of: maps in them have no order on the wire, so that
 /// only by the messages it can be told whether anything changed.

@@ -65,10 +65,25 @@ pub(crate) struct TypeStatus {
     acked_generation: u64,
     /// Whether a response waits for its acknowledgement.
     waiting: bool,
+    /// Whether the last response was rejected.
+    rejecting: bool,
     /// All rejections so far.
     nacks: u64,
     /// The last few, with what the proxy said.
     rejections: Vec<String>,
+}
+
+impl TypeStatus {
+    /// What the proxy said of the last response, if it rejected it.
+    pub(crate) fn rejecting(&self) -> Option<&str> {
+        let last = self.rejections.last().filter(|_| self.rejecting);
+        last.map(String::as_str)
+    }
+
+    /// Whether it has all of a generation.
+    pub(crate) fn has_acknowledged(&self, generation: u64) -> bool {
+        self.acked_generation >= generation
+    }
 }
 
 struct OnTheWay {
@@ -234,6 +249,7 @@ impl TypeState {
         if answered.complete {
             self.status.acked_generation = answered.generation;
         }
+        self.status.rejecting = request.error_detail.is_some();
         let Some(error) = request.error_detail else {
             return Ok(Received::Ack);
         };

@@ -3,6 +3,7 @@
 
 mod binary;
 mod certificates;
+mod commands;
 mod discovery;
 mod enrolment;
 mod harness;

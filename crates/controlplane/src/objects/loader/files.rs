@@ -139,15 +139,18 @@ fn directory_id(path: &Path) -> Option<DirectoryId> {
 #[derive(Debug)]
 pub(crate) struct Files {
     directories: Vec<PathBuf>,
+    /// Files besides, whatever they are called.
+    single: Vec<PathBuf>,
     /// Of the directories when they were last listed, in their order.
     listed: Vec<Option<DirectoryId>>,
     entries: BTreeMap<Arc<Path>, Entry>,
 }
 
 impl Files {
-    pub(crate) fn new(directories: Vec<PathBuf>) -> Self {
+    pub(crate) fn new(directories: Vec<PathBuf>, single: Vec<PathBuf>) -> Self {
         Self {
             directories,
+            single,
             listed: Vec::new(),
             entries: BTreeMap::new(),
         }
@@ -194,7 +197,7 @@ impl Files {
     }
 
     fn list(&self) -> Result<Vec<PathBuf>, ScanError> {
-        let mut present = Vec::new();
+        let mut present = self.single.clone();
         for (index, directory) in self.directories.iter().enumerate() {
             let before = present.len();
             list(directory, &mut present)?;

@@ -301,21 +301,32 @@ fn finder<'a>(view: &'a View<'a>, route: &'a NamespacedName, kind: &'static str)
 impl Finder<'_> {
     /// A ReferenceGrant of the other namespace lets this kind of route name the object.
     fn is_granted(&self, namespace: &str, reference: &Reference<'_>) -> bool {
-        namespace == self.route.namespace.as_str()
-            || self.objects.reference_grants.iter().any(|(name, grant)| {
-                let from = grant.spec.from.iter().any(|from| {
-                    from.group == GATEWAY_GROUP
-                        && from.kind == self.kind
-                        && from.namespace == self.route.namespace.as_str()
-                });
-                let to = grant.spec.to.iter().any(|to| {
-                    to.group == reference.group
-                        && to.kind == reference.kind
-                        && to.name.as_deref().is_none_or(|name| name == reference.name)
-                });
-                name.namespace.as_str() == namespace && from && to
-            })
+        let reference = (reference.group, reference.kind, reference.name);
+        is_granted(self.objects, (self.kind, self.route), namespace, reference)
     }
+}
+
+/// Whether a route of a kind may name an object (group, kind, name) of a namespace.
+pub(super) fn is_granted(
+    objects: &Objects,
+    (route_kind, route): (&str, &NamespacedName),
+    namespace: &str,
+    (group, kind, object): (&str, &str, &str),
+) -> bool {
+    namespace == route.namespace.as_str()
+        || objects.reference_grants.iter().any(|(name, grant)| {
+            let from = grant.spec.from.iter().any(|from| {
+                from.group == GATEWAY_GROUP
+                    && from.kind == route_kind
+                    && from.namespace == route.namespace.as_str()
+            });
+            let to = grant.spec.to.iter().any(|to| {
+                to.group == group
+                    && to.kind == kind
+                    && to.name.as_deref().is_none_or(|name| name == object)
+            });
+            name.namespace.as_str() == namespace && from && to
+        })
 }
 
 impl Backends for Finder<'_> {
