@@ -29,6 +29,7 @@ mod trouble;
 mod waypoint;
 mod waypoint_balance;
 mod waypoint_dns;
+mod waypoint_envoy;
 mod waypoint_floods;
 mod waypoint_hops;
 mod waypoint_istiod;

@@ -76,8 +76,12 @@ pub enum Check {
     Resilience,
     /// Faults made on purpose.
     Faults,
+    /// Outlier detection.
+    Ejection,
     /// Policies about requests.
     RequestPolicy,
+    /// Local rate limits.
+    LocalLimit,
     /// gRPC and WebSocket.
     Protocols,
     /// Edits of routes under load.
@@ -103,12 +107,14 @@ impl Check {
     ];
 
     /// Of waypoints, with what is in manifests/demo/bookstore.
-    pub const WAYPOINT: [Self; 9] = [
+    pub const WAYPOINT: [Self; 11] = [
         Self::Canary,
         Self::Mirror,
         Self::Resilience,
         Self::Faults,
+        Self::Ejection,
         Self::RequestPolicy,
+        Self::LocalLimit,
         Self::Protocols,
         Self::RouteChange,
         Self::RouteMistake,
@@ -131,6 +137,8 @@ impl Check {
             Self::Mirror => "waypoint: a mirror gets a copy of each request",
             Self::Resilience => "waypoint: retries hide a broken endpoint, timeouts",
             Self::Faults => "waypoint: delays for 10 %, aborts for 5 %",
+            Self::Ejection => "waypoint: a failing endpoint is ejected, and comes back",
+            Self::LocalLimit => "waypoint: local rate limit for each reader",
             Self::RequestPolicy => "waypoint: GET is allowed, POST is not",
             Self::Protocols => "waypoint: gRPC and WebSocket",
             Self::RouteChange => "waypoint: routes change under load",
@@ -159,6 +167,8 @@ impl Check {
             Self::Mirror => Box::pin(waypoint::mirror(mesh)),
             Self::Resilience => Box::pin(waypoint::resilience(mesh)),
             Self::Faults => Box::pin(waypoint::faults(mesh)),
+            Self::Ejection => Box::pin(waypoint::ejection(mesh)),
+            Self::LocalLimit => Box::pin(waypoint::local_limit(mesh)),
             Self::RequestPolicy => Box::pin(waypoint::policy(mesh)),
             Self::Protocols => Box::pin(waypoint::protocols(mesh)),
             Self::RouteChange => Box::pin(waypoint::change(mesh)),

@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use http::StatusCode;
 use leyline_net::NetNs;
+use serde_json::Value;
 
 use crate::{
     client::Client,
@@ -113,6 +114,13 @@ impl ControlPlane {
             .as_ref()
             .context("the control plane is stopped")?
             .log())
+    }
+
+    /// Its status page: objects with their conditions, and proxies with what they have acknowledged.
+    pub async fn status(&self) -> Result<Value> {
+        let client = Client::new(self.program.namespace.clone());
+        let reply = client.get(ADMIN, "/status", PROBE_DEADLINE).await?;
+        serde_json::from_slice(&reply.body).context("reading /status")
     }
 
     /// The address that proxies are given.
