@@ -4,6 +4,7 @@
 //! routes may override it), and a step in `pipeline`. A filter that may refuse requests and is not known refuses the
 //! chain; one that only observes is left out with a warning.
 
+pub(crate) mod cors;
 pub(crate) mod fault;
 mod jwt;
 pub(crate) mod local_ratelimit;
@@ -18,7 +19,7 @@ use envoy_types::pb::{
         config::route::v3::FilterConfig,
         extensions::filters::{
             http::{
-                cors::v3::Cors,
+                cors::v3::{Cors, CorsPolicy},
                 fault::v3::HttpFault,
                 grpc_stats::v3::FilterConfig as GrpcStats,
                 jwt_authn::v3::JwtAuthentication,
@@ -67,6 +68,7 @@ pub(crate) struct Filters {
 /// What a route, a virtual host or a weighted cluster sets differently.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Overrides {
+    pub(crate) cors: Option<cors::Config>,
     pub(crate) fault: Option<fault::Config>,
     pub(crate) local_rate_limits: Vec<(Str, local_ratelimit::Config)>,
     pub(crate) global_rate_limit: Option<global::Override>,
@@ -116,7 +118,7 @@ impl Filters {
                 let limit = global::Config::compile(&message(&config)?)?;
                 self.global_rate_limits.push(limit);
             }
-            // Active only where routes carry a policy, which then is what cannot be compiled.
+            // Active only where routes carry a policy.
             url if url == Cors::type_url() => {}
             url if url == HttpFault::type_url() => require_empty::<HttpFault>(&config)?,
             url if url == GrpcStats::type_url() || OBSERVING.contains(&url) => {}
@@ -137,6 +139,9 @@ impl Overrides {
 
     /// Takes from the level above what is not set here.
     pub(crate) fn inherit(&mut self, above: &Self) {
+        if self.cors.is_none() {
+            self.cors.clone_from(&above.cors);
+        }
         if self.fault.is_none() {
             self.fault.clone_from(&above.fault);
         }
@@ -170,6 +175,10 @@ impl Overrides {
     fn add_plain(&mut self, name: &str, any: &Any) -> Compiled<()> {
         let config = extension(any)?;
         match config.type_url() {
+            url if url == CorsPolicy::type_url() => {
+                self.cors = cors::Config::compile(&message(&config)?)?;
+                Ok(())
+            }
             url if url == HttpFault::type_url() => {
                 self.fault = Some(fault::Config::compile(&message(&config)?)?);
                 Ok(())

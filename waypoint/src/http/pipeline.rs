@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     body::Body,
-    filters::{fault, ratelimit::RouteLimits},
+    filters::{cors, fault, ratelimit::RouteLimits},
     forward::{self, Forwarding},
     path::{Normalized, normalize},
     reply::{Flag, Reply},
@@ -88,13 +88,14 @@ async fn answer(
     // After authorization, so that nobody is delayed for something that he may not do.
     fault::inject(route.overrides.fault.as_ref(), &exchange, log).await?;
 
+    // The application has no part in what a browser asks before it asks.
+    let cors = cors::check(route.overrides.cors.as_ref(), &exchange)?;
     let mut response = match &route.action {
         Action::Redirect(action) => {
             return Err(rewrite::redirect(&exchange, &route.matching.path, action));
         }
         Action::Direct { status, body } => {
-            let details = "direct_response";
-            return Err(Reply::new(*status, Flag::None, details, body.clone()));
+            return Err(Reply::direct(*status, body.clone()));
         }
         Action::Forward(action) => {
             for level in [&route.headers, &host.headers, &table.headers] {
@@ -111,6 +112,7 @@ async fn answer(
             with_headers(response, &table, host, route)
         }
     };
+    cors.apply(response.headers_mut());
     quota.apply(response.headers_mut());
     set_server(&chain.server_header, response.headers_mut());
     Ok(response)

@@ -133,6 +133,11 @@ impl Reply {
         }
     }
 
+    /// What a route says itself.
+    pub(crate) fn direct(status: StatusCode, body: Bytes) -> Self {
+        Self::new(status, Flag::None, "direct_response", body)
+    }
+
     /// No route takes the request.
     pub(crate) fn no_route() -> Self {
         Self::new(StatusCode::NOT_FOUND, Flag::NoRoute, "route_not_found", "")

@@ -74,6 +74,11 @@ impl Fraction {
         })
     }
 
+    /// Whether all requests are of the share.
+    pub(crate) fn is_whole(self) -> bool {
+        self.numerator >= self.denominator
+    }
+
     /// Whether a request with this random number is of the share.
     pub(crate) fn takes(self, random: u64) -> bool {
         random % u64::from(self.denominator) < u64::from(self.numerator)
