@@ -182,11 +182,9 @@ pub fn translate(
     let authorizations = authorizations(policies.chain(required.into_wire()));
     let waypoint_pods = waypoint_pods(objects, &waypoints);
     let gateways = (waypoints.names(), &waypoint_pods);
-    let of_mesh = (objects, mesh, keys);
-    let inputs = waypoint::Inputs::new(of_mesh, &all_services, &members, gateways);
+    let given = (objects, mesh, keys);
+    let inputs = waypoint::Inputs::new(given, &all_services, &members, gateways);
     let configs = waypoint::configs(&inputs, before, &mut advice);
-    advice.sort();
-    advice.dedup();
     let findings = waypoint::findings(&inputs);
     Translation {
         addresses: Arc::new(addresses),
@@ -196,9 +194,16 @@ pub fn translate(
         identities: placed.1,
         waypoints: configs,
         waypoint_pods,
-        advice,
+        advice: in_order(advice),
         findings,
     }
+}
+
+/// Each once.
+fn in_order(mut advice: Vec<Advice>) -> Vec<Advice> {
+    advice.sort();
+    advice.dedup();
+    advice
 }
 
 /// Of Kubernetes and of ServiceEntries.

@@ -7,7 +7,7 @@ use std::{fmt, path::PathBuf};
 
 use crate::{
     objects::{Issue, Loader, ScanError, Severity},
-    translate::{Captured, MeshSettings, WaypointConfigs, translate},
+    translate::{Captured, MeshSettings, WaypointConfigs, keys::wanted, translate},
 };
 
 /// Reads files, and the `*.yaml` and `*.yml` of directories. Returns what is wrong, in the order of files and lines.
@@ -19,7 +19,10 @@ pub fn validate(paths: Vec<PathBuf>) -> Result<Vec<Issue>, ScanError> {
     let loaded = Loader::with_files(directories, files).load()?;
     let mesh = MeshSettings::default();
     let (captured, before) = (Captured::new(), WaypointConfigs::new());
-    let advice = translate(&loaded.objects, &captured, &mesh, &before).advice;
+    // Nothing is fetched here: that keys are not known yet says nothing of the file.
+    let wanted = wanted(&loaded.objects).into_keys();
+    let keys = wanted.map(|source| (source, "".into())).collect();
+    let advice = translate(&loaded.objects, &captured, &mesh, &keys, &before).advice;
     let warnings = advice.iter().filter_map(|advice| {
         let origin = loaded.origins.get(&advice.object)?;
         Some(origin.warning(&advice.field, advice.reason.clone()))
