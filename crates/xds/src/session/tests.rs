@@ -438,7 +438,8 @@ fn what_is_wanted_by_name_is_asked_for_by_name_and_no_more() {
         both,
         &[],
         expect![[r#"
-            apply a@1 b@1
+            apply a@1
+            apply b@1
             Apple nonce=n2"#]],
     );
     assert!(session.is_synced());
