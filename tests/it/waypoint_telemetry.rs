@@ -101,6 +101,6 @@ async fn l7_telemetry() {
     ] {
         one(&page, name, &of_tcp).unwrap();
     }
-    assert!(page.contains("istio_build{component=\"proxy\""));
+    one(&page, "istio_build", &["component=\"proxy\""]).unwrap();
     mesh.stop().await.unwrap();
 }

@@ -82,7 +82,6 @@ pub fn run(env: &dyn EnvSource, domain: &str) -> Result<()> {
     leyline_tls::install_crypto_provider();
     let log = log::init(settings.log.clone())?;
     threads::raise_open_files_limit().context("cannot raise the limit of open files")?;
-    mesh::build("proxy", env!("CARGO_PKG_VERSION"));
     info!(config = %settings.shown(), "starting");
     let workers = threads::worker_runtime(settings.worker_threads, "waypoint")
         .context("cannot start worker threads")?;
@@ -99,6 +98,7 @@ pub fn run(env: &dyn EnvSource, domain: &str) -> Result<()> {
 async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Result<()> {
     let mut signals = ShutdownSignals::listen().context("cannot listen for signals")?;
     let metrics = metrics::install()?;
+    mesh::build("proxy", env!("CARGO_PKG_VERSION"));
     metrics.observe_runtime(workers.clone());
     let readiness = Readiness::new();
     let configured = readiness.register("configuration");
