@@ -63,8 +63,10 @@ pub(crate) fn check(
         filters.iter().filter_map(|filter| filter.rules.as_ref()),
         &facts,
     );
-    if permit.is_err() {
+    if let Err(denial) = &permit {
         counter!("leyline_waypoint_refused_total", "reason" => "policy").increment(1);
+        // Whether or not there is an access log.
+        info!(%denial, source_principal = facts.peer, %destination, "connection refused");
     }
     permit
 }
