@@ -39,5 +39,6 @@ mod waypoint_locality;
 mod waypoint_policy;
 mod waypoint_resilience;
 mod waypoint_session;
+mod waypoint_smuggling;
 mod waypoint_telemetry;
 mod waypoint_tls;
