@@ -116,6 +116,23 @@ fn tunnels(response: &DeltaDiscoveryResponse) -> Vec<(String, TunnelProtocol)> {
         .collect()
 }
 
+/// Which workloads are told to be captured soon.
+fn pending(response: &DeltaDiscoveryResponse) -> Vec<&str> {
+    let is_pending = |body: &[u8]| match Address::decode(body).unwrap().r#type.unwrap() {
+        address::Type::Workload(workload) => workload
+            .extensions
+            .iter()
+            .any(|extension| extension.name == "leyline.io/enrolment-pending"),
+        address::Type::Service(_) => false,
+    };
+    let resources = response.resources.iter();
+    resources
+        .filter(|r| is_pending(&r.resource.as_ref().unwrap().value))
+        .map(|r| r.name.as_str())
+        .collect()
+}
+
+const CLIENT: &str = "Kubernetes//Pod/shop/client";
 const ADD: &str = "add Kubernetes//Pod/shop/web as shop/web/web";
 
 #[tokio::test]
@@ -128,10 +145,14 @@ async fn a_label_enrols_and_hbone_follows_the_report() {
 
     fixture.write("ns.yaml", AMBIENT);
     assert_eq!(node.next().await, ADD);
-    assert!(
-        proxy.is_quiet(Duration::from_millis(200)).await,
-        "wanted is not captured"
+    // Wanted is not captured, and nobody may send it plaintext until it is.
+    let response = proxy.next().await;
+    assert_eq!(
+        tunnels(&response),
+        [CLIENT, WEB].map(|uid| (uid.to_owned(), TunnelProtocol::None))
     );
+    assert_eq!(pending(&response), [CLIENT, WEB]);
+    proxy.ack(&response).await;
     node.report(WEB, State::Enrolled, "port taken").await;
     let status = fixture
         .status_until(|s| !s["enrolment"]["failures"].as_object().unwrap().is_empty())
@@ -148,12 +169,17 @@ async fn a_label_enrols_and_hbone_follows_the_report() {
         tunnels(&response),
         [(WEB.to_owned(), TunnelProtocol::Hbone)]
     );
+    assert_eq!(pending(&response), [""; 0]);
     proxy.ack(&response).await;
 
     // The other way round: first everyone knows, then the node releases.
     fixture.write("ns.yaml", PLAIN);
     let response = proxy.next().await;
-    assert_eq!(tunnels(&response), [(WEB.to_owned(), TunnelProtocol::None)]);
+    assert_eq!(
+        tunnels(&response),
+        [CLIENT, WEB].map(|uid| (uid.to_owned(), TunnelProtocol::None))
+    );
+    assert_eq!(pending(&response), [""; 0]);
     assert!(
         node.is_quiet().await,
         "released before the proxy has acknowledged"
@@ -207,10 +233,15 @@ async fn a_label_that_comes_back_in_time_keeps_the_pod() {
         .status_until(|s| s["enrolment"]["wanted"].as_array().unwrap().len() == 2)
         .await;
     proxy.ack(&response).await;
+    let response = proxy.next().await;
     assert_eq!(
-        tunnels(&proxy.next().await),
-        [(WEB.to_owned(), TunnelProtocol::Hbone)]
+        tunnels(&response),
+        [
+            (CLIENT.to_owned(), TunnelProtocol::None),
+            (WEB.to_owned(), TunnelProtocol::Hbone)
+        ]
     );
+    assert_eq!(pending(&response), [CLIENT]);
     assert!(
         timeout(Duration::from_millis(1200), node.commands.message())
             .await
