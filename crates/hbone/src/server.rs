@@ -174,20 +174,11 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
 
     /// Windows for as many streams as there are now. Says whether h2 has something to send for it.
     fn resize(&mut self) -> bool {
-        let Some(sizes) = self.windows.wanted(self.usage.streams()) else {
-            return false;
-        };
-        // The answer to an earlier change is not here yet; with it this task runs again.
-        if self
-            .connection
-            .set_initial_window_size(sizes.stream)
-            .is_err()
-        {
-            return false;
-        }
-        self.connection.set_target_window_size(sizes.tunnel);
-        self.windows.told(sizes);
-        true
+        self.windows.follow(self.usage.streams(), |sizes| {
+            self.connection.set_initial_window_size(sizes.stream)?;
+            self.connection.set_target_window_size(sizes.tunnel);
+            Ok(())
+        })
     }
 
     fn handle(&mut self, event: Event, drain: &Drain) -> Result<(), HboneError> {

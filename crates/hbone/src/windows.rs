@@ -59,8 +59,25 @@ impl Windows {
         }
     }
 
+    /// Tells the peer of new sizes, if so many streams need them. Says whether h2 has something to send for it.
+    pub(crate) fn follow(
+        &mut self,
+        streams: usize,
+        tell: impl FnOnce(Sizes) -> Result<(), h2::Error>,
+    ) -> bool {
+        let Some(sizes) = self.wanted(streams) else {
+            return false;
+        };
+        // An error: the answer to an earlier change is not here yet; with it the tunnel's task runs again.
+        let told = tell(sizes).is_ok();
+        if told {
+            self.told(sizes);
+        }
+        told
+    }
+
     /// New sizes, if so many streams need them; to be confirmed with [`Self::told`].
-    pub(crate) fn wanted(&self, streams: usize) -> Option<Sizes> {
+    fn wanted(&self, streams: usize) -> Option<Sizes> {
         let streams = u32::try_from(streams).ok()?.checked_next_power_of_two()?;
         if streams > self.step {
             return Some(self.sizes(streams));
@@ -71,7 +88,7 @@ impl Windows {
     }
 
     /// The peer is being told.
-    pub(crate) fn told(&mut self, sizes: Sizes) {
+    fn told(&mut self, sizes: Sizes) {
         self.step = sizes.step;
         self.tunnel = sizes.tunnel;
         self.changed = Instant::now();
