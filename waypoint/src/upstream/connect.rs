@@ -1,12 +1,6 @@
 //! A connection to an endpoint: a stream of a tunnel to its pod, or plain TCP to what is not in the mesh.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use leyline_hbone::{ConnectRequest, DialError, HboneIo, PoolKey};
 use leyline_net::{
@@ -19,10 +13,11 @@ use leyline_state::Protocol;
 use leyline_tls::{ClientTls, OriginTls, OriginationError, TlsError};
 use leyline_types::{HboneAuthority, Identity, Str, ports};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::AsyncWriteExt,
     net::TcpStream,
     time::{Duration, timeout},
 };
+use tokio_util::either::Either;
 
 use crate::{
     app::Shared,
@@ -62,20 +57,11 @@ pub(crate) enum ConnectFailure {
     Http(#[source] hyper::Error),
 }
 
-/// Any kind of connection.
-#[derive(Debug)]
-pub(crate) enum UpstreamIo {
-    Raw(RawIo),
-    /// TLS of the user's own over it.
-    Tls(Box<OriginTls<RawIo>>),
-}
+/// Any kind of connection: what carries the bytes, or TLS of the user's own over it.
+pub(crate) type UpstreamIo = Either<RawIo, Box<OriginTls<RawIo>>>;
 
-/// What carries the bytes.
-#[derive(Debug)]
-pub(crate) enum RawIo {
-    Tunnel(Box<HboneIo>),
-    Plain(TcpStream),
-}
+/// What carries the bytes: a stream of a tunnel, or plain TCP.
+type RawIo = Either<Box<HboneIo>, TcpStream>;
 
 /// Connects within the deadline of the cluster.
 pub(crate) async fn connect(
@@ -94,10 +80,10 @@ pub(crate) async fn connect(
                 .map_err(ConnectFailure::Announce)?;
         }
         match &cluster.transport.tls {
-            None => Ok(UpstreamIo::Raw(raw)),
+            None => Ok(UpstreamIo::Left(raw)),
             Some(tls) => {
                 let stream = tls.connect(raw, deadline).await?;
-                Ok(UpstreamIo::Tls(Box::new(stream)))
+                Ok(UpstreamIo::Right(Box::new(stream)))
             }
         }
     };
@@ -143,7 +129,7 @@ async fn plain(
 ) -> Result<RawIo, ConnectFailure> {
     let options = options(deadline);
     let stream = leyline_net::connect(&shared.netns, target, &options).await?;
-    Ok(RawIo::Plain(stream))
+    Ok(RawIo::Right(stream))
 }
 
 async fn tunnel(
@@ -177,7 +163,7 @@ async fn tunnel(
         move || async move { dial(&shared, &key).await }
     };
     let opened = shared.pool.open(&key, request, dial).await?;
-    Ok(RawIo::Tunnel(Box::new(opened.stream.into_io())))
+    Ok(RawIo::Left(Box::new(opened.stream.into_io())))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -211,115 +197,5 @@ fn options(deadline: Duration) -> ConnectOptions<'static> {
         deadline,
         keepalive: Some(Keepalive::default()),
         announce: None,
-    }
-}
-
-impl AsyncRead for UpstreamIo {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(io) => Pin::new(&mut **io).poll_read(cx, buf),
-            Self::Raw(io) => Pin::new(io).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for UpstreamIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tls(io) => Pin::new(&mut **io).poll_write(cx, buf),
-            Self::Raw(io) => Pin::new(io).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tls(io) => Pin::new(&mut **io).poll_write_vectored(cx, bufs),
-            Self::Raw(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(io) => Pin::new(&mut **io).poll_flush(cx),
-            Self::Raw(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tls(io) => Pin::new(&mut **io).poll_shutdown(cx),
-            Self::Raw(io) => Pin::new(io).poll_shutdown(cx),
-        }
-    }
-}
-
-impl AsyncRead for RawIo {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(&mut **io).poll_read(cx, buf),
-            Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for RawIo {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(&mut **io).poll_write(cx, buf),
-            Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(&mut **io).poll_write_vectored(cx, bufs),
-            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(&mut **io).poll_flush(cx),
-            Self::Plain(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tunnel(io) => Pin::new(&mut **io).poll_shutdown(cx),
-            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-        }
     }
 }
