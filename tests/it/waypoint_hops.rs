@@ -232,11 +232,16 @@ async fn label_required(mesh: &Mesh) {
     config.write("shop.yaml", &new).unwrap();
     let known = eventually("the policy is known", SOON, || async {
         let dump = mesh.ztunnel("node-b")?.config_dump().await?;
+        // The policy and the pod that names it come as resources of two types.
         let policies = dump["policies"].to_string();
-        ensure!(
-            policies.contains("leyline-require-waypoint.shop.wp"),
-            "{policies}"
-        );
+        let workloads = dump["workloads"].as_array().into_iter().flatten();
+        let server = workloads
+            .filter(|one| one["name"] == "server-v1")
+            .map(|one| one["authorizationPolicies"].to_string())
+            .collect::<String>();
+        for text in [policies, server] {
+            ensure!(text.contains("leyline-require-waypoint.shop.wp"), "{text}");
+        }
         Ok(())
     });
     known.await.unwrap();
