@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use leyline_tests::{
     cluster::Family,
+    dump::Dump,
     eventually::eventually,
-    mesh::{Enrolment, uid},
+    mesh::{Enrolment, Mesh, uid},
+    ztunnel::Ztunnel,
 };
 use leyline_types::ports;
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::support::{load, mesh};
+use crate::support::{load, mesh, upgrades};
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -28,6 +30,28 @@ spec:
   serviceAccountName: ztunnel
   containers: [{name: app, image: leyline-echo, args: [--http=8080]}]
 ";
+
+async fn serves_the_server(proxy: &Ztunnel) {
+    let server = uid("shop/server-v1");
+    let taken = eventually("the next proxy serves the pod", SOON, || async {
+        let dump = Dump::read(&proxy.config_dump().await?)?;
+        anyhow::ensure!(dump.up.contains(&server), "not yet");
+        Ok(())
+    });
+    taken.await.unwrap();
+}
+
+/// Starts the next proxy of node-b and ends the old one once it serves.
+async fn hand_over(mesh: &mut Mesh) -> Ztunnel {
+    let next = mesh.cluster().pod("istio-system/ztunnel-next").unwrap();
+    let old = mesh.ztunnel("node-b").unwrap();
+    let run = mesh.cluster().run();
+    let mut next = old.start_successor(run, next.namespace()).unwrap();
+    next.ready().await.unwrap();
+    serves_the_server(&next).await;
+    mesh.ztunnel_mut("node-b").unwrap().stop().await.unwrap();
+    next
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_next_proxy_takes_over_under_load() {
@@ -57,24 +81,16 @@ async fn the_next_proxy_takes_over_under_load() {
             ));
         }
     }
-    let namespace = mesh
-        .cluster()
-        .pod("istio-system/ztunnel-next")
-        .unwrap()
-        .namespace();
-    let old = mesh.ztunnel("node-b").unwrap();
-    let mut next = old
-        .start_successor(mesh.cluster().run(), namespace)
-        .unwrap();
-    next.ready().await.unwrap();
-    let server = uid("shop/server-v1");
-    let taken = eventually("the next proxy serves the pod", SOON, || async {
-        let dump = leyline_tests::dump::Dump::read(&next.config_dump().await?)?;
-        anyhow::ensure!(dump.up.contains(&server), "not yet");
-        Ok(())
-    });
-    taken.await.unwrap();
-    mesh.ztunnel_mut("node-b").unwrap().stop().await.unwrap();
+    let mut next = hand_over(&mut mesh).await;
+    for _ in 1..upgrades() {
+        // Back into the node's namespace, and out of it again.
+        mesh.start_ztunnel("node-b").unwrap();
+        mesh.ztunnel_ready("node-b").await.unwrap();
+        serves_the_server(mesh.ztunnel("node-b").unwrap()).await;
+        next.stop().await.unwrap();
+        next = hand_over(&mut mesh).await;
+        assert!(calls.try_join_next().is_none(), "a call has failed");
+    }
 
     // A call that is certainly new.
     let target = mesh
