@@ -65,6 +65,11 @@ impl Snapshot {
         &self.local.network
     }
 
+    /// Whether the control plane has told everything once.
+    pub fn is_synced(&self) -> bool {
+        self.synced
+    }
+
     /// A workload by its key.
     pub fn workload_by_uid(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
         self.workloads.get(uid)

@@ -6,6 +6,7 @@
 mod command;
 mod location;
 mod parting;
+mod pending;
 mod set;
 mod sweep;
 
@@ -32,6 +33,7 @@ use tracing::{Span, debug, info, warn};
 pub(crate) use self::command::{Command, Order, Outcome};
 use self::location::{Found, LOOK, Location};
 use self::parting::{Parting, drained};
+use self::pending::{Pending, until};
 pub(crate) use self::set::{PodSet, Pods, Waiting};
 use crate::{
     config::{CaptureConfig, PodSource},
@@ -67,6 +69,8 @@ pub(crate) struct PodManager {
     /// The process itself, where it is served like a pod.
     own: Option<Arc<Pod>>,
     generation: u64,
+    /// The source of pods has named all of them, and each was tried.
+    complete: bool,
     /// Ready once the first full set was carried out; what fails then is that pod's trouble.
     ready: ReadinessTask,
 }
@@ -76,15 +80,6 @@ struct Managed {
     capture: Option<Arc<PodCapture>>,
     location: Location,
     generation: u64,
-}
-
-/// A pod that could not be enrolled yet.
-struct Pending {
-    name: WorkloadName,
-    netns: Option<NetNs>,
-    pause: Duration,
-    at: Instant,
-    error: String,
 }
 
 impl PodManager {
@@ -111,6 +106,7 @@ impl PodManager {
             named: HashSet::new(),
             own: None,
             generation: 0,
+            complete: false,
             ready,
         }
     }
@@ -132,6 +128,7 @@ impl PodManager {
         let mut draining = std::pin::pin!(drain.started());
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = self.shared.changed.subscribe();
         loop {
             let retry = self.pending.values().map(|pending| pending.at).min();
             tokio::select! {
@@ -148,9 +145,26 @@ impl PodManager {
                     None => break,
                 },
                 () = until(retry) => self.retry().await,
+                // The sender is in `shared`, which is ours.
+                _ = told.changed(), if self.waits_for_workloads() => self.retry().await,
                 _ = look.tick() => self.follow_replaced().await,
             }
+            self.settle();
             self.publish();
+        }
+    }
+
+    fn waits_for_workloads(&self) -> bool {
+        self.pending.values().any(|pending| pending.unknown)
+    }
+
+    /// A proxy that is ready lets the one before it go, so every pod that can be taken over must have been. What the
+    /// control plane does not know once it has told everything is not waited for.
+    fn settle(&self) {
+        if self.complete
+            && (self.shared.store.snapshot().is_synced() || !self.waits_for_workloads())
+        {
+            self.ready.ready();
         }
     }
 
@@ -174,7 +188,10 @@ impl PodManager {
                 self.release(uid).await;
             }
             Command::SnapshotSent => self.end_snapshot().await,
-            Command::SourceLost => self.ready.pending(),
+            Command::SourceLost => {
+                self.complete = false;
+                self.ready.pending();
+            }
             Command::Drained { generation } => self.remove(generation).await,
         }
         Ok(())
@@ -200,7 +217,7 @@ impl PodManager {
         }
         self.named.clear();
         self.sweep().await;
-        self.ready.ready();
+        self.complete = true;
     }
 
     fn managed(&self) -> impl Iterator<Item = &Managed> {
@@ -221,6 +238,8 @@ impl PodManager {
             }
             self.leave(&uid);
         }
+        // Looked at before the attempt: what comes during it is a change to be told of.
+        let unknown = self.shared.workload_now(&name).is_none();
         let error = match self.enroll(&uid, &name, netns.as_ref()).await {
             Ok(()) => {
                 info!(pod = %name, "pod enrolled");
@@ -243,6 +262,7 @@ impl PodManager {
             pause,
             at: Instant::now() + pause,
             error: error.clone(),
+            unknown,
         };
         self.pending.insert(uid, pending);
         Err(error)
@@ -409,7 +429,7 @@ impl PodManager {
         let due: Vec<WorkloadUid> = self
             .pending
             .iter()
-            .filter(|(_, pending)| pending.at <= now)
+            .filter(|(_, pending)| pending.is_due(now, &self.shared))
             .map(|(uid, _)| uid.clone())
             .collect();
         for uid in due {
@@ -465,11 +485,4 @@ impl Managed {
 /// The name of a pod's namespace in the directory of them.
 fn file_name(name: &WorkloadName) -> String {
     format!("{}_{}", name.namespace, name.name)
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at).await,
-        None => std::future::pending().await,
-    }
 }
