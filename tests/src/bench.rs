@@ -4,8 +4,10 @@
 //! the report.
 
 pub mod load;
+mod profile;
 mod report;
 mod scene;
+mod spread;
 mod usage;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
@@ -27,6 +29,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const MEMORY_SETTLE: Duration = Duration::from_secs(2);
 /// How long the machine is watched before anything is measured.
 const LOOK: Duration = Duration::from_secs(1);
+/// Other work that a reader of the table must know of; an idle mesh and a quiet system stay below.
+const MUCH_OTHER_WORK: f64 = 0.15;
 const MICROS: f64 = 1e6;
 const MILLIS: f64 = 1e3;
 /// Memory is told in 2^20 and 2^10 bytes.

@@ -7,7 +7,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::scene::Route;
+use super::{
+    MUCH_OTHER_WORK,
+    scene::Route,
+    spread::{Spread, number},
+};
 
 /// One row.
 struct Metric {
@@ -308,17 +312,6 @@ const METRICS: &[Metric] = &[
     row("rss-end-b", "  server proxy", "MB", None, Lower),
 ];
 
-/// Other work that a reader of the table must know of; an idle mesh and a quiet system stay below.
-const MUCH_OTHER_WORK: f64 = 0.15;
-
-/// Median and range of the rounds.
-#[derive(Clone, Copy)]
-struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
-}
-
 /// Everything measured.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -360,16 +353,7 @@ impl Report {
     }
 
     fn spread(&self, key: &'static str, route: Route) -> Option<Spread> {
-        let mut values = self.samples.get(&(key, route))?.clone();
-        values.sort_by(f64::total_cmp);
-        let (min, max) = (*values.first()?, *values.last()?);
-        let middle = values.len() / 2;
-        let median = if values.len() % 2 == 1 {
-            values[middle]
-        } else {
-            f64::midpoint(values[middle - 1], values[middle])
-        };
-        Some(Spread { median, min, max })
+        Spread::of(self.samples.get(&(key, route))?)
     }
 }
 
@@ -393,29 +377,6 @@ impl Metric {
             Some((low, high)) if low == high => number(low),
             Some((low, high)) => format!("{}-{}", number(low), number(high)),
         }
-    }
-}
-
-/// Three digits are enough for anything that was measured on two shared cores.
-fn number(value: f64) -> String {
-    if value == 0.0 {
-        "0".to_owned()
-    } else if value.abs() < 10.0 {
-        format!("{value:.2}")
-    } else if value.abs() < 100.0 {
-        format!("{value:.1}")
-    } else {
-        format!("{value:.0}")
-    }
-}
-
-impl Display for Spread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.min == self.max {
-            return f.write_str(&number(self.median));
-        }
-        let Self { median, min, max } = *self;
-        write!(f, "{} ({}-{})", number(median), number(min), number(max))
     }
 }
 

@@ -6,21 +6,16 @@ use std::{
     ffi::OsString,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    process::Stdio,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use leyline_types::ports::HBONE;
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
 use serde::de::DeserializeOwned;
-use tokio::process::{Child, Command};
 
 use super::{
     load::{hold::Held, ports},
+    profile::Profile,
     usage,
 };
 use crate::{
@@ -252,8 +247,8 @@ impl Scene {
         let before = self.cpu()?;
         let printed = output(program, measured + SLACK).await?;
         let after = self.cpu()?;
-        if let Some(mut profile) = profile {
-            end_profile(&mut profile).await?;
+        if let Some(profile) = profile {
+            profile.end().await?;
         }
         let result =
             serde_json::from_str(&printed).with_context(|| format!("reading `{printed}`"))?;
@@ -310,8 +305,8 @@ impl Scene {
         }
     }
 
-    /// `perf record` of both proxies; software clock, for virtual machines have no counters.
-    fn profile(&self, directory: &Path, program: &Program) -> Result<Child> {
+    /// Of both proxies.
+    fn profile(&self, directory: &Path, program: &Program) -> Result<Profile> {
         // What tells the measurements apart: all before the duration, without the server's address.
         let name: Vec<String> = program
             .args
@@ -321,33 +316,13 @@ impl Scene {
             .filter(|arg| !arg.starts_with("--") && !arg.contains(['.', ':']))
             .collect();
         let file = directory.join(format!("{}.perf", name.join("-")));
-        let [a, b] = self.pids()?;
-        Command::new("perf")
-            .args(["record", "--quiet", "-e", "cpu-clock", "-F", "1999", "-g"])
-            .args(["-p", &format!("{a},{b}"), "-o"])
-            .arg(file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .context("starting perf (Debian package linux-perf)")
+        Profile::start(&file, &self.pids()?)
     }
 
     /// Ends everything in order.
     pub(super) async fn stop(self) -> Result<()> {
         self.mesh.stop().await
     }
-}
-
-async fn end_profile(profile: &mut Child) -> Result<()> {
-    if let Some(pid) = profile.id() {
-        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGINT)?;
-    }
-    tokio::time::timeout(STOP_DEADLINE, profile.wait())
-        .await
-        .context("perf does not end")??;
-    Ok(())
 }
 
 /// The service account of every pod here has the pod's name.
