@@ -9,6 +9,7 @@ mod report;
 mod scene;
 mod spread;
 mod usage;
+pub mod waypoint;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 

@@ -70,6 +70,20 @@ impl Client {
         Ok(Connection { stream, deadline })
     }
 
+    /// Connects for several requests of HTTP/1.1, each of which has the deadline of the connect.
+    pub async fn keep(&self, target: SocketAddr, deadline: Duration) -> Result<Kept> {
+        let Connection { stream, .. } = self.connect(target, deadline).await?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        Ok(Kept {
+            sender,
+            host: target.to_string(),
+            deadline,
+            _driver: driver,
+        })
+    }
+
     /// `GET path`.
     pub async fn get(&self, target: SocketAddr, path: &str, deadline: Duration) -> Result<Reply> {
         self.request("GET", target, path, Bytes::new(), deadline)
@@ -119,6 +133,35 @@ async fn exchange(stream: TcpStream, request: Request<Full<Bytes>>) -> Result<Re
         status: head.status,
         body: body.collect().await?.to_bytes(),
     })
+}
+
+/// An HTTP connection that stays open between requests.
+#[derive(Debug)]
+pub struct Kept {
+    sender: http1::SendRequest<Full<Bytes>>,
+    host: String,
+    deadline: Duration,
+    /// Ends with it.
+    _driver: JoinSet<hyper::Result<()>>,
+}
+
+impl Kept {
+    /// `GET path`: status and headers.
+    pub async fn get(&mut self, path: &str) -> Result<http::response::Parts> {
+        let request = Request::builder()
+            .uri(path)
+            .header(header::HOST, &self.host)
+            .body(Full::default())?;
+        let answered = async {
+            self.sender.ready().await?;
+            let (head, body) = self.sender.send_request(request).await?.into_parts();
+            body.collect().await?;
+            anyhow::Ok(head)
+        };
+        timeout(self.deadline, answered)
+            .await
+            .with_context(|| format!("no answer from {} in time", self.host))?
+    }
 }
 
 /// An open connection; each operation has the deadline of the connect.

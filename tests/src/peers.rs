@@ -188,7 +188,9 @@ impl Peers {
             ("AUTHORITY", server.upstream.to_string()),
             ("EXPECTED", server.expected.to_owned()),
         ];
-        self.envoy_with(run, server.namespace, envoy, "envoy.yaml", &values)
+        let mut program = self.envoy_with(run, server.namespace, envoy, "envoy.yaml", &values)?;
+        program.args.extend(["--concurrency".into(), "1".into()]);
+        Ok(program)
     }
 
     /// Starts Envoy with a configuration of `tests/peers`, in which what stands in double braces is filled in.
@@ -199,8 +201,24 @@ impl Peers {
         template: &str,
         values: &[(&str, String)],
     ) -> Result<Process> {
+        self.start_envoy_on(1, run, namespace, template, values)
+            .await
+    }
+
+    /// The same with so many worker threads.
+    pub async fn start_envoy_on(
+        &self,
+        threads: usize,
+        run: &Run,
+        namespace: &NetNs,
+        template: &str,
+        values: &[(&str, String)],
+    ) -> Result<Process> {
         let envoy = self.envoy.as_deref().context("Envoy is not installed")?;
-        let program = self.envoy_with(run, namespace, envoy, template, values)?;
+        let mut program = self.envoy_with(run, namespace, envoy, template, values)?;
+        program
+            .args
+            .extend(["--concurrency".into(), threads.to_string().into()]);
         let mut process = Process::start(run, &program)?;
         let ready = "starting main dispatch loop";
         process.wait_for_line(ready, ENVOY_DEADLINE).await?;
@@ -246,16 +264,9 @@ impl Peers {
         });
         let path = run.secrets_dir().join(template);
         fs::write(&path, config)?;
-        let args = ["-c".into(), path.into_os_string()].into_iter().chain(
-            [
-                "--concurrency",
-                "1",
-                "--disable-hot-restart",
-                "--log-level",
-                "info",
-            ]
-            .map(OsString::from),
-        );
+        let args = ["-c".into(), path.into_os_string()]
+            .into_iter()
+            .chain(["--disable-hot-restart", "--log-level", "info"].map(OsString::from));
         Ok(self.program("envoy", namespace, envoy.to_owned(), args.collect()))
     }
 

@@ -1,33 +1,57 @@
-//! `cargo xtask bench`: measures the mesh beside plain veth on this machine and prints the figures with Istio's.
+//! `cargo xtask bench`: measures the mesh beside plain veth on this machine and prints the figures with Istio's; with
+//! `--waypoint`, the waypoint beside Envoy in its place.
 
-use std::{fs, path::Path, path::PathBuf, process::ExitCode, time::Duration};
+use std::{fs, path::Path, path::PathBuf, process::ExitCode, str::FromStr, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 use clap::Args;
 use leyline_tests::{
-    bench::{self, Phase, Report},
+    bench::{self, Phase, waypoint},
     preflight,
     run::{self, Run},
 };
 use tokio::runtime::Builder;
 
-use crate::demo::{build, console::Console, interrupted};
+use crate::{
+    demo::{build, console::Console, interrupted},
+    test::{Tool, ensure_tools},
+};
 
 /// The id of a bench's run, hence the names under /run and /run/netns.
 const ID: &str = "bench";
 /// A server or client that is measured for less gives figures of its start.
 const SHORTEST: f64 = 0.5;
 
+/// What the comparison of waypoints needs besides Envoy: a client and a server that share no code with them.
+const WAYPOINT_TOOLS: [Tool; 3] = [
+    Tool {
+        probe: &["h2load", "--version"],
+        package: "nghttp2-client",
+    },
+    Tool {
+        probe: &["/usr/sbin/nginx", "-v"],
+        package: "nginx-light",
+    },
+    Tool {
+        probe: &["ss", "-V"],
+        package: "iproute2",
+    },
+];
+
 /// Options of the command.
 #[derive(Args)]
 pub(crate) struct BenchArgs {
-    /// Only these, separated by commas: memory, bulk, latency, closed, connections, tunnels, local.
+    /// Measure our waypoint and Envoy, which do the same in turn, instead of the node proxies.
+    #[arg(long)]
+    waypoint: bool,
+    /// Only these, separated by commas: memory, bulk, latency, closed, connections, tunnels, local; of waypoints: closed,
+    /// latency, bodies, scale.
     #[arg(long, value_delimiter = ',')]
-    only: Vec<Phase>,
+    only: Vec<String>,
     /// Length of each measurement.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// How often each is made, direct and mesh by turns.
+    /// How often each is made, by turns.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Write every figure of every round to this file.
@@ -49,9 +73,9 @@ pub(crate) fn run(root: &Path, args: BenchArgs) -> Result<ExitCode> {
         // Dropping the bench at Ctrl-C removes what it has made: the run is a guard.
         tokio::select! {
             measured = measure(root, &args, &console) => {
-                let report = measured?;
-                console.line(format!("\n{report}"));
-                save(&args, &report)?;
+                let (table, figures) = measured?;
+                console.line(format!("\n{table}"));
+                save(&args, &figures)?;
                 Ok(ExitCode::SUCCESS)
             }
             interrupted = interrupted() => {
@@ -63,7 +87,8 @@ pub(crate) fn run(root: &Path, args: BenchArgs) -> Result<ExitCode> {
     })
 }
 
-async fn measure(root: &Path, args: &BenchArgs, console: &Console) -> Result<Report> {
+/// The table, and the figures for other programs.
+async fn measure(root: &Path, args: &BenchArgs, console: &Console) -> Result<(String, String)> {
     ensure!(
         args.seconds >= SHORTEST && args.rounds > 0,
         "at least {SHORTEST} seconds and one round"
@@ -82,25 +107,52 @@ async fn measure(root: &Path, args: &BenchArgs, console: &Console) -> Result<Rep
             root.join("target/release")
         }
     };
+    if args.waypoint {
+        ensure_tools(&WAYPOINT_TOOLS)?;
+        let report = waypoints(root, binaries, args, console).await?;
+        return Ok((report.to_string(), format!("{:#}\n", report.json())));
+    }
     let options = bench::Options {
         run: Run::claim(ID)?,
         binaries,
-        phases: if args.only.is_empty() {
-            Phase::ALL.to_vec()
-        } else {
-            args.only.clone()
-        },
+        phases: phases(&Phase::ALL, args)?,
         duration: Duration::from_secs_f64(args.seconds),
         rounds: args.rounds,
         profiles: args.profiles.clone(),
     };
-    Box::pin(bench::run(options, |step| console.step(step))).await
+    let report = Box::pin(bench::run(options, |step| console.step(step))).await?;
+    Ok((report.to_string(), format!("{:#}\n", report.json())))
 }
 
-fn save(args: &BenchArgs, report: &Report) -> Result<()> {
+async fn waypoints(
+    root: &Path,
+    binaries: PathBuf,
+    args: &BenchArgs,
+    console: &Console,
+) -> Result<waypoint::Report> {
+    let options = waypoint::Options {
+        run: Run::claim(ID)?,
+        binaries,
+        peers: root.join("target/peers-venv"),
+        phases: phases(&waypoint::Phase::ALL, args)?,
+        duration: Duration::from_secs_f64(args.seconds),
+        rounds: args.rounds,
+        profiles: args.profiles.clone(),
+    };
+    Box::pin(waypoint::run(options, |step| console.step(step))).await
+}
+
+/// Those that are asked for; all when none is.
+fn phases<P: Clone + FromStr<Err = Error>>(all: &[P], args: &BenchArgs) -> Result<Vec<P>> {
+    if args.only.is_empty() {
+        return Ok(all.to_vec());
+    }
+    args.only.iter().map(|name| name.parse()).collect()
+}
+
+fn save(args: &BenchArgs, figures: &str) -> Result<()> {
     let Some(path) = &args.json else {
         return Ok(());
     };
-    let text = format!("{:#}\n", report.json());
-    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    fs::write(path, figures).with_context(|| format!("writing {}", path.display()))
 }

@@ -58,10 +58,10 @@ const FUZZ_CASES: &str = "2000";
 const SMOKE_CASES: &str = "512";
 
 /// A program that is there, or comes with a Debian package.
-struct Tool {
+pub(crate) struct Tool {
     /// Succeeds where the program is there.
-    probe: &'static [&'static str],
-    package: &'static str,
+    pub(crate) probe: &'static [&'static str],
+    pub(crate) package: &'static str,
 }
 
 /// Tests and steps that ended.
@@ -238,7 +238,7 @@ fn end_to_end_tests(root: &Path) -> Result<Tally> {
 }
 
 /// Installs the Debian packages of tools that are missing, and says so.
-fn ensure_tools(tools: &[Tool]) -> Result<()> {
+pub(crate) fn ensure_tools(tools: &[Tool]) -> Result<()> {
     let missing: Vec<&str> = tools
         .iter()
         .filter(|tool| !tool.is_there())

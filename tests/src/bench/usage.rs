@@ -15,12 +15,27 @@ pub(super) fn cpu_seconds(pid: u32) -> Result<f64> {
 
 /// Resident memory of a process, in MB (2^20 bytes).
 pub(super) fn resident_mb(pid: u32) -> Result<f64> {
+    memory_mb(pid, "VmRSS:")
+}
+
+/// The most that it was since [`forget_peak`].
+pub(super) fn peak_mb(pid: u32) -> Result<f64> {
+    memory_mb(pid, "VmHWM:")
+}
+
+/// The peak is what it is now (proc(5), clear_refs).
+pub(super) fn forget_peak(pid: u32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    fs::write(&path, "5").with_context(|| format!("writing {path}"))
+}
+
+fn memory_mb(pid: u32, field: &str) -> Result<f64> {
     let text = read(pid, "status")?;
     let kib = text
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(field))
         .and_then(|value| value.trim().strip_suffix("kB"))
-        .with_context(|| format!("no VmRSS of process {pid}"))?;
+        .with_context(|| format!("no {field} of process {pid}"))?;
     Ok(kib.trim().parse::<f64>()? / 1024.0)
 }
 

@@ -36,6 +36,8 @@ pub enum Protocol {
     Raw,
     /// HTTP/1.1 with keep-alive, 1 KiB bodies.
     Http,
+    /// The same through proxies, which write heads of their own.
+    Proxied,
 }
 
 impl Protocol {
@@ -43,31 +45,31 @@ impl Protocol {
     pub fn port(self) -> u16 {
         match self {
             Self::Raw => ports::REQUESTS,
-            Self::Http => ports::HTTP,
+            Self::Http | Self::Proxied => ports::HTTP,
         }
     }
 
     fn request(self) -> &'static [u8] {
         match self {
             Self::Raw => &RAW_REQUEST,
-            Self::Http => HTTP_REQUEST,
+            Self::Http | Self::Proxied => HTTP_REQUEST,
         }
     }
 
     fn reply(self) -> &'static [u8] {
         match self {
             Self::Raw => &RAW_REPLY,
-            Self::Http => &HTTP_REPLY,
+            Self::Http | Self::Proxied => &HTTP_REPLY,
         }
     }
 
     /// One request and its reply.
     pub(super) fn ask(self, stream: &mut TcpStream) -> io::Result<()> {
         stream.write_all(self.request())?;
-        let mut buffer = [0; BUFFER];
-        let mut left = self.reply().len();
-        while left > 0 {
-            left = received(left, stream.read(&mut buffer)?)?;
+        let mut reply = Reply::of(self);
+        while !reply.is_whole()? {
+            let read = stream.read(&mut reply.buffer[reply.kept..])?;
+            reply.received(read)?;
         }
         Ok(())
     }
@@ -75,10 +77,10 @@ impl Protocol {
     /// One request and its reply, in an event loop.
     pub(super) async fn ask_in_loop(self, stream: &mut net::TcpStream) -> io::Result<()> {
         stream.write_all(self.request()).await?;
-        let mut buffer = [0; BUFFER];
-        let mut left = self.reply().len();
-        while left > 0 {
-            left = received(left, stream.read(&mut buffer).await?)?;
+        let mut reply = Reply::of(self);
+        while !reply.is_whole()? {
+            let read = stream.read(&mut reply.buffer[reply.kept..]).await?;
+            reply.received(read)?;
         }
         Ok(())
     }
@@ -100,11 +102,97 @@ impl Protocol {
     }
 }
 
-fn received(left: usize, read: usize) -> io::Result<usize> {
-    match read {
-        0 => Err(ErrorKind::UnexpectedEof.into()),
-        read => left
-            .checked_sub(read)
-            .ok_or_else(|| io::Error::new(ErrorKind::InvalidData, "more than one reply")),
+/// A reply that is being read.
+struct Reply {
+    buffer: [u8; BUFFER],
+    /// Bytes of the head that are there, until its end is.
+    kept: usize,
+    /// Bytes that are to come, once that is known.
+    left: Option<usize>,
+}
+
+impl Reply {
+    fn of(protocol: Protocol) -> Self {
+        Self {
+            buffer: [0; BUFFER],
+            kept: 0,
+            left: match protocol {
+                Protocol::Raw | Protocol::Http => Some(protocol.reply().len()),
+                Protocol::Proxied => None,
+            },
+        }
+    }
+
+    fn is_whole(&self) -> io::Result<bool> {
+        match self.left {
+            Some(left) => Ok(left == 0),
+            None if self.kept == self.buffer.len() => Err(invalid("a head without an end")),
+            None => Ok(false),
+        }
+    }
+
+    fn received(&mut self, read: usize) -> io::Result<()> {
+        if read == 0 {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        match self.left {
+            Some(left) => self.left = Some(less(left, read)?),
+            None => {
+                self.kept += read;
+                let received = &self.buffer[..self.kept];
+                if let Some(whole) = whole_length(received)? {
+                    self.left = Some(less(whole, self.kept)?);
+                    self.kept = 0;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn less(left: usize, read: usize) -> io::Result<usize> {
+    left.checked_sub(read)
+        .ok_or_else(|| invalid("more than one reply"))
+}
+
+fn invalid(what: &str) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what)
+}
+
+/// Length of a reply with its head, once the head is there. Anything but 200 with a known length is no reply to count.
+fn whole_length(received: &[u8]) -> io::Result<Option<usize>> {
+    let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") else {
+        return Ok(None);
+    };
+    let head = String::from_utf8_lossy(&received[..end]);
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap_or_default();
+    if !status.starts_with("HTTP/1.1 200") {
+        return Err(invalid(status));
+    }
+    let length = lines.find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length")
+            .then(|| value.trim().parse::<usize>().ok())?
+    });
+    let length = length.ok_or_else(|| invalid("a reply without a length"))?;
+    Ok(Some(end + 4 + length))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_through_a_proxy_is_as_long_as_it_says() {
+        let reply = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nx-a: b\r\n\r\nabc";
+        assert_eq!(whole_length(reply).unwrap(), Some(reply.len()));
+        assert_eq!(whole_length(&reply[..30]).unwrap(), None);
+        for bad in [
+            &b"HTTP/1.1 503 no\r\ncontent-length: 0\r\n\r\n"[..],
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+        ] {
+            assert!(whole_length(bad).is_err());
+        }
     }
 }

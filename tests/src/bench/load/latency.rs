@@ -38,6 +38,9 @@ pub struct LatencyArgs {
     /// How requests look.
     #[arg(long, value_enum, default_value = "raw")]
     pub protocol: Protocol,
+    /// The server's port, where it is not that of the protocol.
+    #[arg(long)]
+    pub port: Option<u16>,
 }
 
 /// When one connection sends.
@@ -52,7 +55,10 @@ struct Schedule {
 pub fn run(args: &LatencyArgs) -> Result<Repeated> {
     // Threads inherit it. The default of 50 us would be part of every latency.
     nix::sys::prctl::set_timerslack(1)?;
-    let target = SocketAddr::new(args.server, args.protocol.port());
+    let target = SocketAddr::new(
+        args.server,
+        args.port.unwrap_or_else(|| args.protocol.port()),
+    );
     let mut streams = Vec::new();
     for _ in 0..args.connections {
         let mut stream = connect(target)?;
