@@ -8,6 +8,7 @@ mod envoy_filters;
 mod findings;
 mod from_gateway_api;
 mod from_virtual_service;
+mod index;
 mod limits;
 mod listeners;
 mod names;

@@ -7,7 +7,7 @@ use leyline_types::NamespacedName;
 use super::{
     from_gateway_api::{self as api, Backends, Ranked, Reference},
     from_virtual_service as vs,
-    names::{fit, full_host, is_exported, service_host},
+    names::{full_host, is_exported, service_host},
     rule::{HttpRule, Target},
     view::{ServiceView, View},
 };
@@ -184,9 +184,9 @@ fn virtual_services<'a>(
     gateway: &NamespacedName,
     service: &ServiceView<'_>,
 ) -> Vec<(&'a NamespacedName, &'a VirtualService)> {
-    let domain = &view.mesh.cluster_domain;
-    let all = view.objects.virtual_services.iter();
+    let all = view.index.virtual_services.about(service.host);
     let mut found: Vec<_> = all
+        .map(|(_fit, known)| known)
         .filter(|(name, _)| {
             name.namespace == gateway.namespace || name.namespace.as_str() == service.namespace
         })
@@ -200,16 +200,6 @@ fn virtual_services<'a>(
         .filter(|(_, one)| {
             one.spec.gateways.is_empty() || one.spec.gateways.iter().any(|gateway| gateway == MESH)
         })
-        .filter(|(name, one)| {
-            one.spec.hosts.iter().any(|host| {
-                fit(
-                    &full_host(host, name.namespace.as_str(), domain),
-                    service.host,
-                )
-                .is_some()
-            })
-        })
-        .map(|(name, one)| (name, one.as_ref()))
         .collect();
     found.sort_by_key(|(name, one)| {
         let created = one
@@ -220,17 +210,18 @@ fn virtual_services<'a>(
         // Written by hand there is no time; those count as the youngest.
         (created.is_none(), created, *name)
     });
+    // One may name the host more than once.
+    found.dedup_by_key(|(name, _)| *name);
     found
 }
 
 fn gateway_rules(view: &View<'_>, service: &ServiceView<'_>, port: u16) -> Vec<HttpRule> {
-    let objects = view.objects;
     let mut ranked: Vec<(Ranked, String)> = Vec::new();
     let mut add = |name: &NamespacedName, rules: Vec<Ranked>| {
         let place = name.to_string();
         ranked.extend(rules.into_iter().map(|rule| (rule, place.clone())));
     };
-    for (name, route) in &objects.http_routes {
+    for (name, route) in view.index.http_routes.of(service.namespace, service.name) {
         if is_attached(&route.spec.parent_refs, name, service, port) {
             let backends = finder(view, name, "HTTPRoute");
             add(
@@ -239,7 +230,7 @@ fn gateway_rules(view: &View<'_>, service: &ServiceView<'_>, port: u16) -> Vec<H
             );
         }
     }
-    for (name, route) in &objects.grpc_routes {
+    for (name, route) in view.index.grpc_routes.of(service.namespace, service.name) {
         if is_attached(&route.spec.parent_refs, name, service, port) {
             let backends = finder(view, name, "GRPCRoute");
             add(
@@ -266,10 +257,7 @@ fn is_attached(
     parents.iter().any(|parent| {
         let group = parent.group.as_deref().unwrap_or(GATEWAY_GROUP);
         let kind = parent.kind.as_deref().unwrap_or("Gateway");
-        let namespace = parent
-            .namespace
-            .as_deref()
-            .unwrap_or(route.namespace.as_str());
+        let namespace = namespace_of(parent, route);
         let of_service = matches!(
             (group, kind),
             ("" | "core", "Service") | ("networking.istio.io", "ServiceEntry")
@@ -280,6 +268,12 @@ fn is_attached(
             && parent.name == service.name
             && parent.port.is_none_or(|wanted| wanted == i64::from(port))
     })
+}
+
+/// The namespace in which a route's parent is.
+pub(super) fn namespace_of<'a>(parent: &'a ParentRef, route: &'a NamespacedName) -> &'a str {
+    let namespace = parent.namespace.as_deref();
+    namespace.unwrap_or_else(|| route.namespace.as_str())
 }
 
 struct Finder<'a> {

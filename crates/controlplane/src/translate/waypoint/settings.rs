@@ -19,7 +19,7 @@ use leyline_types::NamespacedName;
 
 use super::{
     clusters::{self, Policy, TcpOptions, Traffic, Which, locality::Standpoint},
-    names::{fit, full_host, is_exported},
+    names::is_exported,
     pb,
     policies::Named,
     routes::{Clusters, UNKNOWN_CLUSTER},
@@ -109,18 +109,16 @@ impl<'a> Settings<'a> {
         let service = self.view.services.get(host)?;
         let root = self.view.mesh.root_namespace.as_str();
         let places = [self.gateway.namespace.as_str(), service.namespace, root];
-        let rules = self.view.objects.destination_rules.iter();
-        let fitting = rules.filter_map(|(name, rule)| {
+        let rules = self.view.index.destination_rules.about(host);
+        let fitting = rules.filter_map(|(fit, (name, rule))| {
             let namespace = name.namespace.as_str();
             let place = places.iter().position(|place| *place == namespace)?;
-            let pattern = full_host(&rule.spec.host, namespace, &self.view.mesh.cluster_domain);
-            let fit = fit(&pattern, host)?;
             let seen = is_exported(
                 &rule.spec.export_to,
                 namespace,
                 self.gateway.namespace.as_str(),
             );
-            seen.then_some((fit, std::cmp::Reverse(place), rule.as_ref()))
+            seen.then_some((fit, std::cmp::Reverse(place), rule))
         });
         fitting
             .max_by_key(|(fit, place, _)| (*fit, *place))

@@ -10,7 +10,7 @@ use leyline_proto::istio::workload::{
 };
 use leyline_types::NamespacedName;
 
-use super::{Inputs, clusters::locality};
+use super::{Inputs, clusters::locality, index::Index};
 use crate::{
     objects::{Objects, mesh_config::MeshConfig},
     translate::{
@@ -45,6 +45,8 @@ pub(super) struct View<'a> {
     pub(super) keys: &'a KeySets,
     /// By host name.
     pub(super) services: BTreeMap<&'a str, ServiceView<'a>>,
+    /// By what they are about.
+    pub(super) index: Index<'a>,
 }
 
 /// A service.
@@ -134,6 +136,7 @@ impl<'a> View<'a> {
             config,
             keys: inputs.keys,
             services: services.collect(),
+            index: Index::new(inputs.objects, &inputs.mesh.cluster_domain),
         }
     }
 }
