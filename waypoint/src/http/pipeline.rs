@@ -206,7 +206,7 @@ impl Exchange {
             random: rand::rng().random(),
             metadata: Map::new(),
         };
-        Ok((exchange, Body::new(body)))
+        Ok((exchange, Body::incoming(body)))
     }
 
     /// What routes and policies look at.
