@@ -29,7 +29,9 @@ use tracing::{Span, info, warn};
 use crate::{
     admin::{self, Admin},
     config::store::ConfigStore,
-    discovery, dns, listener,
+    discovery, dns,
+    http::replay::Budget,
+    listener,
     settings::Settings,
     stats::Stats,
 };
@@ -63,6 +65,8 @@ pub(crate) struct Shared {
     /// Where access logs go.
     pub(crate) log: log::LogHandle,
     pub(crate) stats: Stats,
+    /// Bodies that are kept for retries.
+    pub(crate) kept: Arc<Budget>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -206,6 +210,7 @@ fn start_state(
         drain: drain.clone(),
         log,
         stats: Stats::default(),
+        kept: Arc::default(),
         settings,
     }))
 }

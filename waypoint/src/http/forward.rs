@@ -92,7 +92,9 @@ pub(crate) async fn forward(
     }
     let timeout = grpc_timeout::of(action, &exchange.head.headers);
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let body = Replay::new(log.count_request(body), REPLAY_BYTES);
+    let keeps = action.retry.as_ref().map_or(0, |_policy| REPLAY_BYTES);
+    let budget = &forwarding.conn.shared.kept;
+    let body = Replay::new(log.count_request(body), keeps, budget);
     mirror::copy(forwarding, &exchange, || body.is_empty().then(Body::empty));
     let affinity = if cluster.balancing.policy.is_by_hash() {
         Affinity::of(&action.hash, &exchange, forwarding.conn.client.addr.ip())

@@ -2,21 +2,34 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http::HeaderMap;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use metrics::counter;
 use parking_lot::Mutex;
 
 use super::body::{Body, BodyError};
 
+/// Bytes that all requests of a waypoint together may keep: hundreds of uploads at once must not cost hundreds of
+/// megabytes.
+const MOST_KEPT: usize = 64 << 20;
+
+/// What is kept by all requests.
+#[derive(Debug, Default)]
+pub(crate) struct Budget(AtomicUsize);
+
 /// The body, shared by the attempts. At most one of them is read at a time.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Replay {
-    source: Arc<Mutex<Source>>,
+    /// `None` where there is nothing to send.
+    source: Option<Arc<Mutex<Source>>>,
 }
 
 #[derive(Debug)]
@@ -26,8 +39,11 @@ struct Source {
     kept: Vec<Bytes>,
     bytes: usize,
     most: usize,
+    budget: Arc<Budget>,
     trailers: Option<HeaderMap>,
     state: State,
+    /// Whether no other attempt will follow.
+    is_last: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,38 +65,79 @@ pub(crate) struct Attempt {
     ended: bool,
 }
 
+impl Budget {
+    /// Whether there was room.
+    fn take(&self, bytes: usize) -> bool {
+        let taken = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |kept| {
+                kept.checked_add(bytes).filter(|kept| *kept <= MOST_KEPT)
+            });
+        taken.is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
 impl Replay {
-    /// Keeps at most `most` bytes.
-    pub(crate) fn new(body: Body, most: usize) -> Self {
+    /// Keeps at most `most` bytes, of the budget.
+    pub(crate) fn new(body: Body, most: usize, budget: &Arc<Budget>) -> Self {
+        if body.is_end_stream() {
+            return Self { source: None };
+        }
+        let source = Source {
+            body,
+            kept: Vec::new(),
+            bytes: 0,
+            most,
+            budget: budget.clone(),
+            trailers: None,
+            state: State::Whole,
+            is_last: false,
+        };
         Self {
-            source: Arc::new(Mutex::new(Source {
-                body,
-                kept: Vec::new(),
-                bytes: 0,
-                most,
-                trailers: None,
-                state: State::Whole,
-            })),
+            source: Some(Arc::new(Mutex::new(source))),
         }
     }
 
     /// Whether there is nothing to send.
     pub(crate) fn is_empty(&self) -> bool {
-        self.source.lock().body.is_end_stream()
+        self.source.is_none()
     }
 
     /// Whether another attempt could send all of the body.
     pub(crate) fn can_begin_again(&self) -> bool {
-        self.source.lock().state == State::Whole
+        let source = self.source.as_ref();
+        source.is_none_or(|source| source.lock().state == State::Whole)
     }
 
     /// The body from its beginning.
     pub(crate) fn attempt(&self) -> Body {
+        let Some(source) = &self.source else {
+            return Body::empty();
+        };
         Body::new(Attempt {
-            source: self.source.clone(),
+            source: source.clone(),
             given: 0,
             ended: false,
         })
+    }
+}
+
+impl Drop for Replay {
+    /// The attempt under way goes on without it, and is the last: a stream may go on for hours after its response began.
+    fn drop(&mut self) {
+        if let Some(source) = &self.source {
+            source.lock().is_last = true;
+        }
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 
@@ -103,13 +160,36 @@ impl Source {
     }
 
     fn keep(&mut self, data: Bytes) {
-        self.bytes += data.len();
-        if self.bytes > self.most {
-            self.kept.clear();
-            self.state = State::Gone;
-        } else if self.state == State::Whole {
-            self.kept.push(data);
+        if self.state != State::Whole {
+            return;
         }
+        let reason = if self.is_last {
+            self.give_up();
+            return;
+        } else if self.bytes + data.len() > self.most {
+            "size"
+        } else if !self.budget.take(data.len()) {
+            "budget"
+        } else {
+            self.bytes += data.len();
+            self.kept.push(data);
+            return;
+        };
+        if self.most > 0 {
+            counter!("leyline_waypoint_bodies_not_kept_total", "reason" => reason).increment(1);
+        }
+        self.give_up();
+    }
+
+    /// The body can be sent once only.
+    fn give_up(&mut self) {
+        self.forget();
+        self.state = State::Gone;
+    }
+
+    fn forget(&mut self) {
+        self.kept = Vec::new();
+        self.budget.give_back(std::mem::take(&mut self.bytes));
     }
 }
 
@@ -167,7 +247,7 @@ impl HttpBody for Attempt {
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
+    use http_body_util::{BodyExt, StreamBody};
 
     use super::*;
 
@@ -175,9 +255,18 @@ mod tests {
         body.collect().await.unwrap().to_bytes().to_vec()
     }
 
+    fn replay(body: Body, most: usize) -> (Replay, Arc<Budget>) {
+        let budget = Arc::default();
+        (Replay::new(body, most, &budget), budget)
+    }
+
+    fn kept(budget: &Budget) -> usize {
+        budget.0.load(Ordering::Relaxed)
+    }
+
     #[tokio::test]
     async fn a_small_body_is_sent_as_often_as_needed() {
-        let replay = Replay::new(Body::full("hello"), 10);
+        let (replay, budget) = replay(Body::full("hello"), 10);
         let mut first = replay.attempt();
         assert!(first.frame().await.unwrap().unwrap().is_data());
         drop(first);
@@ -185,19 +274,48 @@ mod tests {
         assert_eq!(replay.attempt().size_hint().exact(), Some(5));
         assert_eq!(read(replay.attempt()).await, b"hello");
         assert_eq!(read(replay.attempt()).await, b"hello");
+        assert_eq!(kept(&budget), 5);
+        drop(replay);
+        assert_eq!(kept(&budget), 0);
     }
 
     #[tokio::test]
     async fn a_large_body_is_sent_once() {
-        let replay = Replay::new(Body::full("hello"), 4);
+        let (replay, budget) = replay(Body::full("hello"), 4);
         assert!(replay.can_begin_again());
         assert_eq!(read(replay.attempt()).await, b"hello");
         assert!(!replay.can_begin_again());
+        assert_eq!(kept(&budget), 0);
+    }
+
+    #[tokio::test]
+    async fn a_body_beyond_what_all_may_keep_is_sent_once() {
+        let (replay, budget) = replay(Body::full("hello"), 10);
+        assert!(budget.take(MOST_KEPT - 4));
+        assert_eq!(read(replay.attempt()).await, b"hello");
+        assert!(!replay.can_begin_again());
+        budget.give_back(MOST_KEPT - 4);
+        assert_eq!(kept(&budget), 0);
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_the_decision_is_not_kept() {
+        let frames = ["one", "two"].map(|word| Ok::<_, BodyError>(Frame::data(word.into())));
+        let body = StreamBody::new(futures::stream::iter(frames));
+        let (replay, budget) = replay(Body::new(body), 10);
+        let mut attempt = replay.attempt();
+        let frame = attempt.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "one");
+        assert_eq!(kept(&budget), 3);
+        drop(replay);
+        assert_eq!(read(attempt).await, b"two");
+        assert_eq!(kept(&budget), 0);
     }
 
     #[tokio::test]
     async fn no_body_ends_at_once() {
-        let replay = Replay::new(Body::empty(), 4);
+        let (replay, _budget) = replay(Body::empty(), 4);
+        assert!(replay.is_empty() && replay.can_begin_again());
         assert!(replay.attempt().is_end_stream());
     }
 }
