@@ -5,6 +5,7 @@ mod authorization;
 mod conditions;
 mod endpoints;
 mod enrolment;
+mod inventory;
 pub(crate) mod keys;
 mod locality;
 mod mesh_config;
@@ -148,6 +149,7 @@ pub fn translate(
 ) -> Translation {
     let mut advice = Vec::new();
     let networks = networks::Networks::new(objects, mesh, &mut advice);
+    inventory::advise(objects, mesh, &mut advice);
     let waypoints = waypoints::Waypoints::new(objects, mesh, &networks);
     let services = services::services(objects, mesh, &networks, &waypoints, &mut advice);
     let hosts = service_entries::services(objects, &networks, &waypoints, &services, &mut advice);

@@ -82,6 +82,10 @@ fn convert(
         });
     };
     let spec = &policy.spec;
+    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
+        // For waypoints, which are told of it in their own configuration.
+        return None;
+    }
     let (effect, action) = match enforced_action(spec) {
         Ok(action) => action,
         Err((field, reason)) => {
@@ -122,15 +126,6 @@ fn convert(
 fn enforced_action(
     spec: &AuthorizationPolicySpec,
 ) -> Result<(Effect, Action), (&'static str, String)> {
-    if spec.target_ref.is_some() || !spec.target_refs.is_empty() {
-        let field = if spec.target_ref.is_some() {
-            "spec.targetRef"
-        } else {
-            "spec.targetRefs"
-        };
-        let reason = "policies for waypoints are not supported yet, this one is not enforced";
-        return Err((field, reason.to_owned()));
-    }
     match spec.action.as_deref() {
         None | Some("ALLOW") => Ok((Effect::Allow, Action::Allow)),
         Some("DENY") => Ok((Effect::Deny, Action::Deny)),

@@ -1,4 +1,5 @@
 mod findings;
+mod inventory;
 mod routing;
 mod service_entries;
 mod waypoint;
@@ -574,7 +575,6 @@ fn policies_by_scope_and_selector() {
           if anything
         advice AuthorizationPolicy shop/audit spec.action: action AUDIT is not supported yet, the policy is not enforced
         advice AuthorizationPolicy shop/custom spec.action: action CUSTOM is not supported yet, the policy is not enforced
-        advice AuthorizationPolicy shop/waypoint spec.targetRefs: policies for waypoints are not supported yet, this one is not enforced
     "#]],
     );
 }

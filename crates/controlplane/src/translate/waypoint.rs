@@ -11,13 +11,14 @@ mod from_virtual_service;
 mod index;
 mod limits;
 mod listeners;
-mod names;
+pub(super) mod names;
 mod pb;
 mod policies;
 mod routes;
 mod rule;
 mod rules;
 mod settings;
+mod stream_rules;
 mod telemetry;
 mod view;
 
@@ -338,7 +339,7 @@ impl PortContext<'_, '_> {
             routes.insert(http.clone(), table);
         }
         let clusters = self.settings.clusters_of(number, Traffic::Tcp);
-        let targets = rules::tcp(self.view, self.gateway, service, number);
+        let targets = stream_rules::targets(self.view, self.gateway, service, number);
         let mut checks = self.checks(advice);
         checks
             .http

@@ -1,6 +1,7 @@
 //! From the user's objects to a waypoint's configuration, shown short.
 
 mod security;
+mod streams;
 
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster,

@@ -67,10 +67,8 @@ pub(super) fn http_rules(
         };
         let lowered = HttpRule {
             action: match lowered.action {
-                Action::Redirect(redirect) => Action::Redirect(redirect),
-                Action::Forward(_) | Action::Respond { .. } => {
-                    Action::Forward(destinations(&rule.backend_refs, backends))
-                }
+                Action::Forward(_) => Action::Forward(destinations(&rule.backend_refs, backends)),
+                other @ (Action::Redirect(_) | Action::Respond { .. }) => other,
             },
             ..lowered
         };
@@ -205,7 +203,18 @@ fn with_filters(filters: &[api::HttpFilter], backends: &impl Backends) -> HttpRu
             rule.cors = Some(to_cors(cors));
         }
     }
+    if filters.iter().any(is_unknown) {
+        rule.action = Action::Respond {
+            status: 500,
+            body: Vec::new(),
+        };
+    }
     rule
+}
+
+/// What might check requests and is not there: without it they must not be sent on (Gateway API, HTTPRouteFilter).
+fn is_unknown(filter: &api::HttpFilter) -> bool {
+    filter.external_auth.is_some() || filter.extension_ref.is_some()
 }
 
 fn header_changes(filters: &[api::HttpFilter]) -> HeaderChanges {
@@ -321,13 +330,16 @@ fn destinations(
     backends: &impl Backends,
 ) -> Vec<Backend> {
     let destination = |one: &api::BackendRef<api::HttpFilter>| Backend {
-        target: backends.target(&Reference {
-            group: one.group.as_deref().unwrap_or_default(),
-            kind: one.kind.as_deref().unwrap_or("Service"),
-            namespace: one.namespace.as_deref(),
-            name: &one.name,
-            port: one.port.and_then(|port| u16::try_from(port).ok()),
-        }),
+        target: match one.filters.iter().any(is_unknown) {
+            true => Target::Unknown,
+            false => backends.target(&Reference {
+                group: one.group.as_deref().unwrap_or_default(),
+                kind: one.kind.as_deref().unwrap_or("Service"),
+                namespace: one.namespace.as_deref(),
+                name: &one.name,
+                port: one.port.and_then(|port| u16::try_from(port).ok()),
+            }),
+        },
         weight: one
             .weight
             .and_then(|weight| u32::try_from(weight).ok())

@@ -3,7 +3,7 @@
 use leyline_types::NamespacedName;
 
 /// A short name is of the object's own namespace (Istio's documents on VirtualService `host`).
-pub(super) fn full_host(host: &str, namespace: &str, cluster_domain: &str) -> String {
+pub(in crate::translate) fn full_host(host: &str, namespace: &str, cluster_domain: &str) -> String {
     if host.contains(['.', '*']) {
         host.to_ascii_lowercase()
     } else {

@@ -7,7 +7,7 @@ use leyline_types::NamespacedName;
 use super::{
     from_gateway_api::{self as api, Backends, Ranked, Reference},
     from_virtual_service as vs,
-    names::{full_host, is_exported, service_host},
+    names::{is_exported, service_host},
     rule::{HttpRule, Target},
     view::{ServiceView, View},
 };
@@ -15,14 +15,15 @@ use crate::{
     objects::{
         Kind, ObjectKey, Objects,
         l7::{
-            gateway_route::{BackendRef, ParentRef},
+            gateway_route::ParentRef,
             virtual_service::{HttpRoute, VirtualService},
         },
     },
     translate::Advice,
 };
 
-const MESH: &str = "mesh";
+/// The gateway that means "inside the mesh".
+pub(super) const MESH: &str = "mesh";
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
 /// The HTTP rules in the order in which they count: VirtualServices, else routes of the Gateway API by their rank.
@@ -179,7 +180,7 @@ fn advise(name: &NamespacedName, index: usize, route: &HttpRoute, advice: &mut V
 }
 
 /// Those whose hosts have the service, of its namespace or the waypoint's, oldest first.
-fn virtual_services<'a>(
+pub(super) fn virtual_services<'a>(
     view: &View<'a>,
     gateway: &NamespacedName,
     service: &ServiceView<'_>,
@@ -248,7 +249,7 @@ fn gateway_rules(view: &View<'_>, service: &ServiceView<'_>, port: u16) -> Vec<H
 
 /// Whether a route names this port of the service as its parent. A route of another namespace is one of consumers, which
 /// a waypoint does not tell apart, and is left out (facts E.1).
-fn is_attached(
+pub(super) fn is_attached(
     parents: &[ParentRef],
     route: &NamespacedName,
     service: &ServiceView<'_>,
@@ -276,14 +277,19 @@ pub(super) fn namespace_of<'a>(parent: &'a ParentRef, route: &'a NamespacedName)
     namespace.unwrap_or_else(|| route.namespace.as_str())
 }
 
-struct Finder<'a> {
+pub(super) struct Finder<'a> {
     objects: &'a Objects,
     view: &'a View<'a>,
     route: &'a NamespacedName,
     kind: &'static str,
 }
 
-fn finder<'a>(view: &'a View<'a>, route: &'a NamespacedName, kind: &'static str) -> Finder<'a> {
+/// Finds the backends of a route.
+pub(super) fn finder<'a>(
+    view: &'a View<'a>,
+    route: &'a NamespacedName,
+    kind: &'static str,
+) -> Finder<'a> {
     Finder {
         objects: view.objects,
         view,
@@ -346,62 +352,4 @@ impl Backends for Finder<'_> {
             subset: None,
         }
     }
-}
-
-/// Where a TCP port's connections go, by weight; nothing special when empty.
-pub(super) fn tcp(
-    view: &View<'_>,
-    gateway: &NamespacedName,
-    service: &ServiceView<'_>,
-    port: u16,
-) -> Vec<(Target, u32)> {
-    let domain = &view.mesh.cluster_domain;
-    for (name, virtual_service) in virtual_services(view, gateway, service) {
-        for route in &virtual_service.spec.tcp {
-            let applies = route.matches.is_empty()
-                || route.matches.iter().any(|matched| {
-                    matched.port.is_none_or(|wanted| wanted == u32::from(port))
-                        && matched.source_labels.is_empty()
-                        && matched.source_namespace.is_none()
-                });
-            if !applies {
-                continue;
-            }
-            let only = route.route.len() == 1;
-            let targets = route.route.iter().map(|to| {
-                let target = Target::Service {
-                    host: full_host(&to.destination.host, name.namespace.as_str(), domain),
-                    port: to
-                        .destination
-                        .port
-                        .as_ref()
-                        .and_then(|port| u16::try_from(port.number).ok()),
-                    subset: to.destination.subset.clone(),
-                };
-                let weight = u32::try_from(to.weight).unwrap_or_default();
-                (target, if only { weight.max(1) } else { weight })
-            });
-            return targets.collect();
-        }
-    }
-    for (name, route) in &view.objects.tcp_routes {
-        if is_attached(&route.spec.parent_refs, name, service, port)
-            && let Some(rule) = route.spec.rules.first()
-        {
-            let backends = finder(view, name, "TCPRoute");
-            let target = |one: &BackendRef<serde_json::Value>| {
-                let target = backends.target(&Reference {
-                    group: one.group.as_deref().unwrap_or_default(),
-                    kind: one.kind.as_deref().unwrap_or("Service"),
-                    namespace: one.namespace.as_deref(),
-                    name: &one.name,
-                    port: one.port.and_then(|port| u16::try_from(port).ok()),
-                });
-                let weight = one.weight.and_then(|weight| u32::try_from(weight).ok());
-                (target, weight.unwrap_or(1))
-            };
-            return rule.backend_refs.iter().map(target).collect();
-        }
-    }
-    Vec::new()
 }

@@ -1,0 +1,146 @@
+//! Where connections go that are not HTTP, and requests that a filter nobody knows would check.
+
+use envoy_types::pb::envoy::{
+    config::listener::v3::filter::ConfigType,
+    extensions::filters::network::tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
+};
+
+use super::*;
+
+/// The clusters of the service's port 99, by weight.
+fn targets(yaml: &str) -> String {
+    let (_, config) = config(yaml);
+    let listeners = decoded::<Listener>(&config.listeners.resources);
+    let mut chains = listeners.iter().flat_map(|one| &one.filter_chains);
+    let chain = chains.find(|chain| chain.name.starts_with("inbound-vip|99|tcp"));
+    let Some(ConfigType::TypedConfig(last)) = &chain.unwrap().filters.last().unwrap().config_type
+    else {
+        panic!("no configuration")
+    };
+    let proxy = TcpProxy::decode(last.value.as_slice()).unwrap();
+    match proxy.cluster_specifier.unwrap() {
+        ClusterSpecifier::Cluster(name) => name,
+        ClusterSpecifier::WeightedClusters(all) => {
+            let shown = all.clusters.iter();
+            let shown = shown.map(|one| format!("{} {}", one.weight, one.name));
+            shown.collect::<Vec<_>>().join(", ")
+        }
+    }
+}
+
+fn virtual_service(body: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: server, namespace: shop}}
+spec: {{hosts: [server], {body}}}
+"
+    )
+}
+
+const OWN: &str = "inbound-vip|99|tcp|server.shop.svc.cluster.local";
+const OTHER: &str = "outbound|80||other.shop.svc.cluster.local";
+/// To another service.
+const TO: &str = "route: [{destination: {host: other, port: {number: 80}}}]";
+
+#[test]
+fn virtual_services_choose_for_connections_by_name_and_port() {
+    let tcp = format!("tcp: [{{match: [{{port: 99}}], {TO}}}]");
+    for (body, expected) in [
+        (tcp.clone(), OTHER),
+        (format!("tcp: [{{{TO}}}]"), OTHER),
+        (format!("tcp: [{{match: [{{port: 98}}], {TO}}}]"), OWN),
+        (
+            format!("tcp: [{{match: [{{gateways: [other]}}], {TO}}}]"),
+            OWN,
+        ),
+        (
+            format!("tcp: [{{match: [{{gateways: [mesh]}}], {TO}}}]"),
+            OTHER,
+        ),
+        (
+            format!("tcp: [{{match: [{{sourceLabels: {{a: b}}}}], {TO}}}]"),
+            OWN,
+        ),
+        (
+            format!("tls: [{{match: [{{sniHosts: [server.shop.svc.cluster.local]}}], {TO}}}]"),
+            OTHER,
+        ),
+        (
+            format!("tls: [{{match: [{{sniHosts: [a.example]}}], {TO}}}]"),
+            OWN,
+        ),
+        // Those by name are asked first, wherever they stand.
+        (
+            format!(
+                "{tcp}, tls: [{{match: [{{sniHosts: [server.shop.svc.cluster.local]}}], \
+                 route: [{{destination: {{host: server, port: {{number: 99}}}}}}]}}]"
+            ),
+            OWN,
+        ),
+    ] {
+        assert_eq!(targets(&virtual_service(&body)), expected, "{body}");
+    }
+}
+
+#[test]
+fn routes_of_the_gateway_api_choose_for_connections() {
+    let route = |kind: &str, hosts: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: {kind}
+metadata: {{name: {}, namespace: shop}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: server, port: 99}}]
+  {hosts}rules:
+  - backendRefs: [{{name: other, port: 80, weight: 3}}, {{name: server, port: 99, weight: 1}}]
+",
+            kind.to_ascii_lowercase()
+        )
+    };
+    let shared = format!("3 {OTHER}, 1 {OWN}");
+    for (kind, hosts, expected) in [
+        ("TCPRoute", "", shared.as_str()),
+        (
+            "TLSRoute",
+            "hostnames: [server.shop.svc.cluster.local]\n  ",
+            &shared,
+        ),
+        ("TLSRoute", "hostnames: [a.example]\n  ", OWN),
+    ] {
+        assert_eq!(targets(&route(kind, hosts)), expected, "{kind} {hosts}");
+    }
+}
+
+#[test]
+fn requests_that_an_unknown_filter_would_check_are_refused() {
+    let (_, config) = config(
+        "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: server, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: server, port: 80}]
+  rules:
+  - matches: [{path: {type: Exact, value: /a}}]
+    filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP}}]
+    backendRefs: [{name: server, port: 80}]
+  - matches: [{path: {type: Exact, value: /b}}]
+    filters: [{type: ExtensionRef, extensionRef: {group: a, kind: b, name: c}}]
+    backendRefs: [{name: server, port: 80}]
+  - matches: [{path: {type: Exact, value: /c}}]
+    backendRefs:
+    - name: server
+      port: 80
+      filters: [{type: ExtensionRef, extensionRef: {group: a, kind: b, name: c}}]
+",
+    );
+    let shown = routes(&config);
+    for expected in [
+        "  /a -> answer 500\n",
+        "  /b -> answer 500\n",
+        "  /c -> UnknownService\n",
+    ] {
+        assert!(shown.contains(expected), "{shown}");
+    }
+}
