@@ -27,6 +27,7 @@ mod support;
 mod takeover;
 mod trouble;
 mod waypoint;
+mod waypoint_authz;
 mod waypoint_balance;
 mod waypoint_dns;
 mod waypoint_envoy;

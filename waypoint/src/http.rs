@@ -18,6 +18,7 @@ pub(crate) mod reply;
 pub(crate) mod request_log;
 pub(crate) mod request_source;
 pub(crate) mod rewrite;
+pub(crate) mod sample;
 pub(crate) mod upgrade;
 
 pub(crate) mod body;

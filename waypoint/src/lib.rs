@@ -15,8 +15,10 @@ mod config;
 mod discovery;
 mod dns;
 
+mod authorizer;
 mod cel;
 mod format;
+mod shadow;
 mod stats;
 
 mod admin;

@@ -1,5 +1,6 @@
 //! A TCP connection through the waypoint: to one endpoint, until it ends.
 
+pub(crate) mod checks;
 pub(crate) mod rbac;
 mod record;
 
@@ -47,12 +48,13 @@ pub(crate) async fn carry(
 ) {
     let mut record = Record::begin(shared, &chain.telemetry, client, destination);
     let moved = Moved::default();
-    let opened = match rbac::check(&chain.rbac, client, destination) {
+    let checked = checks::check(&chain.checks, (shared, config), client, destination);
+    let opened = match Box::pin(checked).await {
         Ok(permit) => {
             let ends = (shared, client, destination);
             open(permit, config, chain, ends, &mut record).await
         }
-        Err(denial) => Err((Flag::Denied, denial.to_string())),
+        Err(failure) => Err(failure),
     };
     let counted = record.opened();
     let result = match opened {

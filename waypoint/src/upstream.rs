@@ -1,6 +1,7 @@
 //! Towards the endpoints: which one, over which connection, and one attempt.
 
 pub(crate) mod balance;
+pub(crate) mod call;
 pub(crate) mod connect;
 mod direct;
 pub(crate) mod endpoint;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use envoy_types::pb::envoy::{
     config::listener::v3::Filter,
     extensions::filters::network::{
+        ext_authz::v3::ExtAuthz,
         rbac::v3::Rbac,
         tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
     },
@@ -20,7 +21,10 @@ use super::{
     telemetry::{MetricsPlan, STATS, Telemetry},
     weighted::Weighted,
 };
-use crate::tcp::rbac;
+use crate::tcp::{
+    checks::{Authorizer, Check},
+    rbac,
+};
 
 /// Envoy's default.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -36,8 +40,8 @@ const OBSERVING: [&str; 3] = [
 #[derive(Debug)]
 pub(crate) struct TcpChain {
     pub(crate) telemetry: Telemetry,
-    /// In the order of the chain: DENY, ALLOW.
-    pub(crate) rbac: Vec<rbac::Config>,
+    /// In the order of the chain: CUSTOM, DENY, ALLOW.
+    pub(crate) checks: Vec<Check>,
     pub(crate) clusters: Weighted<Str>,
     /// A connection without bytes either way for so long is closed.
     pub(crate) idle: Option<Duration>,
@@ -62,7 +66,10 @@ impl TcpChain {
                 url if is_set_filter_state(url) || OBSERVING.contains(&url) => Ok(()),
                 url if url == Rbac::type_url() => message(&extension)
                     .and_then(|filter| rbac::Config::compile(&filter))
-                    .map(|filter| checks.push(filter)),
+                    .map(|filter| checks.push(Check::Rbac(filter))),
+                url if url == ExtAuthz::type_url() => message(&extension)
+                    .and_then(|filter| Authorizer::compile(&filter))
+                    .map(|authorizer| checks.push(Check::ExtAuthz(authorizer))),
                 url => Err(Unsupported::new(format!("network filter {url}"))),
             }
             .at(format!("filter {}", filter.name))?;
@@ -76,7 +83,7 @@ impl TcpChain {
         };
         Ok(Self {
             telemetry: Telemetry::compile(&proxy.access_log, metrics)?,
-            rbac: checks,
+            checks,
             clusters: clusters(proxy)?,
             idle,
             max_duration: limit(proxy.max_downstream_connection_duration.as_ref())

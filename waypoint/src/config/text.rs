@@ -2,7 +2,9 @@
 
 use envoy_types::pb::envoy::{
     config::route::v3::{HeaderMatcher, header_matcher::HeaderMatchSpecifier},
-    r#type::matcher::v3::{RegexMatcher, StringMatcher, string_matcher::MatchPattern},
+    r#type::matcher::v3::{
+        ListStringMatcher, RegexMatcher, StringMatcher, string_matcher::MatchPattern,
+    },
 };
 use leyline_authz::{HeaderMatch, PatternError, TextMatch};
 use regex::{Regex, RegexBuilder};
@@ -33,6 +35,11 @@ pub(crate) fn text(matcher: &StringMatcher) -> Compiled<TextMatch> {
         return Ok(text.ignoring_case()?);
     }
     Ok(text)
+}
+
+/// One of several.
+pub(crate) fn texts(matcher: &ListStringMatcher) -> Compiled<Vec<TextMatch>> {
+    matcher.patterns.iter().map(text).collect()
 }
 
 /// A pattern that the whole text must fit.

@@ -5,6 +5,7 @@
 //! chain; one that only observes is left out with a warning.
 
 pub(crate) mod cors;
+mod ext_authz;
 pub(crate) mod fault;
 mod jwt;
 pub(crate) mod local_ratelimit;
@@ -20,6 +21,7 @@ use envoy_types::pb::{
         extensions::filters::{
             http::{
                 cors::v3::{Cors, CorsPolicy},
+                ext_authz::v3::ExtAuthz,
                 fault::v3::HttpFault,
                 grpc_stats::v3::FilterConfig as GrpcStats,
                 jwt_authn::v3::JwtAuthentication,
@@ -104,6 +106,11 @@ impl Filters {
             url if url == Rbac::type_url() => {
                 let rbac = rbac::Config::compile(&message(&config)?)?;
                 self.security.add(security::Check::Rbac(rbac));
+            }
+            url if url == ExtAuthz::type_url() => {
+                let authorizer = ext_authz::Config::compile(&message(&config)?)?;
+                self.security
+                    .add(security::Check::ExtAuthz(Box::new(authorizer)));
             }
             url if url == JwtAuthentication::type_url() => {
                 let jwt = jwt::Config::compile(&message(&config)?)?;

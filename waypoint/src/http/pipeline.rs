@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     body::Body,
-    filters::{cors, fault, ratelimit::RouteLimits},
+    filters::{cors, fault, local_ratelimit::Quota, ratelimit::RouteLimits},
     forward::{self, Forwarding},
     path::{Normalized, normalize},
     reply::{Flag, Reply},
@@ -23,7 +23,7 @@ use super::{
 use crate::config::{
     http::{HttpChain, RequestId, ServerHeader},
     listener::Chain,
-    route::{Route, RouteTable, VirtualHost, action::Action},
+    route::{Route, RouteTable, VirtualHost, action::Action, headers::HeaderChanges},
 };
 
 const REQUEST_ID: &str = "x-request-id";
@@ -49,12 +49,37 @@ pub(crate) async fn handle(
 ) -> Response<Body> {
     let mut log = RequestLog::begin(&conn, &request);
     let for_reply = reply_headers(request.headers());
-    let answered = Box::pin(answer(&conn, request, &mut log)).await;
-    let response = answered.unwrap_or_else(|reply| {
+    let mut additions = Additions::default();
+    let answered = Box::pin(answer(&conn, request, &mut log, &mut additions)).await;
+    let mut response = answered.unwrap_or_else(|reply| {
         log.replied(&reply);
         reply.into_response(&for_reply)
     });
+    additions.apply(response.headers_mut());
     log.attach(response)
+}
+
+/// What filters have the client told, whoever answers.
+#[derive(Debug, Default)]
+struct Additions {
+    authorizer: HeaderChanges,
+    quota: Quota,
+    /// Set last: no upstream says which pages may read its answers.
+    cors: HeaderMap,
+    server: Option<ServerHeader>,
+}
+
+impl Additions {
+    fn apply(self, headers: &mut HeaderMap) {
+        self.quota.apply(headers);
+        for (name, value) in &self.cors {
+            headers.insert(name.clone(), value.clone());
+        }
+        self.authorizer.apply(headers);
+        if let Some(server) = &self.server {
+            set_server(server, headers);
+        }
+    }
 }
 
 /// The steps. A reply ends them early.
@@ -62,12 +87,14 @@ async fn answer(
     conn: &Arc<HttpConnection>,
     request: Request<Incoming>,
     log: &mut RequestLog,
+    additions: &mut Additions,
 ) -> Result<Response<Body>, Reply> {
     let config = conn.shared.config.load_full();
     let chain = config.chain(conn.chain.as_str()).cloned();
     let chain = http_chain(chain.as_deref())?;
     log.served_by(&chain.telemetry, request.headers());
-    let (mut exchange, body) = Exchange::new(request, chain)?;
+    additions.server = Some(chain.server_header.clone());
+    let (mut exchange, mut body) = Exchange::new(request, chain)?;
     log.prepared(&exchange);
 
     let table = config.routes(&chain.routes);
@@ -75,7 +102,9 @@ async fn answer(
 
     // Authentication and authorization before everything that costs something or has an effect. A refusal wins over a
     // missing route: who may not ask learns nothing.
-    let permit = chain.filters.security.check(&mut exchange, conn)?;
+    let (security, told) = (&chain.filters.security, &mut additions.authorizer);
+    let checked = security.check(&mut exchange, &mut body, (&config, conn), told);
+    let permit = checked.await?;
 
     // After authentication, because routes may ask for claims of the token.
     let (host, route) = select(&table, &exchange).ok_or_else(Reply::no_route)?;
@@ -83,20 +112,18 @@ async fn answer(
 
     // Who is refused must not use up the limits of others.
     let (filters, limits) = (&chain.filters, RouteLimits::of(host, route));
-    let quota = limits.check(filters, &config, &mut exchange, conn).await?;
+    let quota = limits.check(filters, &config, &mut exchange, conn);
+    additions.quota = quota.await?;
 
     // After authorization, so that nobody is delayed for something that he may not do.
     fault::inject(route.overrides.fault.as_ref(), &exchange, log).await?;
 
     // The application has no part in what a browser asks before it asks.
     let cors = cors::check(route.overrides.cors.as_ref(), &exchange)?;
-    let mut response = match &route.action {
-        Action::Redirect(action) => {
-            return Err(rewrite::redirect(&exchange, &route.matching.path, action));
-        }
-        Action::Direct { status, body } => {
-            return Err(Reply::direct(*status, body.clone()));
-        }
+    cors.apply(&mut additions.cors);
+    match &route.action {
+        Action::Redirect(action) => Err(rewrite::redirect(&exchange, &route.matching.path, action)),
+        Action::Direct { status, body } => Err(Reply::direct(*status, body.clone())),
         Action::Forward(action) => {
             for level in [&route.headers, &host.headers, &table.headers] {
                 level.request.apply(&mut exchange.head.headers);
@@ -109,13 +136,9 @@ async fn answer(
                 action,
             };
             let response = forward::forward(permit, forwarding, exchange, body, log).await?;
-            with_headers(response, &table, host, route)
+            Ok(with_headers(response, &table, host, route))
         }
-    };
-    cors.apply(response.headers_mut());
-    quota.apply(response.headers_mut());
-    set_server(&chain.server_header, response.headers_mut());
-    Ok(response)
+    }
 }
 
 /// Only what an answer of our own needs to know of the request.

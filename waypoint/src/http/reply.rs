@@ -34,6 +34,8 @@ pub(crate) enum Flag {
     FaultInjected,
     /// A limit of requests.
     RateLimited,
+    /// An external authorizer refused, or did not answer.
+    UnauthorizedExternalService,
     /// The rate limit service failed.
     RateLimitService,
     /// The client went away.
@@ -52,7 +54,7 @@ pub(crate) enum Flag {
 
 impl Flag {
     /// Those with letters, in Envoy's order.
-    pub(crate) const ALL: [Self; 15] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::NoHealthyUpstream,
         Self::UpstreamTimeout,
         Self::UpstreamConnect,
@@ -62,6 +64,7 @@ impl Flag {
         Self::DelayInjected,
         Self::FaultInjected,
         Self::RateLimited,
+        Self::UnauthorizedExternalService,
         Self::RateLimitService,
         Self::Downstream,
         Self::RetryLimit,
@@ -93,6 +96,7 @@ impl Flag {
             Self::DelayInjected => ("DI", "DelayInjected"),
             Self::FaultInjected => ("FI", "FaultInjected"),
             Self::RateLimited => ("RL", "RateLimited"),
+            Self::UnauthorizedExternalService => ("UAEX", "UnauthorizedExternalService"),
             Self::RateLimitService => ("RLSE", "RateLimitServiceError"),
             Self::Downstream => ("DC", "DownstreamConnectionTermination"),
             Self::RetryLimit => ("URX", "UpstreamRetryLimitExceeded"),
@@ -194,7 +198,11 @@ impl Reply {
             response
         };
         for (name, value) in self.headers {
-            response.headers_mut().append(name, value);
+            if name != CONTENT_TYPE {
+                response.headers_mut().append(name, value);
+            } else if !is_grpc {
+                response.headers_mut().insert(name, value);
+            }
         }
         response
     }

@@ -4,23 +4,25 @@
 
 use envoy_types::pb::envoy::extensions::filters::network::rbac::v3::Rbac;
 use leyline_authz::{ConnectionRules, Permit, RequestDenial, TunnelFacts, evaluate_connection};
-use metrics::counter;
-use tracing::info;
+use serde_json::{Map, Value};
 
 use crate::{
     config::{
         error::{At, Compiled, Unsupported},
         rbac,
     },
-    http::server::Destination,
-    listener::Client,
+    shadow::{self, Found},
 };
+
+/// What the metadata is named by, whatever the filter is called.
+const FILTER: &str = "envoy.filters.network.rbac";
 
 /// One filter: enforced rules, and rules that only tell what they would do.
 #[derive(Debug)]
 pub(crate) struct Config {
     rules: Option<ConnectionRules>,
     shadow: Option<ConnectionRules>,
+    told_as: String,
 }
 
 impl Config {
@@ -37,63 +39,38 @@ impl Config {
         Ok(Self {
             rules: rules.transpose().at("rules")?,
             shadow: shadow.transpose().at("shadow_rules")?,
+            told_as: filter.shadow_rules_stat_prefix.clone(),
         })
     }
 }
 
-/// Asks all filters of the chain, in its order.
+/// Asks one filter. What its shadow rules find is told in the metadata.
 ///
 /// # Errors
 /// Why the connection does not pass.
-pub(crate) fn check(
-    filters: &[Config],
-    client: &Client,
-    destination: &Destination,
+pub(super) fn check(
+    filter: &Config,
+    facts: &TunnelFacts<'_>,
+    metadata: &mut Map<String, Value>,
 ) -> Result<Permit, RequestDenial> {
-    let facts = TunnelFacts {
-        peer: Some(&client.principal),
-        source_ip: client.addr.ip(),
-        destination: destination.address(),
-        destination_port: destination.port(),
-    };
-    for shadow in filters.iter().filter_map(|filter| filter.shadow.as_ref()) {
-        tell(shadow, &facts);
+    if let Some(rules) = &filter.shadow {
+        let found = Found {
+            action: rules.action(),
+            policy: rules.matching(facts),
+            peer: facts.peer.unwrap_or_default(),
+        };
+        shadow::tell(metadata, FILTER, &filter.told_as, found);
     }
-    let permit = evaluate_connection(
-        filters.iter().filter_map(|filter| filter.rules.as_ref()),
-        &facts,
-    );
-    if let Err(denial) = &permit {
-        counter!("leyline_waypoint_refused_total", "reason" => "policy").increment(1);
-        // Whether or not there is an access log.
-        info!(%denial, source_principal = facts.peer, %destination, "connection refused");
-    }
-    permit
-}
-
-fn tell(shadow: &ConnectionRules, facts: &TunnelFacts<'_>) {
-    let action = shadow.action().as_str();
-    let result = match evaluate_connection([shadow], facts) {
-        Ok(_permit) => "allowed",
-        Err(denial) => {
-            info!(%denial, source_principal = facts.peer, "dry run: the connection would be denied");
-            "denied"
-        }
-    };
-    counter!("leyline_waypoint_dry_run_total", "action" => action, "result" => result).increment(1);
+    evaluate_connection(&filter.rules, facts)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use super::*;
     use envoy_types::pb::envoy::config::rbac::v3::{
         Permission, Policy, Principal, Rbac as Rules, permission::Rule, principal::Identifier,
         rbac::Action,
     };
-    use leyline_types::HboneAuthority;
-
-    use super::*;
 
     fn filter(action: Action, rule: Rule) -> Rbac {
         let policy = Policy {
@@ -114,13 +91,15 @@ mod tests {
     }
 
     fn passes(filters: &[Config], port: u16) -> bool {
-        let client = Client {
-            addr: ([10, 1, 0, 2], 40_000).into(),
-            identity: "spiffe://cluster.local/ns/shop/sa/client".parse().unwrap(),
-            principal: Arc::from("spiffe://cluster.local/ns/shop/sa/client"),
+        let facts = TunnelFacts {
+            peer: Some("spiffe://cluster.local/ns/shop/sa/client"),
+            source_ip: [10, 1, 0, 2].into(),
+            destination: Some(([10, 96, 0, 9], port).into()),
+            destination_port: port,
         };
-        let destination = Destination(HboneAuthority::Address(([10, 96, 0, 9], port).into()));
-        check(filters, &client, &destination).is_ok()
+        let mut metadata = Map::new();
+        let mut filters = filters.iter();
+        filters.all(|filter| check(filter, &facts, &mut metadata).is_ok())
     }
 
     #[test]

@@ -1,5 +1,4 @@
-//! One gRPC call of the waypoint's own to a service of the mesh: a rate limit service, a collector of spans. Always HTTP/2,
-//! to one endpoint, within a deadline.
+//! One gRPC call of the waypoint's own. Always HTTP/2, to one endpoint, within a deadline.
 
 use std::sync::Arc;
 
@@ -7,11 +6,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version, header};
 use http_body_util::{BodyExt, Limited};
 use prost::Message;
-use tokio::time::{Duration, timeout};
+use tokio::time::timeout;
 
 use super::{
-    balance::{self, Wanted},
-    send::{SendFailure, send_http2},
+    call::{CallFailure, MAX_ANSWER, Target},
+    send::send_http2,
 };
 use crate::{
     app::Shared,
@@ -19,38 +18,8 @@ use crate::{
     http::body::Body,
 };
 
-/// Bytes of an answer: none of those that are asked says more.
-const MAX_ANSWER: usize = 256 << 10;
 /// Bytes before the message.
 const PREFIX: usize = 5;
-
-/// Why a call brought no answer.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum GrpcFailure {
-    #[error("there is no cluster {0}")]
-    NoCluster(String),
-    #[error("cluster {0} has no endpoint")]
-    NoEndpoint(String),
-    #[error("no answer within {0:?}")]
-    Timeout(Duration),
-    #[error(transparent)]
-    Send(#[from] SendFailure),
-    #[error("HTTP status {0}")]
-    Http(StatusCode),
-    #[error("gRPC status {0}")]
-    Status(String),
-    #[error("the answer is not readable: {0}")]
-    Answer(String),
-}
-
-/// What is called.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Target {
-    pub(crate) cluster: String,
-    /// For `:authority`; the service's host name when empty.
-    pub(crate) authority: String,
-    pub(crate) timeout: Duration,
-}
 
 /// Calls a method that takes one message and gives one.
 pub(crate) async fn call<A: Message + Default>(
@@ -59,38 +28,30 @@ pub(crate) async fn call<A: Message + Default>(
     target: &Target,
     method: &'static str,
     question: &impl Message,
-) -> Result<A, GrpcFailure> {
-    let cluster = config.clusters.get(target.cluster.as_str());
-    let cluster = cluster.ok_or_else(|| GrpcFailure::NoCluster(target.cluster.clone()))?;
-    let call = exchange(shared, config, cluster, target, method, question);
+) -> Result<A, CallFailure> {
+    let call = exchange(shared, config, target, method, question);
     match timeout(target.timeout, call).await {
         Ok(answer) => answer,
-        Err(_elapsed) => Err(GrpcFailure::Timeout(target.timeout)),
+        Err(_elapsed) => Err(CallFailure::Timeout(target.timeout)),
     }
 }
 
 async fn exchange<A: Message + Default>(
     shared: &Arc<Shared>,
     config: &Config,
-    cluster: &Arc<Cluster>,
     target: &Target,
     method: &'static str,
     question: &impl Message,
-) -> Result<A, GrpcFailure> {
-    let wanted = Wanted {
-        tried: &[],
-        hash: None,
-    };
-    let endpoint = balance::endpoint_for(config, cluster, wanted, None);
-    let endpoint = endpoint.ok_or_else(|| GrpcFailure::NoEndpoint(target.cluster.clone()))?;
+) -> Result<A, CallFailure> {
+    let (cluster, endpoint) = target.endpoint(config)?;
     let request = request(cluster, target, method, question)?;
     let response = Box::pin(send_http2(shared, cluster, &endpoint, request)).await?;
     let (head, body) = response.into_parts();
     if head.status != StatusCode::OK {
-        return Err(GrpcFailure::Http(head.status));
+        return Err(CallFailure::Http(head.status));
     }
     check_status(&head.headers)?;
-    let unreadable = |reason: String| GrpcFailure::Answer(reason);
+    let unreadable = |reason: String| CallFailure::Answer(reason);
     let collected = Limited::new(body, MAX_ANSWER).collect().await;
     let collected = collected.map_err(|error| unreadable(error.to_string()))?;
     if let Some(trailers) = collected.trailers() {
@@ -110,7 +71,7 @@ fn request(
     target: &Target,
     method: &'static str,
     question: &impl Message,
-) -> Result<Request<Body>, GrpcFailure> {
+) -> Result<Request<Body>, CallFailure> {
     let host = cluster
         .service
         .as_ref()
@@ -124,7 +85,7 @@ fn request(
         .authority(authority)
         .path_and_query(method)
         .build()
-        .map_err(|error| GrpcFailure::Answer(error.to_string()))?;
+        .map_err(|error| CallFailure::Answer(error.to_string()))?;
     let mut request = Request::new(Body::full(framed(question)));
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
@@ -133,6 +94,9 @@ fn request(
     let kind = HeaderValue::from_static("application/grpc");
     headers.insert(header::CONTENT_TYPE, kind);
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    for (name, value) in &target.metadata {
+        headers.insert(name.clone(), value.clone());
+    }
     let millis = u64::try_from(target.timeout.as_millis()).unwrap_or(u64::MAX);
     if let Ok(timeout) = HeaderValue::try_from(format!("{}m", millis.min(99_999_999))) {
         headers.insert("grpc-timeout", timeout);
@@ -150,7 +114,7 @@ fn framed(message: &impl Message) -> Bytes {
     bytes.freeze()
 }
 
-fn check_status(headers: &HeaderMap) -> Result<(), GrpcFailure> {
+fn check_status(headers: &HeaderMap) -> Result<(), CallFailure> {
     let text = |name: &str| {
         let value = headers.get(name)?;
         Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
@@ -159,7 +123,7 @@ fn check_status(headers: &HeaderMap) -> Result<(), GrpcFailure> {
         None | Some("0") => Ok(()),
         Some(status) => {
             let message = text("grpc-message").unwrap_or_default();
-            Err(GrpcFailure::Status(format!("{status} {message}")))
+            Err(CallFailure::Status(format!("{status} {message}")))
         }
     }
 }

@@ -58,6 +58,13 @@ impl ConnectionRules {
     pub fn action(&self) -> RuleAction {
         self.0.action
     }
+
+    /// The first policy that matches, by its id.
+    pub fn matching(&self, facts: &TunnelFacts<'_>) -> Option<&str> {
+        as_request(facts, |facts| {
+            self.0.matching(facts).map(|policy| policy.id.as_str())
+        })
+    }
 }
 
 impl Condition {
@@ -87,6 +94,12 @@ pub fn evaluate_connection<'a>(
     rules: impl IntoIterator<Item = &'a ConnectionRules>,
     facts: &TunnelFacts<'_>,
 ) -> Result<Permit, RequestDenial> {
+    let rules = rules.into_iter().map(|rules| &rules.0);
+    as_request(facts, |facts| evaluate_request(rules, facts))
+}
+
+/// The connection as a request about which nothing is known.
+fn as_request<T>(facts: &TunnelFacts<'_>, look: impl FnOnce(&RequestFacts<'_>) -> T) -> T {
     let (headers, metadata) = (HeaderMap::new(), Map::new());
     // Nothing of the head is looked at: see `ConnectionRules::new`.
     let head = RequestHead {
@@ -96,7 +109,7 @@ pub fn evaluate_connection<'a>(
         path: "",
         headers: &headers,
     };
-    let facts = RequestFacts {
+    look(&RequestFacts {
         head,
         peer: facts.peer,
         source_ip: facts.source_ip,
@@ -104,8 +117,7 @@ pub fn evaluate_connection<'a>(
         destination: facts.destination,
         destination_port: facts.destination_port,
         metadata: &metadata,
-    };
-    evaluate_request(rules.into_iter().map(|rules| &rules.0), &facts)
+    })
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! endpoints and routes. Pure: the same objects give equal messages.
 
 mod authentication;
+mod authorizers;
 mod claims;
 mod clusters;
 mod envoy_filters;
@@ -39,6 +40,7 @@ use super::{
     services::MeshService,
 };
 use crate::objects::Objects;
+use authorizers::Authorizers;
 use clusters::{Traffic, Which, locality::Standpoint};
 use listeners::{Checks, Served, ServedPort};
 use routes::Clusters;
@@ -289,13 +291,22 @@ struct PortContext<'v, 'a> {
 }
 
 impl PortContext<'_, '_> {
-    /// Who may ask, in Istio's order: tokens are read before policies look at their claims.
-    fn checks(&self, advice: &mut Vec<Advice>) -> Checks {
+    /// Who may ask, in Istio's order: authorizers are asked first, and tokens are read before policies look at their
+    /// claims.
+    fn checks(&self, port: &PortView, advice: &mut Vec<Advice>) -> Checks {
         let policies = self.settings.policies_of(self.service);
-        let mut checks = policies::checks(&policies, advice);
+        let port = policies::Port {
+            protocol: port.protocol,
+            authorizers: &Authorizers {
+                config: self.view.config,
+                settings: self.settings,
+            },
+        };
+        let mut checks = policies::custom(&policies, port, advice);
         let authentications = self.settings.authentications_of(self.service);
         let tokens = authentication::filter(&authentications, self.view.keys);
-        checks.http.splice(0..0, tokens);
+        checks.http.extend(tokens);
+        checks.extend(policies::checks(&policies));
         checks
     }
 
@@ -340,7 +351,7 @@ impl PortContext<'_, '_> {
         }
         let clusters = self.settings.clusters_of(number, Traffic::Tcp);
         let targets = stream_rules::targets(self.view, self.gateway, service, number);
-        let mut checks = self.checks(advice);
+        let mut checks = self.checks(port, advice);
         checks
             .http
             .extend(limits::filters(self.view, self.settings, service));

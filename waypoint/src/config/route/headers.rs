@@ -17,13 +17,13 @@ pub(crate) struct HeaderOps {
 }
 
 /// Changes of one direction.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HeaderChanges {
     remove: Vec<HeaderName>,
     put: Vec<Put>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Put {
     name: HeaderName,
     value: HeaderValue,
@@ -80,6 +80,17 @@ impl HeaderChanges {
             });
         }
         Ok(changes)
+    }
+
+    /// Those of `other` come after.
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.remove.extend(other.remove);
+        self.put.extend(other.put);
+    }
+
+    /// One more header, put after those before it.
+    pub(crate) fn put(&mut self, name: HeaderName, value: HeaderValue, how: HeaderAppendAction) {
+        self.put.push(Put { name, value, how });
     }
 
     pub(crate) fn apply(&self, headers: &mut HeaderMap) {

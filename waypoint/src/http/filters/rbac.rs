@@ -2,20 +2,26 @@
 //! evaluated in `leyline-authz`.
 
 use envoy_types::pb::envoy::extensions::filters::http::rbac::v3::Rbac;
-use leyline_authz::{Permit, RequestDenial, RequestFacts, RequestRules, evaluate_request};
-use metrics::counter;
-use tracing::info;
+use leyline_authz::{Permit, RequestDenial, RequestRules, evaluate_request};
 
-use crate::config::{
-    error::{At, Compiled, Unsupported},
-    rbac,
+use crate::{
+    config::{
+        error::{At, Compiled, Unsupported},
+        rbac,
+    },
+    http::{pipeline::Exchange, server::HttpConnection},
+    shadow::{self, Found},
 };
+
+/// What the metadata is named by, whatever the filter is called.
+const FILTER: &str = "envoy.filters.http.rbac";
 
 /// One filter: enforced rules, and rules that only tell what they would do.
 #[derive(Debug)]
 pub(crate) struct Config {
     rules: Option<RequestRules>,
     shadow: Option<RequestRules>,
+    told_as: String,
 }
 
 impl Config {
@@ -28,26 +34,28 @@ impl Config {
         Ok(Self {
             rules: rules.transpose().at("rules")?,
             shadow: shadow.transpose().at("shadow_rules")?,
+            told_as: filter.shadow_rules_stat_prefix.clone(),
         })
     }
 }
 
-/// Asks one filter.
+/// Asks one filter. What its shadow rules find is told in the metadata.
 ///
 /// # Errors
 /// Why the request does not pass.
-pub(crate) fn check(filter: &Config, facts: &RequestFacts<'_>) -> Result<Permit, RequestDenial> {
-    if let Some(shadow) = &filter.shadow {
-        let result = match evaluate_request([shadow], facts) {
-            Ok(_permit) => "allowed",
-            Err(denial) => {
-                info!(%denial, source_principal = facts.peer, "dry run: the request would be denied");
-                "denied"
-            }
+pub(crate) fn check(
+    filter: &Config,
+    exchange: &mut Exchange,
+    conn: &HttpConnection,
+) -> Result<Permit, RequestDenial> {
+    if let Some(rules) = &filter.shadow {
+        let policy = rules.matching(&exchange.facts(conn));
+        let found = Found {
+            action: rules.action,
+            policy: policy.map(|policy| policy.id.as_str()),
+            peer: &conn.client.principal,
         };
-        let action = shadow.action.as_str();
-        counter!("leyline_waypoint_dry_run_total", "action" => action, "result" => result)
-            .increment(1);
+        shadow::tell(&mut exchange.metadata, FILTER, &filter.told_as, found);
     }
-    evaluate_request(&filter.rules, facts)
+    evaluate_request(&filter.rules, &exchange.facts(conn))
 }

@@ -3,8 +3,11 @@
 
 use leyline_authz::{Permit, evaluate_request};
 
-use super::{jwt, rbac};
-use crate::http::{pipeline::Exchange, reply::Reply, server::HttpConnection};
+use super::{ext_authz, jwt, rbac};
+use crate::{
+    config::{Config, route::headers::HeaderChanges},
+    http::{body::Body, pipeline::Exchange, reply::Reply, server::HttpConnection},
+};
 
 /// All checks of a chain.
 #[derive(Debug, Default)]
@@ -17,6 +20,7 @@ pub(crate) struct Checks {
 pub(crate) enum Check {
     Rbac(rbac::Config),
     Jwt(jwt::Config),
+    ExtAuthz(Box<ext_authz::Config>),
 }
 
 impl Checks {
@@ -24,23 +28,29 @@ impl Checks {
         self.list.push(check);
     }
 
-    /// Asks all, until one refuses.
+    /// Asks all, until one refuses. What authorizers want the client to be told is put into `told`.
     ///
     /// # Errors
     /// The answer to a request that does not pass.
-    pub(crate) fn check(
+    pub(crate) async fn check(
         &self,
         exchange: &mut Exchange,
-        conn: &HttpConnection,
+        body: &mut Body,
+        (config, conn): (&Config, &HttpConnection),
+        told: &mut HeaderChanges,
     ) -> Result<Permit, Reply> {
         let mut permit = None;
         for check in &self.list {
             match check {
-                Check::Rbac(config) => {
-                    let passed = rbac::check(config, &exchange.facts(conn));
+                Check::Rbac(filter) => {
+                    let passed = rbac::check(filter, exchange, conn);
                     permit = Some(passed.map_err(|denial| Reply::denied(&denial))?);
                 }
-                Check::Jwt(config) => jwt::authenticate(config, exchange)?,
+                Check::Jwt(filter) => jwt::authenticate(filter, exchange)?,
+                Check::ExtAuthz(filter) => {
+                    let asked = ext_authz::check(filter, exchange, body, (config, conn), told);
+                    Box::pin(asked).await?;
+                }
             }
         }
         // Without a policy everybody may.

@@ -83,6 +83,14 @@ pub(super) struct Checks {
     pub(super) tcp: Vec<Filter>,
 }
 
+impl Checks {
+    /// Those of `other` come after.
+    pub(super) fn extend(&mut self, other: Self) {
+        self.http.extend(other.http);
+        self.tcp.extend(other.tcp);
+    }
+}
+
 /// Where the bytes of a TCP port go: clusters by weight.
 pub(super) type TcpTargets = Vec<(String, u32)>;
 

@@ -1,6 +1,7 @@
 //! AuthorizationPolicies of a service or a waypoint to RBAC filters (facts A.8). The client's identity is what it proved
 //! to the waypoint; a policy of the `selector` kind is enforced by node proxies and never here.
 
+mod custom;
 mod matchers;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,8 @@ use envoy_types::pb::{
             },
         },
         extensions::filters::{
-            http::rbac::v3::Rbac as HttpRbac, network::rbac::v3::Rbac as TcpRbac,
+            http::rbac::v3::Rbac as HttpRbac,
+            network::{http_connection_manager::v3::HttpFilter, rbac::v3::Rbac as TcpRbac},
         },
         r#type::matcher::v3::StringMatcher,
     },
@@ -24,13 +26,13 @@ use envoy_types::pb::{
 use prost::{Name, encoding};
 
 use super::{
-    super::{Advice, resource::append},
+    super::resource::append,
     listeners::{Checks, http_filter},
 };
 use crate::objects::{
-    AuthorizationPolicy, AuthorizationPolicySpec, Condition, Kind, ObjectKey, Operation, Rule,
-    SourceList as From,
+    AuthorizationPolicy, AuthorizationPolicySpec, Condition, Operation, Rule, SourceList as From,
 };
+pub(super) use custom::{Port, custom};
 use matchers::{
     all_ids, all_rules, any_id, any_rule, block, bracketed, claim, either_id, either_rule, header,
     id, of_account, of_namespace, of_path, of_port, of_principal, of_trust_domain, pattern,
@@ -39,8 +41,6 @@ use matchers::{
 
 const HTTP_FILTER: &str = "envoy.filters.http.rbac";
 const TCP_FILTER: &str = "envoy.filters.network.rbac";
-/// The action that asks an external authorizer.
-const CUSTOM: &str = "CUSTOM";
 /// Istio's annotation.
 const DRY_RUN: &str = "istio.io/dry-run";
 
@@ -54,61 +54,45 @@ pub(super) struct Named<'a> {
 /// By Istio's name of the rule.
 type Rules = BTreeMap<String, Policy>;
 
-/// Istio's order.
-const STAGES: [(RbacAction, &str); 4] = [
-    // Nobody can be asked yet: what an external authorizer would be asked about is refused.
-    (RbacAction::Deny, CUSTOM),
-    (RbacAction::Log, "AUDIT"),
-    (RbacAction::Deny, "DENY"),
-    (RbacAction::Allow, "ALLOW"),
+/// Istio's order, and where Envoy tells what a dry run found.
+const STAGES: [(RbacAction, &str, &str); 3] = [
+    (RbacAction::Log, "AUDIT", ""),
+    (RbacAction::Deny, "DENY", "istio_dry_run_deny_"),
+    (RbacAction::Allow, "ALLOW", "istio_dry_run_allow_"),
 ];
 
 /// The filters of a port, in Istio's order. Policies of a dry run are shadow rules: they are told of and refuse nothing.
-pub(super) fn checks(policies: &[Named<'_>], advice: &mut Vec<Advice>) -> Checks {
+pub(super) fn checks(policies: &[Named<'_>]) -> Checks {
     let mut checks = Checks::default();
-    for (action, word) in STAGES {
-        let chosen = policies
-            .iter()
-            .filter(|named| named.policy.spec.action.as_deref().unwrap_or("ALLOW") == word);
+    for (action, word, told_as) in STAGES {
+        let chosen = policies.iter().filter(|named| named.action() == word);
         let (shadow, enforced): (Vec<_>, Vec<_>) = chosen.partition(|named| named.is_dry_run());
         if enforced.is_empty() && shadow.is_empty() {
             continue;
         }
-        if word == CUSTOM {
-            let all = enforced.iter().chain(&shadow);
-            advice.extend(all.map(|named| named.cannot_ask()));
-        }
+        let told_as = if shadow.is_empty() { "" } else { told_as };
         let of = |layer: Layer| [&enforced, &shadow].map(|policies| some_rules(policies, layer));
-        let http = filter_any::<HttpRbac>(action, &of(Layer::Http(action)), None);
-        checks.http.push(http_filter(HTTP_FILTER, http));
+        let http = of(Layer::Http(action));
+        checks.http.push(http_rbac(action, &http, told_as));
         // Of TCP, nothing is audited.
         if action != RbacAction::Log {
-            let tcp = filter_any::<TcpRbac>(action, &of(Layer::Tcp(action)), Some("tcp."));
-            checks.tcp.push(Filter {
-                name: TCP_FILTER.to_owned(),
-                config_type: Some(FilterConfig::TypedConfig(tcp)),
-            });
+            let tcp = of(Layer::Tcp(action));
+            checks.tcp.push(tcp_rbac(action, &tcp, told_as));
         }
     }
     checks
 }
 
 impl Named<'_> {
+    fn action(&self) -> &str {
+        self.policy.spec.action.as_deref().unwrap_or("ALLOW")
+    }
+
     fn is_dry_run(&self) -> bool {
         let annotations = self.policy.metadata.annotations.as_ref();
         annotations
             .and_then(|all| all.get(DRY_RUN))
             .is_some_and(|value| value == "true")
-    }
-
-    fn cannot_ask(&self) -> Advice {
-        Advice {
-            object: ObjectKey::new(Kind::AuthorizationPolicy, Some(self.namespace), self.name),
-            field: "spec.action".to_owned(),
-            reason:
-                "external authorizers are not supported yet: what the policy matches is refused"
-                    .to_owned(),
-        }
     }
 }
 
@@ -119,12 +103,26 @@ enum Layer {
     Tcp(RbacAction),
 }
 
-/// Of both filters `rules` is field 1 and `shadow_rules` field 2, and `stat_prefix` of the network filter field 3; the map
-/// of policies is field 2 of the rules.
+/// `enforced_and_shadow`; what the shadow rules find is told in the metadata under `told_as`.
+fn http_rbac(action: RbacAction, rules: &[Option<Rules>; 2], told_as: &str) -> HttpFilter {
+    let config = filter_any::<HttpRbac>(action, rules, &[(3, told_as)]);
+    http_filter(HTTP_FILTER, config)
+}
+
+fn tcp_rbac(action: RbacAction, rules: &[Option<Rules>; 2], told_as: &str) -> Filter {
+    let config = filter_any::<TcpRbac>(action, rules, &[(3, "tcp."), (5, told_as)]);
+    Filter {
+        name: TCP_FILTER.to_owned(),
+        config_type: Some(FilterConfig::TypedConfig(config)),
+    }
+}
+
+/// Of both filters `rules` is field 1 and `shadow_rules` field 2; the map of policies is field 2 of the rules. `texts`
+/// are further fields.
 fn filter_any<M: Name>(
     action: RbacAction,
     enforced_and_shadow: &[Option<Rules>; 2],
-    stat_prefix: Option<&str>,
+    texts: &[(u32, &str)],
 ) -> Any {
     let mut outer = Vec::new();
     for (field, rules) in (1..).zip(enforced_and_shadow) {
@@ -139,8 +137,8 @@ fn filter_any<M: Name>(
         }
         append(field, &inner, &mut outer);
     }
-    if let Some(prefix) = stat_prefix {
-        encoding::string::encode(3, &prefix.to_owned(), &mut outer);
+    for (field, text) in texts.iter().filter(|(_, text)| !text.is_empty()) {
+        encoding::string::encode(*field, &(*text).to_owned(), &mut outer);
     }
     Any {
         type_url: M::type_url(),
@@ -150,22 +148,23 @@ fn filter_any<M: Name>(
 
 /// Without policies there is nothing to enforce; policies without rules that fit here are another thing.
 fn some_rules(policies: &[&Named<'_>], layer: Layer) -> Option<Rules> {
-    (!policies.is_empty()).then(|| rules(policies, layer))
+    (!policies.is_empty()).then(|| rules(policies, layer, |id| id))
 }
 
-fn rules(policies: &[&Named<'_>], layer: Layer) -> Rules {
+/// By Istio's name of each rule, which `name` may change.
+fn rules(policies: &[&Named<'_>], layer: Layer, name: impl Fn(String) -> String) -> Rules {
     let mut all = Rules::new();
     for Named {
         namespace,
-        name,
+        name: policy_name,
         policy,
     } in policies
     {
         let AuthorizationPolicySpec { rules, .. } = &policy.spec;
         for (index, rule) in rules.iter().flatten().enumerate() {
-            let id = format!("ns[{namespace}]-policy[{name}]-rule[{index}]");
+            let id = format!("ns[{namespace}]-policy[{policy_name}]-rule[{index}]");
             if let Some(rule) = to_policy(rule, layer) {
-                all.insert(id, rule);
+                all.insert(name(id), rule);
             }
         }
     }

@@ -92,6 +92,18 @@ impl<'a> Settings<'a> {
         Some(name)
     }
 
+    /// The cluster of what MeshConfig names as `host` or `namespace/host`; `None` when there is no such port.
+    pub(super) fn provider_cluster(&self, service: &str, port: u32) -> Option<String> {
+        let port = u16::try_from(port).ok()?;
+        let (namespace, host) = match service.split_once('/') {
+            Some((namespace, host)) => (Some(namespace), host),
+            None => (None, service),
+        };
+        let known = self.view.services.get(host)?;
+        let fits = namespace.is_none_or(|namespace| known.namespace == namespace);
+        fits.then(|| self.service_cluster(host, port)).flatten()
+    }
+
     /// Clusters that a configuration of the user's names, as `outbound|8081||host`.
     pub(super) fn named_cluster(&self, name: &str) {
         let mut parts = name.splitn(4, '|');

@@ -2,7 +2,7 @@
 //! `envoy.service.ratelimit.v3.RateLimitService`.
 
 use envoy_types::pb::envoy::{
-    config::core::v3::{HeaderValue as HeaderProto, grpc_service::TargetSpecifier},
+    config::core::v3::HeaderValue as HeaderProto,
     extensions::{
         common::ratelimit::v3::{
             RateLimitDescriptor, rate_limit_descriptor, rate_limit_descriptor::Entry,
@@ -40,7 +40,7 @@ use crate::{
         reply::{Flag, Reply},
         server::HttpConnection,
     },
-    upstream::grpc::{self, Target},
+    upstream::{call::Target, grpc},
 };
 
 /// Envoy's default.
@@ -187,16 +187,7 @@ impl Config {
 fn service(proto: &Proto) -> Compiled<Target> {
     let service = proto.rate_limit_service.as_ref();
     let grpc = service.and_then(|service| service.grpc_service.as_ref());
-    let grpc = grpc.ok_or_else(|| Unsupported::missing("grpc_service"))?;
-    let Some(TargetSpecifier::EnvoyGrpc(envoy)) = &grpc.target_specifier else {
-        return Err(Unsupported::new("a service that is no cluster"));
-    };
-    let timeout = proto.timeout.as_ref().or(grpc.timeout.as_ref());
-    Ok(Target {
-        cluster: envoy.cluster_name.clone(),
-        authority: envoy.authority.clone(),
-        timeout: timeout.map_or(Ok(TIMEOUT), duration).at("timeout")?,
-    })
+    Target::compile(grpc, proto.timeout.as_ref(), TIMEOUT)
 }
 
 /// Asks the services of all filters of the chain, in its order.

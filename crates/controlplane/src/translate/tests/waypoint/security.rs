@@ -4,12 +4,21 @@ use envoy_types::pb::envoy::{
     config::listener::v3::filter::ConfigType as NetworkConfig,
     config::rbac::v3::{Rbac as Rules, rbac::Action as RbacAction},
     extensions::filters::{
-        http::{jwt_authn::v3::JwtAuthentication, rbac::v3::Rbac},
-        network::http_connection_manager::v3::{
-            HttpConnectionManager, http_filter::ConfigType as HttpConfig,
+        http::{
+            ext_authz::v3::{ExtAuthz, ext_authz::Services},
+            jwt_authn::v3::JwtAuthentication,
+            rbac::v3::Rbac,
+        },
+        network::{
+            ext_authz::v3::ExtAuthz as TcpExtAuthz,
+            http_connection_manager::v3::{
+                HttpConnectionManager, http_filter::ConfigType as HttpConfig,
+            },
+            rbac::v3::Rbac as TcpRbac,
         },
     },
 };
+use envoy_types::pb::google::protobuf::Any;
 use prost::Name;
 
 use super::*;
@@ -181,8 +190,8 @@ spec:
     assert_eq!(
         checks(&config),
         [
+            "rbac rules DENY [ns[shop]-policy[c]-rule[0]-deny-due-to-bad-CUSTOM-action]",
             "jwt origins-0 one no keys, origins-1 two keys",
-            "rbac rules DENY [ns[shop]-policy[c]-rule[0]]",
             "rbac rules LOG [ns[shop]-policy[e]-rule[0]]",
             "rbac shadow DENY [ns[shop]-policy[b]-rule[0]]",
             "rbac rules ALLOW [ns[shop]-policy[a]-rule[0]] shadow ALLOW [ns[shop]-policy[d]-rule[0]]",
@@ -193,9 +202,123 @@ spec:
         .map(|one| format!("{} {}", one.object, one.field))
         .collect();
     for expected in [
-        "AuthorizationPolicy shop/c spec.action",
+        "AuthorizationPolicy shop/c spec.provider.name",
         "RequestAuthentication shop/tokens spec.jwtRules[1]",
     ] {
         assert!(told.iter().any(|one| one == expected), "{told:?}");
     }
+}
+
+/// The authorizers of the service's HTTP port and of its TCP port, short.
+fn authorizers(config: &WaypointConfig) -> Vec<String> {
+    let show = |name: &str, any: &Any| {
+        let text = if any.type_url == ExtAuthz::type_url() {
+            let authz = ExtAuthz::decode(any.value.as_slice()).unwrap();
+            let asked = match authz.services.as_ref().unwrap() {
+                Services::GrpcService(grpc) => format!("{:?}", grpc.target_specifier),
+                Services::HttpService(http) => {
+                    format!("{:?} {}", http.server_uri, http.path_prefix)
+                }
+            };
+            format!("{asked} {:?}", authz.filter_enabled_metadata)
+        } else if any.type_url == TcpExtAuthz::type_url() {
+            let authz = TcpExtAuthz::decode(any.value.as_slice()).unwrap();
+            format!(
+                "{:?} {:?}",
+                authz.grpc_service, authz.filter_enabled_metadata
+            )
+        } else if any.type_url == Rbac::type_url() || any.type_url == TcpRbac::type_url() {
+            String::from_utf8_lossy(&any.value).into_owned()
+        } else {
+            return None;
+        };
+        Some((name.to_owned(), text))
+    };
+    let http = manager(config).http_filters;
+    let http = http.iter().filter_map(|filter| match &filter.config_type {
+        Some(HttpConfig::TypedConfig(any)) => show(&filter.name, any),
+        _ => None,
+    });
+    let listeners: Vec<Listener> = decoded(&config.listeners.resources);
+    let chains = listeners
+        .iter()
+        .flat_map(|listener| &listener.filter_chains);
+    let chain = chains
+        .into_iter()
+        .find(|chain| chain.name.starts_with("inbound-vip|99|tcp|"));
+    let tcp = chain.unwrap().filters.iter();
+    let tcp = tcp.filter_map(|filter| match &filter.config_type {
+        Some(NetworkConfig::TypedConfig(any)) => show(&filter.name, any),
+        _ => None,
+    });
+    let all: Vec<(String, String)> = http.chain(tcp).collect();
+    let words = [
+        "outbound|80||other.shop.svc.cluster.local",
+        "outbound_.80_._.other.shop.svc.cluster.local",
+        "/check",
+        "istio_ext_authz_shadow_effective_policy_id",
+        "istio-ext-authz-a-ns[shop]-policy[c]-rule[0]",
+        "istio-ext-authz-b-ns[shop]-policy[d]-rule[0]",
+        "deny-due-to-bad-CUSTOM-action",
+        "Prefix(\"istio-ext-authz-a-\")",
+        "Prefix(\"istio-ext-authz-b-\")",
+    ];
+    all.iter()
+        .map(|(name, text)| {
+            let found = words.iter().filter(|word| text.contains(**word));
+            let found: Vec<&str> = found.copied().collect();
+            format!("{name}: {}", found.join(" "))
+        })
+        .collect()
+}
+
+#[test]
+fn authorizers_are_asked_where_the_filter_before_them_finds_their_rule() {
+    let of = |name: &str, provider: &str| {
+        policy_of(
+            name,
+            "",
+            &format!("  action: CUSTOM\n  provider: {{name: {provider}}}\n  rules: [{{}}]"),
+        )
+    };
+    let mesh = mesh_config(
+        "istio-system",
+        "extensionProviders:
+    - name: a
+      envoyExtAuthzGrpc: {service: shop/other.shop.svc.cluster.local, port: 80}
+    - name: b
+      envoyExtAuthzHttp: {service: other.shop.svc.cluster.local, port: 80, pathPrefix: /check}",
+    );
+    let (translation, config) = config(&[of("c", "a"), of("d", "b"), mesh].concat());
+    let gateway = "outbound|80||other.shop.svc.cluster.local";
+    let key = "istio_ext_authz_shadow_effective_policy_id";
+    let a = "istio-ext-authz-a-ns[shop]-policy[c]-rule[0]";
+    let b = "istio-ext-authz-b-ns[shop]-policy[d]-rule[0]";
+    let authority = "outbound_.80_._.other.shop.svc.cluster.local";
+    assert_eq!(
+        authorizers(&config),
+        [
+            format!("envoy.filters.http.rbac: {a}"),
+            format!(
+                "envoy.filters.http.ext_authz: {gateway} {authority} {key} Prefix(\"istio-ext-authz-a-\")"
+            ),
+            format!("envoy.filters.http.rbac: {b}"),
+            format!(
+                "envoy.filters.http.ext_authz: {gateway} /check {key} Prefix(\"istio-ext-authz-b-\")"
+            ),
+            format!("envoy.filters.network.rbac: {a}"),
+            format!(
+                "envoy.filters.network.ext_authz: {gateway} {authority} {key} Prefix(\"istio-ext-authz-a-\")"
+            ),
+            "envoy.filters.network.rbac: deny-due-to-bad-CUSTOM-action".to_owned(),
+        ]
+    );
+    assert!(config.clusters.resources.contains_key(gateway));
+    let advice = translation.advice.iter();
+    let told: Vec<String> = advice.map(|one| one.reason.clone()).collect();
+    assert!(
+        told.iter()
+            .any(|one| one.contains("cannot be asked about TCP")),
+        "{told:?}"
+    );
 }

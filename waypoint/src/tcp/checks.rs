@@ -1,0 +1,142 @@
+//! What a TCP connection must pass before a byte goes either way, in the order of the chain.
+
+use std::sync::Arc;
+
+use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz;
+use leyline_authz::{Permit, TunnelFacts, evaluate_connection};
+use metrics::counter;
+use serde_json::Map;
+use tracing::{info, warn};
+
+use super::{Failure, rbac};
+use crate::{
+    app::Shared,
+    authorizer::{self, Condition, DENIED, FAILED, TIMEOUT},
+    config::{
+        Config as Everything,
+        error::{At, Compiled, Unsupported},
+    },
+    http::{reply::Flag, server::Destination},
+    listener::Client,
+    upstream::call::Target,
+};
+
+/// One of the checks of a chain.
+#[derive(Debug)]
+pub(crate) enum Check {
+    Rbac(rbac::Config),
+    ExtAuthz(Authorizer),
+}
+
+/// `envoy.filters.network.ext_authz`: somebody is asked about a connection.
+#[derive(Debug)]
+pub(crate) struct Authorizer {
+    asked_if: Condition,
+    target: Target,
+    on_failure: OnFailure,
+}
+
+/// When the authorizer does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnFailure {
+    Pass,
+    Refuse,
+}
+
+impl Authorizer {
+    pub(crate) fn compile(proto: &ExtAuthz) -> Compiled<Self> {
+        let asks_for_metadata = !proto.metadata_context_namespaces.is_empty()
+            || !proto.typed_metadata_context_namespaces.is_empty();
+        if asks_for_metadata || proto.include_peer_certificate || proto.shadow_mode {
+            return Err(Unsupported::new(
+                "metadata_context_namespaces, include_peer_certificate or shadow_mode",
+            ));
+        }
+        Ok(Self {
+            asked_if: Condition::compile(proto.filter_enabled_metadata.as_ref())
+                .at("filter_enabled_metadata")?,
+            target: Target::compile(proto.grpc_service.as_ref(), None, TIMEOUT)
+                .at("grpc_service")?,
+            on_failure: if proto.failure_mode_allow {
+                OnFailure::Pass
+            } else {
+                OnFailure::Refuse
+            },
+        })
+    }
+}
+
+/// Asks all checks, until one refuses.
+///
+/// # Errors
+/// Why the connection does not pass.
+pub(super) async fn check(
+    checks: &[Check],
+    (shared, config): (&Arc<Shared>, &Everything),
+    client: &Client,
+    destination: &Destination,
+) -> Result<Permit, Failure> {
+    let facts = TunnelFacts {
+        peer: Some(&client.principal),
+        source_ip: client.addr.ip(),
+        destination: destination.address(),
+        destination_port: destination.port(),
+    };
+    let mut metadata = Map::new();
+    let mut permit = None;
+    for check in checks {
+        let passed = match check {
+            Check::Rbac(filter) => rbac::check(filter, &facts, &mut metadata)
+                .map(|passed| permit = Some(passed))
+                .map_err(|denial| (Flag::Denied, denial.to_string())),
+            Check::ExtAuthz(authorizer) if authorizer.asked_if.holds(&metadata) => {
+                let asked = ask(authorizer, (shared, config), client, destination);
+                Box::pin(asked).await
+            }
+            Check::ExtAuthz(_) => Ok(()),
+        };
+        if let Err((flag, denial)) = passed {
+            counter!("leyline_waypoint_refused_total", "reason" => "policy").increment(1);
+            // Whether or not there is an access log.
+            info!(denial, source_principal = facts.peer, %destination, "connection refused");
+            return Err((flag, denial));
+        }
+    }
+    // Without a policy everybody may.
+    let open = || evaluate_connection([], &facts);
+    match permit {
+        Some(permit) => Ok(permit),
+        None => open().map_err(|denial| (Flag::Denied, denial.to_string())),
+    }
+}
+
+async fn ask(
+    authorizer: &Authorizer,
+    (shared, config): (&Arc<Shared>, &Everything),
+    client: &Client,
+    destination: &Destination,
+) -> Result<(), Failure> {
+    let question = authorizer::attributes(client, destination);
+    let answer = authorizer::ask(shared, config, &authorizer.target, question).await;
+    let count = |result| authorizer::count(&authorizer.target, result);
+    let refusal = |details: &str| (Flag::UnauthorizedExternalService, details.to_owned());
+    match answer {
+        Ok(answer) if authorizer::allows(&answer) => {
+            count("ok");
+            Ok(())
+        }
+        Ok(_) => {
+            count("denied");
+            Err(refusal(DENIED))
+        }
+        Err(error) => {
+            count("error");
+            let asked = authorizer.target.cluster.as_str();
+            warn!(authorizer = asked, %error, "the external authorizer did not answer");
+            match authorizer.on_failure {
+                OnFailure::Pass => Ok(()),
+                OnFailure::Refuse => Err(refusal(FAILED)),
+            }
+        }
+    }
+}
