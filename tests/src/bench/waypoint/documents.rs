@@ -1,9 +1,6 @@
 //! The YAML of the comparison: the same for both waypoints, but for the namespace and the addresses.
 
-use std::{
-    fmt::Write,
-    net::{Ipv4Addr, SocketAddr},
-};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use super::scene::Proxy;
 
@@ -100,6 +97,7 @@ fn virtual_service(
     mark: usize,
 ) -> String {
     let namespace = proxy.namespace();
+    let to = format!("{{host: {host}, port: {{number: {HTTP1}}}}}");
     let mut text = format!(
         "\
 kind: VirtualService
@@ -111,20 +109,11 @@ spec:
 "
     );
     for path in paths {
-        // Writing to a string does not fail.
-        let _written = write!(
-            text,
-            "\
-  - match: [{{uri: {{prefix: {path}}}}}]
-    headers: {{response: {{set: {{{MARK}: \"{mark}\"}}}}}}
-    route: [{{destination: {{host: {host}, port: {{number: {HTTP1}}}}}}}]
-"
-        );
+        text += &format!("  - match: [{{uri: {{prefix: {path}}}}}]\n");
+        text += &format!("    headers: {{response: {{set: {{{MARK}: \"{mark}\"}}}}}}\n");
+        text += &format!("    route: [{{destination: {to}}}]\n");
     }
-    let _written = writeln!(
-        text,
-        "  - route: [{{destination: {{host: {host}, port: {{number: {HTTP1}}}}}}}]"
-    );
+    text += &format!("  - route: [{{destination: {to}}}]\n");
     text
 }
 
@@ -163,4 +152,26 @@ spec:
   - {{name: http, port: {HTTP1}, targetPort: {HTTP1_PORT}}}
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn all_of_it_is_yaml() {
+        for (text, documents) in [
+            (pair(Proxy::Envoy), 7),
+            (services(Proxy::Envoy, 3), 3),
+            (routes(Proxy::Leyline, 3, 2), 3),
+            (changed(Proxy::Leyline, 5), 1),
+        ] {
+            let read: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+            assert_eq!(read.len(), documents, "{text}");
+        }
+        let routes: Value = serde_saphyr::from_str(&routes(Proxy::Leyline, 1, 2)).unwrap();
+        assert_eq!(routes["spec"]["http"].as_array().map(Vec::len), Some(3));
+    }
 }
