@@ -32,11 +32,13 @@ mod waypoint_balance;
 mod waypoint_dns;
 mod waypoint_envoy;
 mod waypoint_floods;
+
 mod waypoint_hops;
 mod waypoint_istiod;
 mod waypoint_jwt;
 mod waypoint_limits;
 mod waypoint_locality;
+mod waypoint_pending;
 mod waypoint_policy;
 mod waypoint_resilience;
 mod waypoint_session;

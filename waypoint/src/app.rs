@@ -23,7 +23,11 @@ use leyline_xds::{
     NodeInfo,
     client::{Interest, Observed},
 };
-use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
+use tokio::{
+    net::TcpListener,
+    runtime::Handle,
+    sync::{Notify, mpsc},
+};
 use tracing::{Span, info, warn};
 
 use crate::{
@@ -55,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) config: ConfigStore,
     /// Who is where, from WDS.
     pub(crate) mesh: Store,
+    /// Told after each update of it.
+    pub(crate) mesh_changed: Notify,
     pub(crate) certificates: Arc<CertificateStore>,
     /// Tunnels to endpoints.
     pub(crate) pool: Pool,
@@ -202,6 +208,7 @@ fn start_state(
     };
     Ok(Arc::new(Shared {
         config: ConfigStore::default(),
+        mesh_changed: Notify::new(),
         mesh: Store::new(local),
         certificates,
         pool: Pool::new(settings.proxy.hbone.clone(), drain.clone()),

@@ -38,6 +38,7 @@ pub(crate) fn apply(shared: &Arc<Shared>, update: Update) -> Vec<Rejection> {
         }
     }
     shared.mesh.apply(changes);
+    shared.mesh_changed.notify_waiters();
     rejections
 }
 

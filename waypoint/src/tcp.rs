@@ -24,10 +24,11 @@ use crate::{
     http::{affinity::hash_of_client, reply::Flag, server::Destination},
     listener::Client,
     upstream::{
-        balance::{self, Wanted},
+        balance::Wanted,
         connect::{For, UpstreamIo, connect},
         endpoint::Active,
         outlier::{self, Showed},
+        pending,
         state::{Place, Resource},
     },
 };
@@ -103,7 +104,8 @@ async fn open(
             hash: chain.by_client.then(|| hash_of_client(client.addr.ip())),
         };
         let destination = destination.address();
-        let Some(endpoint) = balance::endpoint_for(config, cluster, wanted, destination) else {
+        let found = pending::endpoint_for(shared, config, cluster, wanted, destination);
+        let Some(endpoint) = found else {
             break;
         };
         let purpose = For {

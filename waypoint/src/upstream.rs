@@ -7,6 +7,7 @@ mod direct;
 pub(crate) mod endpoint;
 pub(crate) mod grpc;
 pub(crate) mod outlier;
+pub(crate) mod pending;
 pub(crate) mod pool;
 pub(crate) mod send;
 pub(crate) mod state;

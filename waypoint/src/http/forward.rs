@@ -35,8 +35,9 @@ use crate::{
         },
     },
     upstream::{
-        balance::{self, Wanted},
+        balance::Wanted,
         outlier::{self, Showed},
+        pending,
         pool::Client,
         send::{SendFailure, send},
         state::{Place, Resource},
@@ -264,12 +265,12 @@ impl Attempts<'_> {
             hash: self.hash,
         };
         let Forwarding { config, conn, .. } = self.forwarding;
-        balance::endpoint_for(config, self.cluster, wanted, conn.destination.address()).ok_or_else(
-            || {
-                let (status, flag) = (StatusCode::SERVICE_UNAVAILABLE, Flag::NoHealthyUpstream);
-                Reply::new(status, flag, "no_healthy_upstream", "no healthy upstream")
-            },
-        )
+        let destination = conn.destination.address();
+        let found = pending::endpoint_for(&conn.shared, config, self.cluster, wanted, destination);
+        found.ok_or_else(|| {
+            let (status, flag) = (StatusCode::SERVICE_UNAVAILABLE, Flag::NoHealthyUpstream);
+            Reply::new(status, flag, "no_healthy_upstream", "no healthy upstream")
+        })
     }
 
     async fn attempt(

@@ -13,7 +13,7 @@ use super::{body::Body, forward::Forwarding, pipeline::Exchange, rewrite};
 use crate::{
     app::Shared,
     config::{cluster::Cluster, endpoints::Endpoint, route::action::Mirror},
-    upstream::{balance, send::send},
+    upstream::{balance::Wanted, pending, send::send},
 };
 
 /// A copy whose answer takes longer is given up: nobody waits for it.
@@ -50,7 +50,8 @@ fn start(
 ) -> Option<()> {
     let config = forwarding.config;
     let cluster = config.clusters.get(&mirror.cluster)?.clone();
-    let endpoint = balance::pick(&cluster, config.endpoints(&cluster)?, &[], &mut rand::rng())?;
+    let shared = &forwarding.conn.shared;
+    let endpoint = pending::endpoint_for(shared, config, &cluster, Wanted::default(), None)?;
     let mut request = Request::new(body);
     *request.method_mut() = exchange.head.method.clone();
     *request.headers_mut() = exchange.head.headers.clone();

@@ -40,18 +40,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) hash: Option<u64>,
 }
 
-/// Picks an endpoint, not one of `tried` if there are others.
-pub(crate) fn pick(
-    cluster: &Cluster,
-    set: &Arc<EndpointSet>,
-    tried: &[EndpointAddress],
-    rng: &mut impl Rng,
-) -> Option<Arc<Endpoint>> {
-    pick_for(cluster, set, Wanted { tried, hash: None }, rng)
-}
-
 /// Picks an endpoint for a request.
-pub(crate) fn pick_for(
+fn pick(
     cluster: &Cluster,
     set: &Arc<EndpointSet>,
     wanted: Wanted<'_>,
@@ -63,7 +53,7 @@ pub(crate) fn pick_for(
 
 /// The endpoint for a request or connection that wants to go to `destination`, which counts where the cluster leaves the
 /// choice to clients.
-pub(crate) fn endpoint_for(
+pub(super) fn endpoint_for(
     config: &Config,
     cluster: &Cluster,
     wanted: Wanted<'_>,
@@ -74,7 +64,7 @@ pub(crate) fn endpoint_for(
         addr.set_port(port.unwrap_or_else(|| addr.port()));
         return Some(cluster.state.direct.endpoint(addr));
     }
-    pick_for(
+    pick(
         cluster,
         config.endpoints(cluster)?,
         wanted,

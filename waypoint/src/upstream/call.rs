@@ -13,7 +13,8 @@ use http_body_util::{BodyExt, Limited};
 use tokio::time::{Duration, timeout};
 
 use super::{
-    balance::{self, Wanted},
+    balance::Wanted,
+    pending,
     send::{SendFailure, send},
 };
 use crate::{
@@ -91,6 +92,7 @@ impl Target {
 
     pub(super) fn endpoint<'a>(
         &self,
+        shared: &Shared,
         config: &'a Config,
     ) -> Result<(&'a Arc<Cluster>, Arc<Endpoint>), CallFailure> {
         let cluster = config.clusters.get(self.cluster.as_str());
@@ -99,7 +101,7 @@ impl Target {
             tried: &[],
             hash: None,
         };
-        let endpoint = balance::endpoint_for(config, cluster, wanted, None);
+        let endpoint = pending::endpoint_for(shared, config, cluster, wanted, None);
         let endpoint = endpoint.ok_or_else(|| CallFailure::NoEndpoint(self.cluster.clone()))?;
         Ok((cluster, endpoint))
     }
@@ -115,7 +117,7 @@ pub(crate) async fn http(
     request: Request<Body>,
 ) -> Result<Response<Bytes>, CallFailure> {
     let exchange = async {
-        let (cluster, endpoint) = target.endpoint(config)?;
+        let (cluster, endpoint) = target.endpoint(shared, config)?;
         let (mut head, body) = request.into_parts();
         head.version = upstream_version(cluster, Version::HTTP_11);
         rewrite::set_target(&mut head, &target.authority, path)

@@ -9,7 +9,6 @@ use leyline_net::{
     proxy_protocol,
     sockopt::Keepalive,
 };
-use leyline_state::Protocol;
 use leyline_tls::{ClientTls, OriginTls, OriginationError, TlsError};
 use leyline_types::{HboneAuthority, Identity, Str, ports};
 use tokio::{
@@ -19,6 +18,7 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
+use super::pending;
 use crate::{
     app::Shared,
     config::{
@@ -43,6 +43,10 @@ pub(crate) enum ConnectFailure {
         "nothing is known of the workload at {0}, so that nobody can say who must answer there"
     )]
     UnknownWorkload(SocketAddr),
+    #[error(
+        "{0} shall be captured and is not yet, hint: check the logs of its node's ztunnel (enrolment_pending)"
+    )]
+    EnrolmentPending(SocketAddr),
     #[error("{0}")]
     Tunnel(#[from] leyline_hbone::HboneError),
     #[error("{0}")]
@@ -108,14 +112,7 @@ async fn connect_raw(
     deadline: Duration,
 ) -> Result<RawIo, ConnectFailure> {
     let target = endpoint.addr();
-    let known = shared.mesh.snapshot();
-    // Never in plain text to what is enrolled, even where the endpoints have not caught up with that.
-    let enrolled = || {
-        known
-            .workloads_at(target.ip())
-            .any(|it| it.protocol == Protocol::Hbone)
-    };
-    if matches!(endpoint, EndpointAddress::Hbone(_)) || enrolled() {
+    if pending::settled(shared, endpoint, deadline).await? {
         tunnel(shared, target, purpose).await
     } else {
         plain(shared, target, deadline).await

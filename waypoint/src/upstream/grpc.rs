@@ -43,7 +43,7 @@ async fn exchange<A: Message + Default>(
     method: &'static str,
     question: &impl Message,
 ) -> Result<A, CallFailure> {
-    let (cluster, endpoint) = target.endpoint(config)?;
+    let (cluster, endpoint) = target.endpoint(shared, config)?;
     let request = request(cluster, target, method, question)?;
     let response = Box::pin(send_http2(shared, cluster, &endpoint, request)).await?;
     let (head, body) = response.into_parts();

@@ -18,6 +18,7 @@ use super::{
     connect::ConnectFailure,
     endpoint::Active,
     outlier::{self, Showed},
+    pending,
     pool::{self, Client, Http1, Stream},
     state::{Place, Resource},
 };
@@ -71,11 +72,17 @@ pub(crate) async fn send(
         UpstreamHttp::Http2 => true,
         UpstreamHttp::Downstream => downstream == Version::HTTP_2,
     };
-    let sent = if http2 {
-        attempt.over_http2(request).await
-    } else {
-        attempt.over_http1(request).await
+    let sent = async {
+        // Not even over a connection that there is.
+        let deadline = cluster.connect_timeout;
+        pending::settled(shared, endpoint.address, deadline).await?;
+        if http2 {
+            attempt.over_http2(request).await
+        } else {
+            attempt.over_http1(request).await
+        }
     };
+    let sent = sent.await;
     match &sent {
         Ok(response) => {
             // Told by the trailers, where the head does not tell.
@@ -84,6 +91,8 @@ pub(crate) async fn send(
             }
         }
         Err(SendFailure::Overflow(resource)) => resource.overflow(),
+        // It is no fault of its own.
+        Err(SendFailure::Connect(ConnectFailure::EnrolmentPending(_))) => {}
         Err(SendFailure::Connect(_) | SendFailure::Refused(_) | SendFailure::Reset(_)) => {
             outlier::report(cluster, endpoint, Showed::Broken);
         }

@@ -252,7 +252,7 @@ fn a_request_that_began_before_an_update_does_not_bring_old_endpoints_back() {
     )
     .unwrap();
     let (old, new) = (set(&[(0, &[1])]), set(&[(0, &[1, 1])]));
-    let picked = |set| pick(&cluster, set, &[], &mut rand::rng()).unwrap();
+    let picked = |set| pick(&cluster, set, Wanted::default(), &mut rand::rng()).unwrap();
     picked(&old);
     let seen = |set| (0..50).map(|_| last_byte(&picked(set))).max();
     assert_eq!(seen(&old), Some(1));
