@@ -32,7 +32,7 @@ mod waypoint_balance;
 mod waypoint_dns;
 mod waypoint_envoy;
 mod waypoint_floods;
-
+mod waypoint_global_limits;
 mod waypoint_hops;
 mod waypoint_istiod;
 mod waypoint_jwt;

@@ -82,6 +82,10 @@ pub enum Check {
     RequestPolicy,
     /// Local rate limits.
     LocalLimit,
+    /// Rate limits over replicas.
+    GlobalLimit,
+    /// Tokens.
+    Jwt,
     /// gRPC and WebSocket.
     Protocols,
     /// Edits of routes under load.
@@ -107,14 +111,16 @@ impl Check {
     ];
 
     /// Of waypoints, with what is in manifests/demo/bookstore.
-    pub const WAYPOINT: [Self; 11] = [
+    pub const WAYPOINT: [Self; 13] = [
         Self::Canary,
         Self::Mirror,
         Self::Resilience,
         Self::Faults,
         Self::Ejection,
         Self::RequestPolicy,
+        Self::Jwt,
         Self::LocalLimit,
+        Self::GlobalLimit,
         Self::Protocols,
         Self::RouteChange,
         Self::RouteMistake,
@@ -139,6 +145,8 @@ impl Check {
             Self::Faults => "waypoint: delays for 10 %, aborts for 5 %",
             Self::Ejection => "waypoint: a failing endpoint is ejected, and comes back",
             Self::LocalLimit => "waypoint: local rate limit for each reader",
+            Self::GlobalLimit => "waypoint: one rate limit over two replicas",
+            Self::Jwt => "waypoint: only with a valid token",
             Self::RequestPolicy => "waypoint: GET is allowed, POST is not",
             Self::Protocols => "waypoint: gRPC and WebSocket",
             Self::RouteChange => "waypoint: routes change under load",
@@ -170,6 +178,8 @@ impl Check {
             Self::Ejection => Box::pin(waypoint::ejection(mesh)),
             Self::LocalLimit => Box::pin(waypoint::local_limit(mesh)),
             Self::RequestPolicy => Box::pin(waypoint::policy(mesh)),
+            Self::Jwt => Box::pin(waypoint::jwt(mesh)),
+            Self::GlobalLimit => Box::pin(waypoint::global_limit(mesh)),
             Self::Protocols => Box::pin(waypoint::protocols(mesh)),
             Self::RouteChange => Box::pin(waypoint::change(mesh)),
             Self::RouteMistake => Box::pin(waypoint::mistake(mesh)),

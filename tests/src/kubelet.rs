@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use leyline_net::NetNs;
 
 use crate::{
@@ -122,22 +122,22 @@ impl Kubelet {
         Ok(())
     }
 
-    /// The part of the controller of Gateways: one pod for each, on the first node. A Gateway that comes with a pod of
-    /// its name is left to who wrote it.
+    /// The part of the controller of Gateways: pods for each. A Gateway that comes with a pod of its name is left to who
+    /// wrote it.
     fn make_waypoints(&self) -> Result<()> {
         let files = self.config.files()?;
         let manifest = Manifest::read(&files)?;
         let mut wanted = BTreeSet::new();
-        for (namespace, name) in &manifest.waypoints {
+        for waypoint in &manifest.waypoints {
+            let (namespace, name) = (&waypoint.namespace, &waypoint.name);
             let file = format!("{WAYPOINT_FILES}{namespace}.{name}.yaml");
             let has_pod = manifest
                 .pods
                 .iter()
                 .any(|pod| (&pod.namespace, &pod.name) == (namespace, name));
             if !has_pod {
-                let node = manifest.nodes.first();
-                let node = node.context("a Gateway, and no node for its pod")?;
-                let document = manifest::waypoint(namespace, name, node);
+                ensure!(!manifest.nodes.is_empty(), "no node for {file}");
+                let document = manifest::waypoint(waypoint, &manifest.nodes);
                 self.config.write(&file, &document)?;
             }
             wanted.insert(file);

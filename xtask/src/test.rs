@@ -18,7 +18,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 use crate::{codegen, ebpf, tidy};
 
 /// What the tests need besides Rust and gcc: peers that share no code with us.
-const TOOLS: [Tool; 7] = [
+const TOOLS: [Tool; 8] = [
     Tool {
         probe: &["python3", "-c", "import ensurepip, venv"],
         package: "python3-venv",
@@ -46,6 +46,10 @@ const TOOLS: [Tool; 7] = [
     Tool {
         probe: &["musl-gcc", "--version"],
         package: "musl-tools",
+    },
+    Tool {
+        probe: &["redis-server", "--version"],
+        package: "redis-server",
     },
 ];
 

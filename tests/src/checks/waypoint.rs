@@ -4,6 +4,7 @@
 mod canary;
 mod change;
 mod ejection;
+mod jwt;
 mod limit;
 mod policy;
 mod protocols;
@@ -25,7 +26,8 @@ use crate::{
 pub(super) use canary::{check as canary, mirror};
 pub(super) use change::{killed, live as change, mistake};
 pub(super) use ejection::check as ejection;
-pub(super) use limit::local as local_limit;
+pub(super) use jwt::check as jwt;
+pub(super) use limit::{global as global_limit, local as local_limit};
 pub(super) use policy::check as policy;
 pub(super) use protocols::check as protocols;
 pub(super) use resilience::{check as resilience, faults};
