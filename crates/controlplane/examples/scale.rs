@@ -253,6 +253,7 @@ async fn measure(pods: usize, layout: Layout) {
         ServerConfig {
             config_dirs: vec![config_dir.clone()],
             state_dir: state.clone(),
+            ca_dir: None,
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: None,
             names: Vec::new(),

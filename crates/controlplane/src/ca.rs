@@ -1,16 +1,20 @@
-//! The certificate authority: one self-signed P-256 root, made on first start and kept in the state directory.
+//! The certificate authority: one self-signed P-256 root, made on first start and kept in the state directory, or that of
+//! an operator (`operator`), which may be replaced while it signs (`current`).
 //!
 //! It signs what it is told to; who may have which identity is decided in `service`.
 
+mod current;
+mod operator;
 mod service;
 
-use std::{net::IpAddr, time::Duration};
+use std::{io, net::IpAddr, path::PathBuf, time::Duration};
 
+use base64::{Engine, prelude::BASE64_STANDARD};
 use leyline_types::{Identity, TrustDomain};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber,
-    SubjectPublicKeyInfo,
+    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use time::OffsetDateTime;
 use x509_parser::{
@@ -28,9 +32,13 @@ use x509_parser::{
 
 use crate::state_dir::{Creation, StateDir, StateError};
 
+pub(crate) use current::{Current, Follower, fixed};
 pub(crate) use service::CertificateService;
 
 const KEY_FILE: &str = "ca-key.pem";
+/// RFC 7468, 2.
+const PEM_LINE: usize = 64;
+const PEM_END: &str = "-----END CERTIFICATE-----";
 /// What peers trust; also what proxies are given as their root.
 pub const ROOT_FILE: &str = "root-cert.pem";
 /// Ten years, as Istio's self-signed root.
@@ -76,17 +84,32 @@ pub enum CaError {
         /// Why.
         reason: String,
     },
+    /// A file of the operator cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// Key and certificate are of different authorities.
-    #[error("{KEY_FILE} is not the key of {ROOT_FILE}; one of them is foreign")]
-    Foreign,
-    /// Past its end.
+    #[error("{0} is not the key of {1}; one of them is foreign")]
+    Foreign(&'static str, &'static str),
+    /// The operator's certificate leads nowhere.
+    #[error("the chain leads to none of the roots of {ROOT_FILE}: there is no certificate of {0}")]
+    NoPath(String),
+    /// Which of them signs, and what becomes of those who trust the other?
     #[error(
-        "{ROOT_FILE} expired at {0}; replace the root (remove {ROOT_FILE} and {KEY_FILE}) and restart the proxies"
+        "{0} is given, and the state directory has a CA of its own; to rotate from that one, move its {KEY_FILE} and {ROOT_FILE} to {0}, with {ROOT_FILE} as ca-cert.pem, too"
     )]
-    Expired(OffsetDateTime),
+    TwoAuthorities(PathBuf),
+    /// Past its end.
+    #[error("a certificate of {0} expired at {1}; a new root has to be given to the proxies, too")]
+    Expired(&'static str, OffsetDateTime),
     /// Before its start.
-    #[error("{ROOT_FILE} is valid only from {0}; check the clock")]
-    NotYetValid(OffsetDateTime),
+    #[error("a certificate of {0} is valid only from {1}; check the clock")]
+    NotYetValid(&'static str, OffsetDateTime),
     /// Signing failed.
     #[error("cannot sign a certificate")]
     Sign(#[from] rcgen::Error),
@@ -118,13 +141,18 @@ pub enum CsrError {
 /// Signs certificates.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    root_pem: String,
-    root_end: OffsetDateTime,
+    /// From the issuer up to, and without, the root, DER; none if the root signs itself.
+    intermediates: Vec<Vec<u8>>,
+    /// The first of them is that of the issuer.
+    roots_pem: String,
+    /// When the first of issuer, intermediates and root ends.
+    end: OffsetDateTime,
 }
 
 /// A certificate of the control plane itself.
 pub(crate) struct ServerIdentity {
-    pub(crate) certificate_der: Vec<u8>,
+    /// Leaf first, without the root.
+    pub(crate) chain_der: Vec<Vec<u8>>,
     pub(crate) key_der: Vec<u8>,
 }
 
@@ -171,29 +199,36 @@ impl Authority {
             return Err(unusable(ROOT_FILE, &"not a CA certificate"));
         }
         if root.public_key().raw != key.subject_public_key_info() {
-            return Err(CaError::Foreign);
+            return Err(CaError::Foreign(KEY_FILE, ROOT_FILE));
         }
         root.verify_signature(None)
             .map_err(|error| unusable(ROOT_FILE, &format!("not self-signed: {error}")))?;
         let (start, end) = (root.validity().not_before, root.validity().not_after);
         let (start, end) = (start.to_datetime(), end.to_datetime());
         if now >= end {
-            return Err(CaError::Expired(end));
+            return Err(CaError::Expired(ROOT_FILE, end));
         }
         if now < start {
-            return Err(CaError::NotYetValid(start));
+            return Err(CaError::NotYetValid(ROOT_FILE, start));
         }
         let issuer = Issuer::from_ca_cert_pem(&root_pem, key)?;
         Ok(Self {
             issuer,
-            root_pem,
-            root_end: end,
+            intermediates: Vec::new(),
+            roots_pem: root_pem,
+            end,
         })
     }
 
-    /// The root, PEM.
-    pub fn root_pem(&self) -> &str {
-        &self.root_pem
+    /// All roots that peers are to trust, PEM, that of the issuer first.
+    pub fn roots_pem(&self) -> &str {
+        &self.roots_pem
+    }
+
+    /// The first of them.
+    pub(crate) fn signing_root(&self) -> &str {
+        let first = self.roots_pem.split_inclusive(PEM_END).next();
+        first.unwrap_or_default().trim()
     }
 
     /// Signs a workload's certificate: the chain as the CA service returns it, leaf first, root last. Nothing of the
@@ -209,6 +244,20 @@ impl Authority {
         now: OffsetDateTime,
     ) -> Result<Vec<String>, CsrError> {
         let key = key_of_request(csr_pem)?;
+        let leaf = self.workload(&key, identity, lifetime, now)?;
+        let mut chain = vec![leaf.pem()];
+        chain.extend(self.intermediates.iter().map(|der| pem_text(der)));
+        chain.push(self.roots_pem.clone());
+        Ok(chain)
+    }
+
+    fn workload(
+        &self,
+        key: &impl PublicKeyData,
+        identity: &Identity,
+        lifetime: Option<Duration>,
+        now: OffsetDateTime,
+    ) -> Result<Certificate, CsrError> {
         let mut params = self.leaf(lifetime, now);
         let name = identity
             .to_string()
@@ -219,8 +268,7 @@ impl Authority {
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
-        let leaf = params.signed_by(&key, &self.issuer)?;
-        Ok(vec![leaf.pem(), self.root_pem.clone()])
+        Ok(params.signed_by(key, &self.issuer)?)
     }
 
     /// Signs a certificate for the control plane's own listener.
@@ -240,8 +288,10 @@ impl Authority {
             });
         }
         let certificate = params.signed_by(&key, &self.issuer)?;
+        let mut chain_der = vec![certificate.der().to_vec()];
+        chain_der.extend(self.intermediates.iter().cloned());
         Ok(ServerIdentity {
-            certificate_der: certificate.der().to_vec(),
+            chain_der,
             key_der: key.serialize_der(),
         })
     }
@@ -253,7 +303,7 @@ impl Authority {
         params.distinguished_name = DistinguishedName::new();
         params.serial_number = Some(serial());
         params.not_before = now - CLOCK_SKEW;
-        params.not_after = (now + lifetime).min(self.root_end);
+        params.not_after = (now + lifetime).min(self.end);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
@@ -296,6 +346,18 @@ fn first_pem(text: &str) -> Result<Pem, String> {
         Ok((_, pem)) => Ok(pem),
         Err(error) => Err(error.to_string()),
     }
+}
+
+fn pem_text(der: &[u8]) -> String {
+    let text = BASE64_STANDARD.encode(der);
+    let mut pem = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for (index, character) in text.chars().enumerate() {
+        if index > 0 && index % PEM_LINE == 0 {
+            pem.push('\n');
+        }
+        pem.push(character);
+    }
+    pem + "\n" + PEM_END + "\n"
 }
 
 /// The public key of a request whose signature holds.

@@ -41,6 +41,10 @@ pub(crate) struct ServeArgs {
     /// Holds the CA's key, the token key and root-cert.pem; made with mode 0700.
     #[arg(long, value_name = "DIR")]
     state_dir: PathBuf,
+    /// Sign with an operator's CA: the files of istiod's `cacerts` (ca-cert.pem, ca-key.pem, cert-chain.pem, root-cert.pem),
+    /// which may be replaced at any time. By default the CA is our own, made in the state directory.
+    #[arg(long, value_name = "DIR")]
+    ca_dir: Option<PathBuf>,
     /// Where proxies connect, with TLS.
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:15012")]
     listen: SocketAddr,
@@ -85,6 +89,7 @@ impl ServeArgs {
         ServerConfig {
             config_dirs: self.config,
             state_dir: self.state_dir,
+            ca_dir: self.ca_dir,
             listen: self.listen,
             admin: self.admin,
             names: self.names,

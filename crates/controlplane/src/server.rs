@@ -20,7 +20,7 @@ use tracing::{error, info, info_span, warn};
 
 use crate::{
     auth::Authenticator,
-    ca::{Authority, CaError, CertificateService},
+    ca::{Authority, CaError, CertificateService, Current, Follower, fixed},
     clients::Clients,
     enrolment::Enrolment,
     keys,
@@ -51,6 +51,8 @@ pub struct ServerConfig {
     pub config_dirs: Vec<PathBuf>,
     /// Keys and what must survive a restart.
     pub state_dir: PathBuf,
+    /// The files of an operator's CA; one of our own in the state directory if there are none.
+    pub ca_dir: Option<PathBuf>,
     /// Discovery, certificates, enrolment.
     pub listen: SocketAddr,
     /// Readiness, status, metrics; none by default.
@@ -118,16 +120,14 @@ impl ControlPlane {
         drain: &Drain,
     ) -> Result<Self, ServeError> {
         let state = StateDir::open(&config.state_dir)?;
-        let authority =
-            Authority::open(&state, &config.mesh.trust_domain, OffsetDateTime::now_utc())?;
-        let authority = Arc::new(authority);
+        let (authority, follower) = authority(&config, &state)?;
         let key = TokenKey::open(&state)?;
         let auth = Arc::new(Authenticator::new(key, config.mesh.node_accounts.clone()));
         let (watcher, loaded) =
             Watcher::start(config.config_dirs.clone(), last_good_documents(&state))?;
         let mesh = Arc::new(Mesh::new(config.mesh.clone(), loaded, &state));
         let clients = Clients::new();
-        let certificate = tls::ServerCertificate::new(Arc::clone(&authority), names(&config))?;
+        let certificate = tls::ServerCertificate::new(authority.clone(), names(&config))?;
         let tls = certificate.acceptor()?;
 
         let listener = bind(config.listen).await?;
@@ -156,6 +156,10 @@ impl ControlPlane {
         ));
         let fetching = keys::run(Arc::clone(&mesh), drain.clone());
         drop(spawn("token keys", spans(), drain, fetching));
+        if let Some(follower) = follower {
+            let following = follower.run(drain.clone());
+            drop(spawn("ca files", spans(), drain, following));
+        }
         let watching = watch(watcher, Arc::clone(&mesh), drain.clone());
         drop(spawn("watch", spans(), drain, watching));
         drop(spawn(
@@ -168,6 +172,24 @@ impl ControlPlane {
         drop(spawn("grpc", spans(), drain, serving));
         info!(%address, admin = admin.map(tracing::field::display), "control plane serves");
         Ok(Self { address, admin })
+    }
+}
+
+/// The operator's, which is followed, or our own.
+fn authority(
+    config: &ServerConfig,
+    state: &StateDir,
+) -> Result<(Current, Option<Follower>), CaError> {
+    let now = OffsetDateTime::now_utc();
+    match &config.ca_dir {
+        Some(directory) => {
+            let (follower, current) = Follower::start(directory.clone(), state.clone(), now)?;
+            Ok((current, Some(follower)))
+        }
+        None => {
+            let authority = Authority::open(state, &config.mesh.trust_domain, now)?;
+            Ok((fixed(authority), None))
+        }
     }
 }
 
@@ -210,7 +232,7 @@ async fn watch(mut watcher: Watcher, mesh: Arc<Mesh>, drain: Drain) {
 async fn serve(
     listener: TcpListener,
     tls: tokio_rustls::TlsAcceptor,
-    authority: Arc<Authority>,
+    authority: Current,
     auth: Arc<Authenticator>,
     mesh: Arc<Mesh>,
     clients: Clients,

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use tonic::{Extensions, Request, Response, Status, metadata::MetadataMap};
 use tracing::{info, warn};
 
-use super::{Authority, CsrError};
+use super::{CsrError, Current};
 use crate::{
     auth::{AuthError, Authenticator},
     mesh::Mesh,
@@ -78,17 +78,13 @@ impl Refusal {
 
 /// The service.
 pub(crate) struct CertificateService {
-    authority: Arc<Authority>,
+    authority: Current,
     auth: Arc<Authenticator>,
     mesh: Arc<Mesh>,
 }
 
 impl CertificateService {
-    pub(crate) fn new(
-        authority: Arc<Authority>,
-        auth: Arc<Authenticator>,
-        mesh: Arc<Mesh>,
-    ) -> Self {
+    pub(crate) fn new(authority: Current, auth: Arc<Authenticator>, mesh: Arc<Mesh>) -> Self {
         Self {
             authority,
             auth,
@@ -111,9 +107,8 @@ impl CertificateService {
             .ok()
             .filter(|seconds| *seconds > 0)
             .map(Duration::from_secs);
-        let chain =
-            self.authority
-                .sign(&request.csr, &identity, lifetime, OffsetDateTime::now_utc())?;
+        let authority = Arc::clone(&self.authority.borrow());
+        let chain = authority.sign(&request.csr, &identity, lifetime, OffsetDateTime::now_utc())?;
         Ok((identity, chain))
     }
 

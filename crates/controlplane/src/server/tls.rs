@@ -1,4 +1,5 @@
-//! The control plane's own certificate, signed by its own root and renewed while it runs.
+//! The control plane's own certificate, signed by its own authority and renewed while it runs, and when the authority is
+//! another.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -18,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{info, warn};
 
 use crate::{
-    ca::{Authority, CaError},
+    ca::{Authority, CaError, Current as CurrentAuthority},
     server::ServeError,
 };
 
@@ -30,7 +31,7 @@ const RENEWAL: Duration = Duration::from_secs(15 * 24 * 3600);
 const RETRY: Duration = Duration::from_secs(60);
 
 pub(super) struct ServerCertificate {
-    authority: Arc<Authority>,
+    authority: CurrentAuthority,
     names: Vec<String>,
     current: Arc<Current>,
 }
@@ -50,8 +51,11 @@ impl ResolvesServerCert for Current {
 }
 
 impl ServerCertificate {
-    pub(super) fn new(authority: Arc<Authority>, names: Vec<String>) -> Result<Self, ServeError> {
-        let first = issue(&authority, &names)?;
+    pub(super) fn new(
+        mut authority: CurrentAuthority,
+        names: Vec<String>,
+    ) -> Result<Self, ServeError> {
+        let first = issue(&authority.borrow_and_update().clone(), &names)?;
         Ok(Self {
             authority,
             names,
@@ -70,14 +74,16 @@ impl ServerCertificate {
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
-    pub(super) async fn renew(self, drain: Drain) {
+    pub(super) async fn renew(mut self, drain: Drain) {
         let mut pause = RENEWAL;
         loop {
             tokio::select! {
                 () = drain.started() => return,
                 () = sleep(pause) => {}
+                () = another(&mut self.authority) => {}
             }
-            pause = match issue(&self.authority, &self.names) {
+            let authority = Arc::clone(&self.authority.borrow());
+            pause = match issue(&authority, &self.names) {
                 Ok(renewed) => {
                     self.current.0.store(Arc::new(renewed));
                     info!("own certificate renewed");
@@ -92,13 +98,18 @@ impl ServerCertificate {
     }
 }
 
+/// Waits until another authority signs; for ever if this one stays.
+async fn another(authority: &mut CurrentAuthority) {
+    if authority.changed().await.is_err() {
+        std::future::pending().await
+    }
+}
+
 fn issue(authority: &Authority, names: &[String]) -> Result<CertifiedKey, ServeError> {
     let identity = authority.server_identity(names, LIFETIME, OffsetDateTime::now_utc());
     let identity = identity.map_err(|error: CaError| ServeError::Ca(error))?;
     let key =
         aws_lc_rs::sign::any_supported_type(&PrivatePkcs8KeyDer::from(identity.key_der).into())?;
-    Ok(CertifiedKey::new(
-        vec![CertificateDer::from(identity.certificate_der)],
-        key,
-    ))
+    let chain = identity.chain_der.into_iter().map(CertificateDer::from);
+    Ok(CertifiedKey::new(chain.collect(), key))
 }

@@ -64,6 +64,7 @@ impl Fixture {
         let config = ServerConfig {
             config_dirs: vec![self.directory.path().join("config")],
             state_dir: self.state(),
+            ca_dir: None,
             listen: "127.0.0.1:0".parse().unwrap(),
             admin: Some("127.0.0.1:0".parse().unwrap()),
             names: vec!["controlplane.example".to_owned()],
