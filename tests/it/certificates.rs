@@ -19,20 +19,20 @@ use crate::{
 };
 
 /// A few renewals, or the life of a short certificate and the back-off of its renewal.
-const LATER: Duration = Duration::from_secs(40);
-const NODES: [&str; 2] = ["node-a", "node-b"];
+pub(crate) const LATER: Duration = Duration::from_secs(40);
+pub(crate) const NODES: [&str; 2] = ["node-a", "node-b"];
 const SECRET: &[u8] = b"open sesame, said Ali Baba";
 /// Tunnels close as soon as they are idle, so that a call mostly needs a new one, with the certificate of that moment.
-const NO_IDLE_TUNNELS: (&str, &str) = ("POOL_UNUSED_RELEASE_TIMEOUT", "1ms");
+pub(crate) const NO_IDLE_TUNNELS: (&str, &str) = ("POOL_UNUSED_RELEASE_TIMEOUT", "1ms");
 
 /// Calls that never pause and must all be answered.
-struct Load {
+pub(crate) struct Load {
     stop: watch::Sender<bool>,
     callers: JoinSet<usize>,
 }
 
 impl Load {
-    fn start(pairs: &[(Client, SocketAddr)]) -> Self {
+    pub(crate) fn start(pairs: &[(Client, SocketAddr)]) -> Self {
         let (stop, stopped) = watch::channel(false);
         let mut callers = JoinSet::new();
         for (client, target) in pairs {
@@ -42,7 +42,7 @@ impl Load {
     }
 
     /// Fails if a call has failed.
-    async fn end(self) -> usize {
+    pub(crate) async fn end(self) -> usize {
         self.stop.send_replace(true);
         self.callers.join_all().await.into_iter().sum()
     }
@@ -64,7 +64,7 @@ async fn call(client: Client, target: SocketAddr, stop: watch::Receiver<bool>) -
     calls
 }
 
-fn pairs(mesh: &Mesh) -> Vec<(Client, SocketAddr)> {
+pub(crate) fn pairs(mesh: &Mesh) -> Vec<(Client, SocketAddr)> {
     let pairs = [
         ("shop/client", "shop/server-v1"),
         ("shop/client", "shop/server-v2"),

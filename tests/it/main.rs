@@ -4,6 +4,7 @@
     reason = "a test whose surroundings cannot be made has failed"
 )]
 
+mod affinity;
 mod certificates;
 mod cluster;
 mod cni;
@@ -22,7 +23,9 @@ mod peer;
 mod pending;
 mod policy;
 mod robustness;
+mod rotation;
 mod shutdown;
+mod spire;
 mod support;
 mod takeover;
 mod trouble;

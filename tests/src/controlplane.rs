@@ -94,6 +94,13 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// Has it sign with the CA of a directory from its next start on.
+    pub fn set_ca_dir(&mut self, directory: &Path) {
+        self.program
+            .args
+            .extend(["--ca-dir".into(), directory.into()]);
+    }
+
     /// Whether it runs.
     pub fn is_running(&self) -> bool {
         self.process.is_some()

@@ -225,6 +225,11 @@ impl Mesh {
         &self.controlplane
     }
 
+    /// The same, to do something to it.
+    pub fn controlplane_mut(&mut self) -> &mut ControlPlane {
+        &mut self.controlplane
+    }
+
     /// Ends the control plane in order.
     pub async fn stop_controlplane(&mut self) -> Result<()> {
         self.controlplane.stop().await

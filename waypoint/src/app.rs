@@ -17,7 +17,10 @@ use leyline_runtime::{
 };
 use leyline_state::{LocalNode, Store};
 use leyline_telemetry::{log, mesh, metrics};
-use leyline_tls::{CaClient, CertificateConfig, CertificateStore, control_plane};
+use leyline_tls::{
+    CaClient, CertificateConfig, CertificateSource, CertificateStore,
+    control_plane::{self, RootWatcher},
+};
 use leyline_types::ports;
 use leyline_xds::{
     NodeInfo,
@@ -186,14 +189,18 @@ fn start_state(
     log: log::LogHandle,
     (drain, background): (&Drain, &Drain),
 ) -> Result<Arc<Shared>> {
-    let channel = control_plane::channel(&settings.ca).context("CA address or root")?;
-    let ca = CaClient::own(channel, control_plane::AuthInterceptor::new(&settings.ca)?);
+    let ca = Arc::new(CaClient::own(&settings.ca).context("CA address or root")?);
     let certificate = CertificateConfig {
         ttl: settings.secret_ttl,
         ..CertificateConfig::default()
     };
-    let (certificates, worker) = CertificateStore::new(Arc::new(ca), certificate);
+    let (certificates, worker) =
+        CertificateStore::new(CertificateSource::Ca(ca.clone()), certificate);
     spawn("certificates", Span::none(), background, worker.run());
+    if let Some(watcher) = RootWatcher::of(&settings.ca.root) {
+        let following = watcher.run(ca, certificates.clone());
+        spawn("roots", Span::none(), background, following);
+    }
     let node = &settings.node;
     let baggage = Baggage {
         namespace: node.pod_namespace.as_str().into(),

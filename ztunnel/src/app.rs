@@ -23,7 +23,7 @@ use leyline_runtime::{
 };
 use leyline_state::{LocalNode, Store};
 use leyline_telemetry::{log, mesh, metrics};
-use leyline_tls::{CaClient, CertificateConfig, CertificateStore, Revocation, control_plane};
+use leyline_tls::control_plane;
 use leyline_types::ports;
 use leyline_xds::{NodeInfo, client::Observed, node_id, session::Rejection};
 use tokio::{net::TcpListener, runtime::Handle, sync::mpsc};
@@ -31,7 +31,7 @@ use tracing::{Span, error, info, warn};
 
 use crate::{
     admin::{self, Admin},
-    agent,
+    agent, certificates,
     config::{CaptureConfig, Config, PagesConfig},
     discovery::{self, Discovery},
     local_xds::LocalXds,
@@ -194,15 +194,7 @@ async fn finish_connections(drain: &Drain, deadline: Duration, signals: &mut Shu
 
 /// The store and the certificates.
 fn start_state(config: &Config, background: &Drain) -> Result<Arc<Shared>> {
-    let channel = control_plane::channel(&config.ca).context("CA address or root")?;
-    let ca = CaClient::new(channel, control_plane::AuthInterceptor::new(&config.ca)?);
-    let settings = CertificateConfig {
-        ttl: config.secret_ttl,
-        revocation: revocation(config, background),
-        ..CertificateConfig::default()
-    };
-    let (certificates, worker) = CertificateStore::new(Arc::new(ca), settings);
-    spawn("certificates", Span::none(), background, worker.run());
+    let certificates = certificates::start(config, background)?;
     let node = &config.node.node;
     let local = LocalNode {
         network: config.node.network.clone(),
@@ -214,17 +206,6 @@ fn start_state(config: &Config, background: &Drain) -> Result<Arc<Shared>> {
         store,
         certificates,
     )))
-}
-
-/// The lists hold before the first tunnel.
-fn revocation(config: &Config, background: &Drain) -> Arc<Revocation> {
-    let Some(path) = &config.crl_path else {
-        return Revocation::off();
-    };
-    let (revocation, mut watcher) = Revocation::of_file(path.clone());
-    watcher.look();
-    spawn("revocation lists", Span::none(), background, watcher.run());
-    revocation
 }
 
 fn follow_xds(

@@ -75,6 +75,8 @@ pub(crate) struct Config {
     pub(crate) secret_ttl: Duration,
     /// Revocation lists.
     pub(crate) crl_path: Option<PathBuf>,
+    /// Where a SPIFFE agent gives certificates, in place of the CA.
+    pub(crate) spiffe_endpoint: Option<String>,
     /// How long connections may finish after SIGTERM.
     pub(crate) drain_deadline: Duration,
     pub(crate) worker_threads: usize,
@@ -219,6 +221,9 @@ impl Config {
                 .optional("CRL_PATH")
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
+            spiffe_endpoint: env
+                .optional("SPIFFE_ENDPOINT_SOCKET")
+                .filter(|address| !address.is_empty()),
             drain_deadline: drain_deadline(env),
             worker_threads: threads::worker_threads(env, mesh.concurrency, cores()),
             crypto: crypto(env),
@@ -651,6 +656,12 @@ mod tests {
                 "/crl.pem",
                 |c| format!("{:?}", c.crl_path),
                 "Some(\"/crl.pem\")",
+            ),
+            (
+                "SPIFFE_ENDPOINT_SOCKET",
+                "unix:///a.sock",
+                |c| format!("{:?}", c.spiffe_endpoint),
+                "Some(\"unix:///a.sock\")",
             ),
             (
                 "COMPLIANCE_POLICY",

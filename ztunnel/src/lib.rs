@@ -4,6 +4,7 @@
 mod admin;
 mod agent;
 mod app;
+mod certificates;
 mod config;
 mod discovery;
 mod explain;

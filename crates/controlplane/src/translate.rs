@@ -16,6 +16,7 @@ mod resource;
 mod selectors;
 mod service_entries;
 mod services;
+mod session_affinity;
 pub mod waypoint;
 mod waypoints;
 mod workload_entries;

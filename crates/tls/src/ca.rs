@@ -7,10 +7,12 @@ use leyline_proto::istio::v1::auth::{
     IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
 };
 use leyline_types::Identity;
+use parking_lot::Mutex;
 use prost_types::{Struct, Value, value::Kind};
 use tonic::{Code, Status, service::interceptor::InterceptedService, transport::Channel};
+use tracing::warn;
 
-use crate::control_plane::AuthInterceptor;
+use crate::control_plane::{AuthInterceptor, ControlPlaneConfig, ControlPlaneError, channel};
 
 /// A chain with a large root bundle is some ten kilobytes; more than this is not an answer.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
@@ -52,9 +54,12 @@ pub enum CaError {
 
 /// A client of `istio.v1.auth.IstioCertificateService`.
 pub struct CaClient {
-    client: IstioCertificateServiceClient<InterceptedService<Channel, AuthInterceptor>>,
+    config: ControlPlaneConfig,
+    client: Mutex<Client>,
     asks_for: AsksFor,
 }
+
+type Client = IstioCertificateServiceClient<InterceptedService<Channel, AuthInterceptor>>;
 
 /// Whose certificates a client asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,20 +71,38 @@ enum AsksFor {
 }
 
 impl CaClient {
-    /// A client that asks in the name of workloads, with the credentials of this node.
-    pub fn new(channel: Channel, auth: AuthInterceptor) -> Self {
-        Self::asking(channel, auth, AsksFor::Workloads)
+    /// A client that asks in the name of workloads, with the credentials of this node. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// When no channel can be made of the configuration.
+    pub fn new(config: &ControlPlaneConfig) -> Result<Self, ControlPlaneError> {
+        Self::asking(config, AsksFor::Workloads)
     }
 
     /// A client that asks for the identity of its own credentials, as a waypoint does.
-    pub fn own(channel: Channel, auth: AuthInterceptor) -> Self {
-        Self::asking(channel, auth, AsksFor::Itself)
+    ///
+    /// # Errors
+    /// When no channel can be made of the configuration.
+    pub fn own(config: &ControlPlaneConfig) -> Result<Self, ControlPlaneError> {
+        Self::asking(config, AsksFor::Itself)
     }
 
-    fn asking(channel: Channel, auth: AuthInterceptor, asks_for: AsksFor) -> Self {
-        let client = IstioCertificateServiceClient::with_interceptor(channel, auth)
-            .max_decoding_message_size(MAX_ANSWER_BYTES);
-        Self { client, asks_for }
+    fn asking(config: &ControlPlaneConfig, asks_for: AsksFor) -> Result<Self, ControlPlaneError> {
+        Ok(Self {
+            config: config.clone(),
+            client: Mutex::new(connect(config)?),
+            asks_for,
+        })
+    }
+
+    /// Makes a new connection for the next call, which judges the CA by the roots as they are then. Calls that run are
+    /// not disturbed.
+    pub fn reconnect(&self) {
+        match connect(&self.config) {
+            Ok(client) => *self.client.lock() = client,
+            // The same configuration was good before.
+            Err(error) => warn!(%error, "the connection to the CA stays as it is"),
+        }
     }
 
     async fn create(
@@ -94,11 +117,18 @@ impl CaClient {
             metadata: (self.asks_for == AsksFor::Workloads).then(|| impersonate(identity)),
         };
         // A clone of the client is a clone of the channel's handle; calls on it run at the same time.
-        let answer = self.client.clone().create_certificate(request).await;
+        let mut client = self.client.lock().clone();
+        let answer = client.create_certificate(request).await;
         answer
             .map(|response| response.into_inner().cert_chain)
             .map_err(|status| CaError::from(&status))
     }
+}
+
+fn connect(config: &ControlPlaneConfig) -> Result<Client, ControlPlaneError> {
+    let auth = AuthInterceptor::new(config)?;
+    let client = IstioCertificateServiceClient::with_interceptor(channel(config)?, auth);
+    Ok(client.max_decoding_message_size(MAX_ANSWER_BYTES))
 }
 
 impl CertificateAuthority for CaClient {

@@ -114,6 +114,17 @@ impl WorkloadCertificate {
         if chain.is_empty() {
             return Err(CertificateError::Incomplete(chain_pem.len()));
         }
+        Self::from_der(identity, chain, roots, key, revocation)
+    }
+
+    /// The same of certificates that are no PEM.
+    pub(crate) fn from_der(
+        identity: &Identity,
+        chain: Vec<CertificateDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        revocation: &Arc<Revocation>,
+    ) -> Result<Self, CertificateError> {
         let certificate = Self::assemble(chain, roots, key, revocation)?;
         if certificate.identity != *identity {
             return Err(CertificateError::Identity {

@@ -1,5 +1,7 @@
 //! The channel to the control plane (xDS and CA): gRPC over TLS, credentials on each call. Roots and tokens that live in
-//! files are read when they are used, so that a rotation needs neither a watch nor a restart.
+//! files are read when they are used, so that a rotation needs no restart.
+
+mod roots;
 
 use std::{
     fmt, fs, io,
@@ -32,6 +34,8 @@ use crate::{
     install_crypto_provider,
     verify::{algorithms, verify_server_chain},
 };
+
+pub use roots::RootWatcher;
 
 /// As Istio's proxies: a control plane that does not answer by then is tried at another address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -11,6 +11,7 @@ mod certificate;
 mod error;
 mod provider;
 mod revocation;
+mod seen;
 mod spiffe;
 mod verify;
 
@@ -19,6 +20,7 @@ pub mod control_plane;
 pub mod csr;
 mod origination;
 mod store;
+mod workload_api;
 
 #[cfg(test)]
 mod testing;
@@ -33,6 +35,7 @@ pub use provider::{
 };
 pub use revocation::{CrlError, CrlWatcher, Revocation, is_revocation};
 pub use store::{
-    CertificateConfig, CertificateDump, CertificateEntry, CertificateStore, CertificateWorker,
-    FetchError, IdentityError,
+    CertificateConfig, CertificateDump, CertificateEntry, CertificateSource, CertificateStore,
+    CertificateWorker, FetchError, IdentityError,
 };
+pub use workload_api::{EndpointError, SvidSourceError, WorkloadApi};

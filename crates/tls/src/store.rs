@@ -30,6 +30,7 @@ use crate::{
     certificate::{CertificateError, WorkloadCertificate},
     csr::{self, CsrError},
     revocation::Revocation,
+    workload_api::{SvidSourceError, WorkloadApi},
 };
 use schedule::{Fetch, Priority, Schedule};
 use slot::{Lease, Slot, State};
@@ -78,6 +79,18 @@ pub enum FetchError {
     /// What the CA signed is not usable.
     #[error("the CA's answer is unusable: {0}")]
     Certificate(#[from] CertificateError),
+    /// The Workload API has none.
+    #[error(transparent)]
+    Svid(#[from] SvidSourceError),
+}
+
+/// Where certificates come from.
+#[derive(Clone)]
+pub enum CertificateSource {
+    /// A CA that signs requests for keys of ours.
+    Ca(Arc<dyn CertificateAuthority>),
+    /// A SPIFFE agent that gives out certificates with their keys.
+    WorkloadApi(Arc<WorkloadApi>),
 }
 
 /// Why there is no certificate for an identity now.
@@ -133,7 +146,7 @@ pub struct CertificateWorker {
 
 struct Shared {
     cfg: CertificateConfig,
-    ca: Arc<dyn CertificateAuthority>,
+    source: CertificateSource,
     table: Mutex<Table>,
     /// Tells the worker that the table has changed.
     changed: Notify,
@@ -164,7 +177,7 @@ enum Found {
 impl CertificateStore {
     /// A store and the worker that has to run for it.
     pub fn new(
-        ca: Arc<dyn CertificateAuthority>,
+        source: CertificateSource,
         cfg: CertificateConfig,
     ) -> (Arc<Self>, CertificateWorker) {
         let table = Table {
@@ -174,7 +187,7 @@ impl CertificateStore {
         };
         let shared = Arc::new(Shared {
             cfg,
-            ca,
+            source,
             table: Mutex::new(table),
             changed: Notify::new(),
         });
@@ -225,6 +238,13 @@ impl CertificateStore {
         if let Err(error) = wanted {
             warn!(%error, "certificate not prefetched");
         }
+    }
+
+    /// Has all certificates fetched anew, because what the CA answers has changed: its roots, or who signs. What is there
+    /// serves until then.
+    pub fn renew_all(&self) {
+        self.shared.table.lock().schedule.renew_all(Instant::now());
+        self.shared.changed.notify_one();
     }
 
     /// Drops the certificate of an identity that is no longer on this node. Callers that wait for it get an error.
@@ -319,11 +339,18 @@ impl Shared {
         }
     }
 
-    /// Asks the CA once, and checks what it says.
+    /// Asks once, and checks what is said.
     async fn fetch(&self, identity: &Identity) -> Result<WorkloadCertificate, FetchError> {
+        let revocation = &self.cfg.revocation;
+        let ca = match &self.source {
+            CertificateSource::Ca(ca) => ca,
+            CertificateSource::WorkloadApi(api) => {
+                return Ok(api.fetch(identity, revocation).await?);
+            }
+        };
         let request = csr::generate(identity)?;
         let deadline = self.cfg.fetch_deadline;
-        let answer = self.ca.sign(request.pem, identity, self.cfg.ttl);
+        let answer = ca.sign(request.pem, identity, self.cfg.ttl);
         let chain = timeout(deadline, answer)
             .await
             .map_err(|_elapsed| CaError::Deadline(deadline))??;
@@ -331,7 +358,7 @@ impl Shared {
             identity,
             &chain,
             request.key,
-            &self.cfg.revocation,
+            revocation,
         )?)
     }
 

@@ -19,6 +19,10 @@ pub use names::{
 /// for it; who does not know it takes the workload for one outside of the mesh, as before.
 pub const ENROLMENT_PENDING: &str = "leyline.io/enrolment-pending";
 
+/// Name of the extension of a service whose clients stay with one endpoint (`sessionAffinity: ClientIP`); it holds a
+/// `google.protobuf.Duration`, for how long.
+pub const SESSION_AFFINITY: &str = "leyline.io/session-affinity";
+
 /// Ports of the data plane inside a pod and of the process itself.
 pub mod ports {
     /// Outbound capture, in each pod.

@@ -39,6 +39,7 @@ impl Config {
             "ipv6Enabled": proxy.families == Families::Both,
             "secretTtl": seconds(self.secret_ttl),
             "crlPath": self.crl_path,
+            "spiffeEndpointSocket": self.spiffe_endpoint,
             "selfTerminationDeadline": seconds(self.drain_deadline),
             "numWorkerThreads": self.worker_threads,
             "adminPort": self.pages.admin_port,

@@ -59,6 +59,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "revocation lists, PEM or DER; followed while it changes",
     ),
     (
+        "SPIFFE_ENDPOINT_SOCKET",
+        "",
+        "unix:///path of a SPIFFE agent: certificates are its SVIDs, CA_ADDRESS is not asked",
+    ),
+    (
         "FAKE_CA",
         "false",
         "only false: there is no CA that anybody knows",

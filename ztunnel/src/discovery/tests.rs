@@ -4,7 +4,10 @@ use leyline_authz::ConnectionFacts;
 use leyline_proto::istio::workload as wire;
 use leyline_runtime::env::{MapEnv, Reader};
 use leyline_state::{LocalNode, Store};
-use leyline_tls::{BoxFuture, CaError, CertificateAuthority, CertificateConfig, CertificateStore};
+use leyline_tls::{
+    BoxFuture, CaError, CertificateAuthority, CertificateConfig, CertificateSource,
+    CertificateStore,
+};
 use leyline_types::{Identity, WorkloadName};
 
 use super::*;
@@ -27,8 +30,10 @@ impl CertificateAuthority for NoCa {
 fn discovery() -> Discovery {
     let config = Config::read(&mut Reader::new(&MapEnv::default()));
     let store = Arc::new(Store::new(LocalNode::default()));
-    let (certificates, _worker) =
-        CertificateStore::new(Arc::new(NoCa), CertificateConfig::default());
+    let (certificates, _worker) = CertificateStore::new(
+        CertificateSource::Ca(Arc::new(NoCa)),
+        CertificateConfig::default(),
+    );
     let shared = Shared::new(config.proxy, store, certificates);
     Discovery::new(Arc::new(shared), Arc::default())
 }

@@ -19,6 +19,7 @@ use super::{
     Advice, MeshSettings,
     networks::Networks,
     selectors::Selectors,
+    session_affinity,
     waypoints::{Attached, ServiceWaypoints, Waypoints},
 };
 use crate::objects::{Kind, ObjectKey, Objects};
@@ -93,6 +94,7 @@ pub(super) fn services(
         let mut translated = translate_one(objects, mesh, name, service, spec);
         translated.wire.addresses = network_addresses(networks, &addresses);
         translated.wire.ip_families = ip_families(spec, &addresses).into();
+        translated.wire.extensions = session_affinity::extensions(name, spec, advice);
         if !waypoints.is_gateway_service(name, service) {
             attach_waypoints(&mut translated, name, service, waypoints, advice);
         }

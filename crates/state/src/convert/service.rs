@@ -1,7 +1,7 @@
 //! `istio.workload.Service`.
 
 use leyline_proto::istio::workload as proto;
-use leyline_types::{Network, NetworkAddress};
+use leyline_types::{Network, NetworkAddress, SESSION_AFFINITY};
 use prost::Message;
 
 use super::{
@@ -16,8 +16,6 @@ use crate::{
     workload::Gateway,
 };
 
-/// Name of the extension that carries `sessionAffinity: ClientIP`.
-const SESSION_AFFINITY: &str = "leyline.io/session-affinity";
 /// A day, Kubernetes' limit of `sessionAffinityConfig.clientIP.timeoutSeconds`.
 const MAX_AFFINITY_SECONDS: u32 = 86_400;
 

@@ -105,10 +105,7 @@ fn config(address: SocketAddr, root: RootSource) -> ControlPlaneConfig {
 }
 
 async fn sign(config: &ControlPlaneConfig) -> Result<WorkloadCertificate, CaError> {
-    let client = CaClient::new(
-        channel(config).unwrap(),
-        AuthInterceptor::new(config).unwrap(),
-    );
+    let client = CaClient::new(config).unwrap();
     let identity: Identity = WEB.parse().unwrap();
     let request = csr::generate(&identity).unwrap();
     let chain = client
@@ -205,10 +202,7 @@ async fn roots_and_tokens_in_files_are_read_when_used() {
     config.token = TokenSource::from_setting(token.to_str().unwrap());
 
     fs::write(&root, other.root_pem()).unwrap();
-    let client = CaClient::new(
-        channel(&config).unwrap(),
-        AuthInterceptor::new(&config).unwrap(),
-    );
+    let client = CaClient::new(&config).unwrap();
     let identity: Identity = WEB.parse().unwrap();
     let call = || async {
         let csr = csr::generate(&identity).unwrap().pem;
@@ -226,13 +220,20 @@ async fn roots_and_tokens_in_files_are_read_when_used() {
     beside(&mut server, call()).await.unwrap();
     fs::write(&token, "two\n").unwrap();
     beside(&mut server, call()).await.unwrap();
+    // A connection outlives the roots that it was made by, until they are said to have changed.
+    fs::write(&root, other.root_pem()).unwrap();
+    fs::write(&token, "three\n").unwrap();
+    beside(&mut server, call()).await.unwrap();
+    client.reconnect();
+    let error = beside(&mut server, call()).await.unwrap_err().to_string();
+    assert!(error.contains("UnknownIssuer"), "{error}");
     let tokens: Vec<String> = heard
         .lock()
         .iter()
         .filter(|h| h.0 == "authorization")
         .map(|h| h.1.clone())
         .collect();
-    assert_eq!(tokens, ["Bearer one", "Bearer two"]);
+    assert_eq!(tokens, ["Bearer one", "Bearer two", "Bearer three"]);
 }
 
 #[tokio::test]

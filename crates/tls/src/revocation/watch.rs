@@ -1,11 +1,7 @@
 //! Reads the file of revocation lists, again whenever it changes.
-//!
-//! It is looked at once a second instead of being watched: Kubernetes replaces a symbolic link two levels above the file,
-//! the file and its directory may be missing, and one `stat` costs nothing.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -18,6 +14,7 @@ use super::{
     Revocation,
     lists::{CrlError, Lists},
 };
+use crate::seen::Seen;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -32,20 +29,6 @@ pub struct CrlWatcher {
     last: Seen,
 }
 
-/// What tells one state of the file from another, through all symbolic links.
-#[derive(Debug, PartialEq, Eq)]
-enum Seen {
-    Nothing,
-    Missing,
-    File {
-        device: u64,
-        inode: u64,
-        size: u64,
-        modified: (i64, i64),
-    },
-    Unreadable(io::ErrorKind),
-}
-
 impl CrlWatcher {
     pub(super) fn new(path: PathBuf, revocation: Arc<Revocation>) -> Self {
         Self {
@@ -57,7 +40,7 @@ impl CrlWatcher {
 
     /// Reads the file if it has changed. Called once before the first handshake, so that none comes too early.
     pub fn look(&mut self) {
-        let seen = look_at(&self.path);
+        let seen = Seen::at(&self.path);
         if seen == self.last {
             return;
         }
@@ -87,19 +70,6 @@ impl CrlWatcher {
             self.look();
             sleep(LOOK).await;
         }
-    }
-}
-
-fn look_at(path: &Path) -> Seen {
-    match fs::metadata(path) {
-        Ok(file) => Seen::File {
-            device: file.dev(),
-            inode: file.ino(),
-            size: file.size(),
-            modified: (file.mtime(), file.mtime_nsec()),
-        },
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Seen::Missing,
-        Err(error) => Seen::Unreadable(error.kind()),
     }
 }
 

@@ -64,6 +64,8 @@ struct Entry {
     expires: Option<Instant>,
     /// Failures since the last success.
     failures: u32,
+    /// The fetch that runs began before the last [`Schedule::renew_all`].
+    outdated: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -99,6 +101,7 @@ impl Schedule {
                 phase: Phase::Queued(priority, ticket),
                 expires: None,
                 failures: 0,
+                outdated: false,
             };
             self.entries.insert(identity.clone(), entry);
             self.queue.insert((priority, ticket, identity.clone()));
@@ -116,6 +119,21 @@ impl Schedule {
         entry.phase = Phase::Queued(priority, ticket);
         self.queue.insert((priority, ticket, identity.clone()));
         Ok(())
+    }
+
+    /// Every certificate is renewed now, in the background; what is being fetched is fetched once more.
+    pub(super) fn renew_all(&mut self, now: Instant) {
+        let waiting = std::mem::take(&mut self.timers);
+        // What is due is queued by the next look, by whether a certificate is left.
+        for (_, order, identity) in waiting {
+            if let Some(entry) = self.entries.get_mut(&identity) {
+                entry.phase = Phase::Waiting(now, order);
+                self.timers.insert((now, order, identity));
+            }
+        }
+        for entry in self.entries.values_mut() {
+            entry.outdated = matches!(entry.phase, Phase::Fetching);
+        }
     }
 
     /// The next fetch to do now, if there is one and the bound on fetches allows it.
@@ -147,12 +165,16 @@ impl Schedule {
         remaining: Duration,
         random: f64,
     ) -> bool {
-        let at = now + renewal_delay(remaining, random);
         let Some(entry) = self.end(fetch) else {
             return false;
         };
         entry.failures = 0;
         entry.expires = Some(now + remaining);
+        let at = if std::mem::take(&mut entry.outdated) {
+            now
+        } else {
+            now + renewal_delay(remaining, random)
+        };
         self.wait(&fetch.identity, at);
         true
     }
@@ -160,6 +182,7 @@ impl Schedule {
     /// A fetch failed; the answer is when it is tried again. None if nobody wants it any more.
     pub(super) fn failed(&mut self, fetch: &Fetch, now: Instant, random: f64) -> Option<Duration> {
         let entry = self.end(fetch)?;
+        entry.outdated = false;
         let delay = backoff(entry.failures, random);
         entry.failures = entry.failures.saturating_add(1);
         self.wait(&fetch.identity, now + delay);

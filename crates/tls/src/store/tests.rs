@@ -104,7 +104,7 @@ async fn with_store<F: Future<Output = ()>>(
     test: impl FnOnce(Arc<CertificateStore>) -> F,
 ) {
     let authority: Arc<dyn CertificateAuthority> = Arc::<FakeCa>::clone(ca);
-    let (store, worker) = CertificateStore::new(authority, cfg);
+    let (store, worker) = CertificateStore::new(CertificateSource::Ca(authority), cfg);
     // The worker ends when the test has dropped the store.
     tokio::join!(worker.run(), test(store));
 }
@@ -139,6 +139,29 @@ async fn callers_share_one_fetch() {
             &futures::FutureExt::now_or_never(again).unwrap().unwrap()
         ));
         assert_eq!(ca.calls(), 1);
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn renews_all_at_once_when_told_to() {
+    let ca = FakeCa::new(&[]);
+    with_store(&ca, CertificateConfig::default(), async |store| {
+        let (web, db) = (id("web"), id("db"));
+        let first = [
+            store.get(&web).await.unwrap(),
+            store.get(&db).await.unwrap(),
+        ];
+        store.renew_all();
+        pass(Duration::from_millis(1)).await;
+        assert_eq!(ca.calls(), 4);
+        let second = [
+            store.get(&web).await.unwrap(),
+            store.get(&db).await.unwrap(),
+        ];
+        for (first, second) in first.iter().zip(&second) {
+            assert_ne!(first.serial(), second.serial());
+        }
     })
     .await;
 }
@@ -315,7 +338,8 @@ async fn refuses_identities_beyond_the_bound() {
 #[tokio::test(start_paused = true)]
 async fn without_the_worker_only_what_is_there_is_given_out() {
     let ca = FakeCa::new(&[Answer::Sign, Answer::Hang]);
-    let (store, worker) = CertificateStore::new(ca, CertificateConfig::default());
+    let (store, worker) =
+        CertificateStore::new(CertificateSource::Ca(ca), CertificateConfig::default());
     let (web, db) = (id("web"), id("db"));
     let waiting = async {
         store.get(&web).await.unwrap();

@@ -179,3 +179,40 @@ fn an_expired_certificate_that_is_wanted_is_fetched_at_once() {
     assert_eq!(names(&mut schedule, start), ["a"]);
     assert_eq!(schedule.wake_at(), None);
 }
+
+#[test]
+fn all_are_renewed_at_once_and_what_is_being_fetched_once_more() {
+    let mut schedule = Schedule::new(8, 8);
+    let start = Instant::now();
+    let mut fetched = |name: &str| {
+        schedule.want(&id(name), Priority::Warmup).unwrap();
+        let fetch = schedule.next(start).unwrap();
+        assert!(schedule.succeeded(&fetch, start, HOUR, 0.5));
+    };
+    fetched("a");
+    fetched("b");
+    schedule.want(&id("c"), Priority::Warmup).unwrap();
+    let running = schedule.next(start).unwrap();
+    schedule.want(&id("d"), Priority::Warmup).unwrap();
+
+    let later = start + Duration::from_secs(60);
+    schedule.renew_all(later);
+    assert_eq!(names(&mut schedule, later), ["d", "a", "b"]);
+    assert!(schedule.succeeded(&running, later, HOUR, 0.5));
+    let again = schedule.next(later).unwrap();
+    assert_eq!(again.identity, id("c"));
+    assert!(schedule.succeeded(&again, later, HOUR, 0.5));
+    // Then as ever.
+    assert_eq!(schedule.next(later + HOUR / 4), None);
+}
+
+#[test]
+fn a_certificate_that_cannot_be_renewed_at_once_is_tried_again_later() {
+    let mut schedule = Schedule::new(8, 8);
+    let start = Instant::now();
+    schedule.want(&id("a"), Priority::Warmup).unwrap();
+    let fetch = schedule.next(start).unwrap();
+    schedule.renew_all(start);
+    let retry = schedule.failed(&fetch, start, 0.5).unwrap();
+    assert_eq!(schedule.wake_at(), Some(start + retry));
+}
