@@ -13,7 +13,7 @@ use std::{
 };
 
 use leyline_runtime::{Drain, spawn};
-use leyline_types::Identity;
+use leyline_types::{Identity, WorkloadUid};
 use metrics::counter;
 use parking_lot::Mutex;
 use tokio::{
@@ -44,6 +44,9 @@ pub struct PoolKey {
     pub target: SocketAddr,
     /// From which address.
     pub source_ip: IpAddr,
+    /// Which workload is there now. An address that another one has taken over gets tunnels of its own, whatever became of
+    /// those to the one before.
+    pub workload: WorkloadUid,
 }
 
 /// Whether a stream had to wait for a new tunnel.

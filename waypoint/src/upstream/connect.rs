@@ -135,18 +135,19 @@ async fn tunnel(
     purpose: For,
 ) -> Result<RawIo, ConnectFailure> {
     let snapshot = shared.mesh.snapshot();
-    let workloads = snapshot.workloads_at(target.ip());
-    let mut expected: Vec<Identity> = workloads.map(|it| it.identity.clone()).collect();
+    let workloads = || snapshot.workloads_at(target.ip());
+    let mut expected: Vec<Identity> = workloads().map(|it| it.identity.clone()).collect();
     expected.sort();
     expected.dedup();
-    if expected.is_empty() {
+    let Some(workload) = workloads().map(|it| it.uid.clone()).min() else {
         return Err(ConnectFailure::UnknownWorkload(target));
-    }
+    };
     let key = PoolKey {
         source: shared.settings.identity.clone(),
         destinations: expected,
         target: SocketAddr::new(target.ip(), ports::HBONE),
         source_ip: shared.settings.node.instance_ip,
+        workload,
     };
     let request = ConnectRequest {
         authority: HboneAuthority::Address(target),

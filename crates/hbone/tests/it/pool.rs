@@ -10,10 +10,11 @@ use std::{
 
 use futures::future::join_all;
 use leyline_hbone::{
-    CloseMode, DialError, HboneConfig, HboneError, Pool, TunnelUse, server::Request,
+    CloseMode, DialError, HboneConfig, HboneError, Pool, PoolKey, TunnelUse, server::Request,
 };
 use leyline_net::copy::Reader;
 use leyline_runtime::Drain;
+use leyline_types::WorkloadUid;
 use tokio::{io::DuplexStream, sync::Notify};
 
 use crate::support::{Far, echo, key, ping_pong, pool, request, until, works};
@@ -76,6 +77,25 @@ async fn busy_tunnels_are_joined_by_another_before_they_are_full() {
         until("it is there", || pool.stats().tunnels == 2).await;
     }
     assert_eq!(far.dials(), 2);
+}
+
+#[tokio::test]
+async fn another_workload_at_the_same_address_gets_a_tunnel_of_its_own() {
+    let cfg = HboneConfig::default();
+    let (far, pool) = (Far::new(&cfg), pool(&cfg));
+    let before = key(1);
+    let after = PoolKey {
+        workload: WorkloadUid::new("cluster//Pod/a/other"),
+        ..before.clone()
+    };
+    for (key, tunnel) in [
+        (&before, TunnelUse::New),
+        (&before, TunnelUse::Reused),
+        (&after, TunnelUse::New),
+        (&after, TunnelUse::Reused),
+    ] {
+        assert_eq!(far.open(&pool, key).await.unwrap().tunnel, tunnel);
+    }
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ use leyline_hbone::{
 };
 use leyline_net::copy::{Reader, Writer};
 use leyline_runtime::{Drain, spawn};
+use leyline_types::WorkloadUid;
 use parking_lot::Mutex;
 use tokio::io::DuplexStream;
 use tracing::Span;
@@ -83,6 +84,7 @@ pub(crate) fn key(last: u8) -> PoolKey {
         destinations: vec!["spiffe://cluster.local/ns/a/sa/server".parse().unwrap()],
         target: ([10, 0, 0, last], 15008).into(),
         source_ip: IpAddr::V4(Ipv4Addr::new(10, 0, 1, 1)),
+        workload: WorkloadUid::new("cluster//Pod/a/server"),
     }
 }
 

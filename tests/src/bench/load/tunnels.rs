@@ -13,7 +13,7 @@ use leyline_net::{
 };
 use leyline_runtime::Drain;
 use leyline_tls::{Revocation, WorkloadCertificate};
-use leyline_types::{HboneAuthority, Identity};
+use leyline_types::{HboneAuthority, Identity, WorkloadUid};
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject};
 use tokio::{
     task::JoinSet,
@@ -153,6 +153,7 @@ impl Caller {
                 destinations: vec![args.expected.clone()],
                 target: args.proxy,
                 source_ip: args.proxy.ip(),
+                workload: WorkloadUid::new("bench"),
             },
             drain: Drain::new(),
         })

@@ -77,6 +77,7 @@ async fn open(
         destinations: gateway.expected.to_vec(),
         target: gateway.tunnel,
         source_ip: peer.ip(),
+        workload: gateway.workload.uid.clone(),
     };
     let inner = PoolKey {
         destinations: route.expected.to_vec(),

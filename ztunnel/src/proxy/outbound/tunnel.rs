@@ -49,6 +49,7 @@ pub(super) async fn open_stream(
         destinations: route.expected.to_vec(),
         target: route.tunnel,
         source_ip: peer.ip(),
+        workload: route.workload.uid.clone(),
     };
     let service = route.service.as_ref();
     let request = ConnectRequest {
