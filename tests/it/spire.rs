@@ -23,7 +23,9 @@ use crate::{
 const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
 const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/server";
 const WORKER: &str = "spiffe://cluster.local/ns/office/sa/worker";
-const ALL: [&str; 3] = [CLIENT, SERVER, WORKER];
+/// Speaks HBONE itself, which is why its node has a certificate for it ready.
+const GATEWAY: &str = "spiffe://cluster.local/ns/partner/sa/gateway";
+const ALL: [&str; 4] = [CLIENT, SERVER, WORKER, GATEWAY];
 /// Python loads gRPC.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -153,7 +155,7 @@ async fn svids_and_bundles_rotate_and_the_agent_may_be_away() {
     let mut agent = Agent::new(&mesh).await;
     let (old, new) = (ca("old"), ca("new"));
     // The client has no entry yet.
-    agent.give(&old, &old.pem(), &[SERVER, WORKER]);
+    agent.give(&old, &old.pem(), &[SERVER, WORKER, GATEWAY]);
     agent.start(&mesh).await;
     let endpoint = format!("unix://{}", agent.socket.display());
     let env = [
