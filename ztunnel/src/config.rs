@@ -2,6 +2,7 @@
 
 mod mesh;
 mod pods;
+mod security;
 mod shown;
 mod variables;
 
@@ -20,7 +21,7 @@ use leyline_net::{Redirection, listen::Families, sockopt::Keepalive};
 use leyline_runtime::{env::Reader, threads};
 use leyline_telemetry::log::{Format, LogConfig};
 use leyline_tls::{
-    CryptoPolicy, KeyExchange, OldestVersion,
+    CryptoPolicy,
     control_plane::{ControlPlaneConfig, RootSource, TokenSource},
 };
 use leyline_types::{Network, ports};
@@ -56,9 +57,6 @@ const COUNT: RangeInclusive<usize> = 1..=1 << 24;
 /// A handshake takes some milliseconds; a peer that is given minutes holds memory for nothing.
 const HANDSHAKE_DEADLINE: RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(300);
-/// Certificates are renewed at half of their life, at most once a second.
-const SECRET_TTL: RangeInclusive<Duration> =
-    Duration::from_secs(2)..=Duration::from_secs(365 * 24 * 3600);
 
 /// Everything.
 #[derive(Clone, Debug)]
@@ -69,9 +67,9 @@ pub(crate) struct Config {
     pub(crate) xds: ControlPlaneConfig,
     pub(crate) ca: ControlPlaneConfig,
     pub(crate) log: LogConfig,
-    /// Lifetime asked for in certificate requests.
     /// What is known before the control plane says anything, and without one.
     pub(crate) local_xds: Option<LocalXds>,
+    /// Lifetime asked for in certificate requests.
     pub(crate) secret_ttl: Duration,
     /// Revocation lists.
     pub(crate) crl_path: Option<PathBuf>,
@@ -211,22 +209,12 @@ impl Config {
                 format: log_format(env),
             },
             local_xds: LocalXds::read(env),
-            secret_ttl: duration(
-                env,
-                "SECRET_TTL",
-                Duration::from_secs(24 * 3600),
-                SECRET_TTL,
-            ),
-            crl_path: env
-                .optional("CRL_PATH")
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
-            spiffe_endpoint: env
-                .optional("SPIFFE_ENDPOINT_SOCKET")
-                .filter(|address| !address.is_empty()),
+            secret_ttl: security::secret_ttl(env),
+            crl_path: security::crl_path(env),
+            spiffe_endpoint: security::spiffe_endpoint(env),
             drain_deadline: drain_deadline(env),
             worker_threads: threads::worker_threads(env, mesh.concurrency, cores()),
-            crypto: crypto(env),
+            crypto: security::crypto(env),
             pages: PagesConfig {
                 admin_port: mesh.proxy_admin_port.unwrap_or(ports::ADMIN),
                 metrics_port: mesh.stats_port.unwrap_or(ports::METRICS),
@@ -439,23 +427,6 @@ fn decisions(env: &mut Reader<'_>) -> DecisionLevel {
         DecisionLevel::Info
     } else {
         DecisionLevel::Debug
-    }
-}
-
-/// Policies other than `pqc` are for other proxies, and Istio sets one variable for all of them.
-fn crypto(env: &mut Reader<'_>) -> CryptoPolicy {
-    let key_exchange = match env.string("COMPLIANCE_POLICY", "").as_str() {
-        "pqc" => KeyExchange::HybridOnly,
-        _ => KeyExchange::PreferHybrid,
-    };
-    let oldest = if env.bool("TLS12_ENABLED", false) {
-        OldestVersion::Tls12
-    } else {
-        OldestVersion::Tls13
-    };
-    CryptoPolicy {
-        key_exchange,
-        oldest,
     }
 }
 
