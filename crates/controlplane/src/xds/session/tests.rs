@@ -1,7 +1,8 @@
-use leyline_proto::google::rpc;
+use leyline_proto::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, google::rpc};
+use leyline_types::NamespacedName;
 
 use super::*;
-use crate::translate::{Resource, Translation};
+use crate::translate::{Resource, Translation, WaypointPod, waypoint::WaypointConfig};
 
 fn resources(of: &[(&str, &str)]) -> Resources {
     let one = |(name, version): &(&str, &str)| {
@@ -290,4 +291,52 @@ fn what_a_proxy_complains_about_is_bounded() {
         panic!("a rejection")
     };
     assert!(reason.len() <= MAX_REASON_BYTES);
+}
+
+/// Envoy answers for clusters once it has their endpoints, and for nothing else before.
+#[test]
+fn endpoints_follow_clusters_without_waiting_for_the_answer() {
+    let name = |name: &str| NamespacedName {
+        namespace: "shop".into(),
+        name: name.into(),
+    };
+    let mut config = WaypointConfig::default();
+    config.clusters.resources = Arc::new(resources(&[("c", "1")]));
+    config.endpoints.resources = Arc::new(resources(&[("c", "1")]));
+    config.listeners.resources = Arc::new(resources(&[("l", "1")]));
+    let pod = WaypointPod {
+        gateway: name("waypoint"),
+        service_account: "waypoint".to_owned(),
+    };
+    let published = Published {
+        generation: 1,
+        translation: Translation {
+            waypoints: [(name("waypoint"), Arc::new(config))].into(),
+            waypoint_pods: [(name("pod"), pod)].into(),
+            ..Translation::default()
+        },
+        ..Published::default()
+    };
+    let mut session = Session::default();
+    session.identify(Pod {
+        name: name("pod"),
+        service_account: "waypoint".to_owned(),
+    });
+    for kind in [CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE] {
+        subscribe(&mut session, kind, &[]);
+    }
+    let next = |session: &mut Session| {
+        let response = session.next_response(&published)?;
+        Some((describe(&response), response))
+    };
+    let (told, clusters) = next(&mut session).unwrap();
+    assert_eq!(told, "cluster: c@1");
+    let (told, endpoints) = next(&mut session).unwrap();
+    assert_eq!(told, "endpoint: c@1");
+    assert!(next(&mut session).is_none());
+    answer(&mut session, &endpoints, None);
+    assert!(next(&mut session).is_none());
+    answer(&mut session, &clusters, None);
+    let (told, _) = next(&mut session).unwrap();
+    assert_eq!(told, "listener: l@1");
 }

@@ -87,6 +87,8 @@ impl WaypointTypes {
         let mut lacking: [Difference; 4] =
             std::array::from_fn(|index| self.kinds[index].difference(&current[index], None));
         let mut earlier_arrived = true;
+        // Envoy holds its answer for new clusters back until it has their endpoints.
+        let mut earlier_sent = true;
         for index in 0..self.kinds.len() {
             let later_settled = (index + 1..self.kinds.len()).all(|later| {
                 let kind = &self.kinds[later];
@@ -99,7 +101,12 @@ impl WaypointTypes {
             } else {
                 std::mem::take(&mut difference.removed)
             };
-            if earlier_arrived && kind.is_due(&difference) {
+            let may_follow = if kind.type_url == ENDPOINT_TYPE {
+                earlier_sent
+            } else {
+                earlier_arrived
+            };
+            if may_follow && kind.is_due(&difference) {
                 let complete = held_back.is_empty();
                 let sent = on_the_way(nonces, published.generation, complete);
                 return Some(kind.respond(difference, &held_back, &current[index], sent));
@@ -108,6 +115,7 @@ impl WaypointTypes {
                 kind.known.set(&current[index], &[]);
                 kind.status.acked_generation = published.generation;
             }
+            earlier_sent &= !kind.subscribed || difference.changed.is_empty();
             earlier_arrived &=
                 !kind.subscribed || (kind.on_the_way.is_none() && difference.changed.is_empty());
         }
