@@ -72,10 +72,14 @@ async fn policies_hold_on_tcp_ports_behind_a_waypoint() {
         .await
         .unwrap();
 
+    let mut held = client.connect(tcp, SOON).await.unwrap();
+    held.echo(b"hello").await.unwrap();
     with_policy(&mesh, &[DENY_CLIENT_ON_TCP]);
     eventually("TCP is refused", SOON, || refused(&client, tcp))
         .await
         .unwrap();
+    // What was open is cut.
+    held.ended(SOON).await.unwrap();
     let reply = client.get(vip, "/", SOON).await.unwrap();
     assert_eq!(reply.status, StatusCode::OK);
     let log = mesh.waypoint("shop/waypoint").unwrap().log().unwrap();

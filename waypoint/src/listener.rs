@@ -177,17 +177,21 @@ async fn dispatch(
 ) {
     let config = shared.config.load_full();
     let destination = Destination(authority);
-    match config.chain(name.as_str()).map(|chain| &**chain) {
-        Some(Chain::Tcp(chain)) => {
-            let carried = tcp::carry(&shared, &config, chain, &client, &destination, io);
+    let chain = config.chain(name.as_str());
+    match chain.map(|chain| (&**chain, chain)) {
+        Some((Chain::Tcp(tcp), chain)) => {
+            let (known, ends) = ((&*config, &name), (tcp, chain));
+            let carried = tcp::carry(&shared, known, ends, &client, &destination, io);
             Box::pin(carried).await;
         }
         // HTTP is told why in its own way, with 503, even where the chain cannot be served.
-        Some(Chain::Http(_)) => http(shared.clone(), name, client, destination, io).await,
-        Some(Chain::Refused(_)) if name.as_str().contains("|http") || name == "direct-http" => {
+        Some((Chain::Http(_), _)) => http(shared.clone(), name, client, destination, io).await,
+        Some((Chain::Refused(_), _))
+            if name.as_str().contains("|http") || name == "direct-http" =>
+        {
             http(shared.clone(), name, client, destination, io).await;
         }
-        Some(Chain::Refused(reason)) => {
+        Some((Chain::Refused(reason), _)) => {
             counter!("leyline_waypoint_refused_total", "reason" => "unsupported").increment(1);
             info!(chain = %name, %reason, downstream_remote_address = %client.addr, "connection refused");
             io.abort();

@@ -11,6 +11,7 @@ use std::sync::{
 
 use leyline_authz::Permit;
 use leyline_hbone::HboneIo;
+use leyline_types::Str;
 use rand::RngExt;
 use tokio::{
     io::AsyncWriteExt,
@@ -20,7 +21,7 @@ use tokio::{
 use self::record::Record;
 use crate::{
     app::Shared,
-    config::{Config, tcp::TcpChain},
+    config::{Config, listener::Chain, tcp::TcpChain},
     http::{affinity::hash_of_client, reply::Flag, server::Destination},
     listener::Client,
     upstream::{
@@ -41,8 +42,8 @@ const BUFFER: usize = 32 << 10;
 /// Carries the connection to its end and writes its line.
 pub(crate) async fn carry(
     shared: &Arc<Shared>,
-    config: &Config,
-    chain: &TcpChain,
+    (config, name): (&Config, &Str),
+    (chain, seen): (&TcpChain, &Arc<Chain>),
     client: &Client,
     destination: &Destination,
     mut io: HboneIo,
@@ -60,9 +61,12 @@ pub(crate) async fn carry(
     let counted = record.opened();
     let result = match opened {
         Ok((mut upstream, active)) => {
+            let ends = (&**shared, name);
+            let revoked = checks::revoked(ends, seen.clone(), client, destination);
             let copied = tokio::select! {
                 copied = copy(&mut io, &mut upstream, chain, &moved) => copied,
                 () = record.count(&moved, &counted) => Ok(()),
+                failure = revoked => Err(failure),
             };
             drop(active);
             copied

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::extensions::filters::network::ext_authz::v3::ExtAuthz;
 use leyline_authz::{Permit, TunnelFacts, evaluate_connection};
+use leyline_types::Str;
 use metrics::counter;
 use serde_json::Map;
 use tracing::{info, warn};
@@ -15,6 +16,7 @@ use crate::{
     config::{
         Config as Everything,
         error::{At, Compiled, Unsupported},
+        listener::Chain,
     },
     http::{reply::Flag, server::Destination},
     listener::Client,
@@ -76,12 +78,7 @@ pub(super) async fn check(
     client: &Client,
     destination: &Destination,
 ) -> Result<Permit, Failure> {
-    let facts = TunnelFacts {
-        peer: Some(&client.principal),
-        source_ip: client.addr.ip(),
-        destination: destination.address(),
-        destination_port: destination.port(),
-    };
+    let facts = facts(client, destination);
     let mut metadata = Map::new();
     let mut permit = None;
     for check in checks {
@@ -107,6 +104,61 @@ pub(super) async fn check(
     match permit {
         Some(permit) => Ok(permit),
         None => open().map_err(|denial| (Flag::Denied, denial.to_string())),
+    }
+}
+
+/// Resolves when a change of policies refuses the connection, with the reason. Authorizers are asked once: their answer
+/// was for as long as the connection lasts.
+pub(super) async fn revoked(
+    (shared, name): (&Shared, &Str),
+    mut seen: Arc<Chain>,
+    client: &Client,
+    destination: &Destination,
+) -> Failure {
+    loop {
+        // Before the look, so that no change is missed.
+        let changed = shared.config.changed();
+        let chain = shared.config.load().chain(name.as_str()).cloned();
+        // A chain that is gone says nothing about the connections that it began.
+        if let Some(chain) = chain.filter(|chain| !Arc::ptr_eq(chain, &seen)) {
+            if let Err(failure) = still_passes(&chain, client, destination) {
+                counter!("leyline_waypoint_connections_ended_total", "reason" => "policy")
+                    .increment(1);
+                let source_principal = &*client.principal;
+                let denial = failure.1.as_str();
+                info!(denial, source_principal, %destination, "connection cut");
+                return failure;
+            }
+            seen = chain;
+        }
+        changed.await;
+    }
+}
+
+fn still_passes(chain: &Chain, client: &Client, destination: &Destination) -> Result<(), Failure> {
+    let denied = |reason: String| (Flag::Denied, reason);
+    let chain = match chain {
+        Chain::Tcp(chain) => chain,
+        Chain::Refused(reason) => return Err(denied(reason.to_string())),
+        Chain::Http(_) => return Err(denied("the port is no longer TCP".to_owned())),
+    };
+    let facts = facts(client, destination);
+    let mut metadata = Map::new();
+    for check in &chain.checks {
+        if let Check::Rbac(filter) = check {
+            rbac::check(filter, &facts, &mut metadata)
+                .map_err(|denial| denied(denial.to_string()))?;
+        }
+    }
+    Ok(())
+}
+
+fn facts<'a>(client: &'a Client, destination: &Destination) -> TunnelFacts<'a> {
+    TunnelFacts {
+        peer: Some(&client.principal),
+        source_ip: client.addr.ip(),
+        destination: destination.address(),
+        destination_port: destination.port(),
     }
 }
 
