@@ -48,3 +48,4 @@ mod waypoint_session;
 mod waypoint_smuggling;
 mod waypoint_telemetry;
 mod waypoint_tls;
+mod waypoint_tracing;

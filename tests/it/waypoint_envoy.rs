@@ -19,6 +19,49 @@ const ROUTES: [&str; 7] = [
     "faults.virtual-service.yaml",
     "mirror.http-route.yaml",
 ];
+/// Authorizers by gRPC and by HTTP, and a collector of spans, all of a service of the mesh.
+const CUSTOM: &str = "\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: istio, namespace: istio-system}
+data:
+  mesh: |
+    defaultProviders: {tracing: [otel]}
+    extensionProviders:
+    - name: otel
+      opentelemetry: {service: reviews.bookstore.svc.cluster.local, port: 7070, maxTagLength: 64}
+    - name: by-grpc
+      envoyExtAuthzGrpc:
+        service: reviews.bookstore.svc.cluster.local
+        port: 7070
+        includeRequestBodyInCheck: {maxRequestBytes: 100, packAsBytes: true}
+    - name: by-http
+      envoyExtAuthzHttp:
+        service: reviews.bookstore.svc.cluster.local
+        port: 80
+        pathPrefix: /check
+        statusOnError: \"503\"
+        includeRequestHeadersInCheck: [x-user, x-*]
+        headersToDownstreamOnDeny: ['*-reason']
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: by-grpc, namespace: bookstore}
+spec:
+  targetRefs: [{kind: Service, group: '', name: reviews}]
+  action: CUSTOM
+  provider: {name: by-grpc}
+  rules: [{}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: by-http, namespace: bookstore}
+spec:
+  targetRefs: [{kind: Service, group: '', name: reviews}]
+  action: CUSTOM
+  provider: {name: by-http}
+  rules: [{}]
+";
 /// What a waypoint subscribes to.
 const TYPES: [&str; 4] = ["cluster", "endpoint", "listener", "route"];
 
@@ -101,6 +144,18 @@ async fn envoy_takes_what_a_waypoint_is_told() {
             envoy.log().tail()
         );
     }
+    let config = mesh.cluster().config();
+    config.write("custom.yaml", CUSTOM).unwrap();
+    let taken = eventually("Envoy takes authorizers and a tracer", SOON, || {
+        is_in_step(&mesh)
+    })
+    .await;
+    assert!(
+        taken.is_ok(),
+        "{:#}\n{}",
+        taken.unwrap_err(),
+        envoy.log().tail()
+    );
     envoy.kill().await.unwrap();
     mesh.stop().await.unwrap();
 }

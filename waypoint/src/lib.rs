@@ -19,6 +19,7 @@ mod authorizer;
 mod cel;
 mod format;
 mod shadow;
+mod spans;
 mod stats;
 
 mod admin;

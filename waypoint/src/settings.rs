@@ -1,7 +1,7 @@
 //! What a waypoint can be told by its environment, read once at start: as istiod renders it for an `istio-waypoint` (facts
 //! F.3), and our own.
 
-use std::{net::IpAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use leyline_hbone::HboneConfig;
 use leyline_runtime::{env::Reader, threads};
@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) worker_threads: usize,
     /// The name servers of the pod.
     pub(crate) resolv_conf: PathBuf,
+    /// All of it, for spans that are tagged with it.
+    pub(crate) environment: BTreeMap<String, String>,
 }
 
 /// Who this waypoint is.
@@ -96,6 +98,7 @@ impl Settings {
             headers: Vec::new(),
         };
         Self {
+            environment: env.with_prefix("").into_iter().collect(),
             xds: control_plane(env, "XDS", &xds),
             ca: control_plane(env, "CA", &ca),
             node,
@@ -143,6 +146,14 @@ impl Settings {
 }
 
 impl NodeSettings {
+    /// As Envoy calls itself.
+    pub(crate) fn id(&self) -> String {
+        format!(
+            "waypoint~{}~{}.{}~{}",
+            self.instance_ip, self.pod_name, self.pod_namespace, self.domain
+        )
+    }
+
     fn read(env: &mut Reader<'_>, domain: &str) -> Self {
         let service_account = env.string("SERVICE_ACCOUNT", "");
         let service_account = env.string("ISTIO_META_SERVICE_ACCOUNT", &service_account);

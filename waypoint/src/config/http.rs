@@ -13,6 +13,7 @@ use super::{
     error::{At, Compiled, Unsupported},
     route::RouteTable,
     telemetry::Telemetry,
+    tracing::Tracing,
 };
 use crate::http::filters::Filters;
 
@@ -81,7 +82,8 @@ impl HttpChain {
         let common = manager.common_http_protocol_options.as_ref();
         let mut filters = Filters::compile(&manager.http_filters)?;
         let metrics = std::mem::take(&mut filters.metrics);
-        let telemetry = Telemetry::compile(&manager.access_log, metrics)?;
+        let tracing = Tracing::compile(manager);
+        let telemetry = Telemetry::compile(&manager.access_log, metrics, tracing)?;
         Ok(Self {
             telemetry: Arc::new(telemetry),
             filters,

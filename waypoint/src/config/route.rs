@@ -50,6 +50,8 @@ enum Domain {
 pub(crate) struct Route {
     /// For logs.
     pub(crate) name: Str,
+    /// For spans.
+    pub(crate) operation: Option<Str>,
     pub(crate) matching: RouteMatch,
     pub(crate) action: Action,
     pub(crate) headers: HeaderOps,
@@ -145,6 +147,10 @@ impl Route {
         overrides.inherit(of_host);
         Ok(Self {
             name: route.name.as_str().into(),
+            operation: route
+                .decorator
+                .as_ref()
+                .map(|decorator| decorator.operation.as_str().into()),
             matching: RouteMatch::compile(matching).at("match")?,
             action: Action::compile(route, host)?,
             headers: HeaderOps::compile(

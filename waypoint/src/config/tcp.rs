@@ -82,7 +82,7 @@ impl TcpChain {
             None => Some(IDLE),
         };
         Ok(Self {
-            telemetry: Telemetry::compile(&proxy.access_log, metrics)?,
+            telemetry: Telemetry::compile(&proxy.access_log, metrics, None)?,
             checks,
             clusters: clusters(proxy)?,
             idle,

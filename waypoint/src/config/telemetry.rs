@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::{
     access_log::AccessLogs,
     error::{At, Compiled, Unsupported},
+    tracing::Tracing,
 };
 use crate::{
     cel::Expression,
@@ -21,18 +22,28 @@ pub(crate) const STATS: &str = "type.googleapis.com/stats.PluginConfig";
 pub(crate) struct Telemetry {
     pub(crate) logs: AccessLogs,
     pub(crate) metrics: MetricsPlan,
+    /// `None`: requests are not traced.
+    pub(crate) tracing: Option<Tracing>,
     /// Headers that any of it looks at.
     pub(crate) needed: Needed,
 }
 
 impl Telemetry {
-    pub(crate) fn compile(logs: &[AccessLog], metrics: MetricsPlan) -> Compiled<Self> {
+    pub(crate) fn compile(
+        logs: &[AccessLog],
+        metrics: MetricsPlan,
+        tracing: Option<Tracing>,
+    ) -> Compiled<Self> {
         let logs = AccessLogs::compile(logs)?;
         let mut needed = logs.needed.clone();
         metrics.needs(&mut needed);
+        if let Some(tracing) = &tracing {
+            tracing.needs(&mut needed);
+        }
         Ok(Self {
             logs,
             metrics,
+            tracing,
             needed,
         })
     }

@@ -20,10 +20,13 @@ use super::{
     rewrite,
     server::HttpConnection,
 };
-use crate::config::{
-    http::{HttpChain, RequestId, ServerHeader},
-    listener::Chain,
-    route::{Route, RouteTable, VirtualHost, action::Action, headers::HeaderChanges},
+use crate::{
+    config::{
+        http::{HttpChain, RequestId, ServerHeader},
+        listener::Chain,
+        route::{Route, RouteTable, VirtualHost, action::Action, headers::HeaderChanges},
+    },
+    spans,
 };
 
 const REQUEST_ID: &str = "x-request-id";
@@ -95,6 +98,7 @@ async fn answer(
     log.served_by(&chain.telemetry, request.headers());
     additions.server = Some(chain.server_header.clone());
     let (mut exchange, mut body) = Exchange::new(request, chain)?;
+    begin_span(chain, &mut exchange, log);
     log.prepared(&exchange);
 
     let table = config.routes(&chain.routes);
@@ -104,11 +108,13 @@ async fn answer(
     // missing route: who may not ask learns nothing.
     let (security, told) = (&chain.filters.security, &mut additions.authorizer);
     let checked = security.check(&mut exchange, &mut body, (&config, conn), told);
-    let permit = checked.await?;
+    let checked = checked.await;
+    log.found(&exchange.metadata);
+    let permit = checked?;
 
     // After authentication, because routes may ask for claims of the token.
     let (host, route) = select(&table, &exchange).ok_or_else(Reply::no_route)?;
-    log.routed(&route.name);
+    log.routed(route);
 
     // Who is refused must not use up the limits of others.
     let (filters, limits) = (&chain.filters, RouteLimits::of(host, route));
@@ -138,6 +144,13 @@ async fn answer(
             let response = forward::forward(permit, forwarding, exchange, body, log).await?;
             Ok(with_headers(response, &table, host, route))
         }
+    }
+}
+
+/// Before anybody is told of the request, so that all of them see its trace.
+fn begin_span(chain: &HttpChain, exchange: &mut Exchange, log: &mut RequestLog) {
+    if let Some(tracing) = &chain.telemetry.tracing {
+        log.traced(spans::begin(tracing, &mut exchange.head.headers));
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod entry;
 mod series;
+mod span;
 
 use std::{
     pin::Pin,
@@ -14,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use leyline_types::Str;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use self::entry::{Entry, captured};
@@ -25,7 +26,10 @@ use super::{
     reply::{Flag, Reply},
     server::HttpConnection,
 };
-use crate::config::{cluster::Cluster, endpoints::EndpointAddress, telemetry::Telemetry};
+use crate::{
+    config::{cluster::Cluster, endpoints::EndpointAddress, route::Route, telemetry::Telemetry},
+    spans::context::SpanContext,
+};
 
 pub(crate) use series::SeriesCache;
 
@@ -82,9 +86,22 @@ impl RequestLog {
         });
     }
 
+    /// It is traced, or said to be not.
+    pub(crate) fn traced(&mut self, context: SpanContext) {
+        self.with(|entry| entry.span = Some(Box::new(context)));
+    }
+
+    /// What filters found out so far.
+    pub(crate) fn found(&mut self, metadata: &Map<String, Value>) {
+        self.with(|entry| entry.metadata.clone_from(metadata));
+    }
+
     /// This route takes it.
-    pub(crate) fn routed(&mut self, name: &Str) {
-        self.with(|entry| entry.route = Some(name.clone()));
+    pub(crate) fn routed(&mut self, route: &Route) {
+        self.with(|entry| {
+            entry.route = Some(route.name.clone());
+            entry.operation.clone_from(&route.operation);
+        });
     }
 
     /// It goes to this cluster.

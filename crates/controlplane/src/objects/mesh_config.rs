@@ -200,6 +200,18 @@ pub struct OpenTelemetry {
     pub max_tag_length: Option<u32>,
     /// By HTTP; by gRPC when absent.
     pub http: Option<OtlpHttp>,
+    /// More of gRPC.
+    pub grpc: Option<OtlpGrpc>,
+}
+
+/// OTLP over gRPC.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OtlpGrpc {
+    /// For an answer.
+    pub timeout: Option<String>,
+    /// Sent with each.
+    pub initial_metadata: Vec<OtlpHeader>,
 }
 
 /// OTLP over HTTP.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Version};
 use hyper::body::Frame;
 use leyline_types::Str;
+use serde_json::{Map, Value};
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -23,9 +24,10 @@ use crate::{
         counted::{Messages, Passed},
         flags::Flags,
         reply::Flag,
-        request_source::joined,
+        request_source::{joined, metadata},
         server::HttpConnection,
     },
+    spans::context::SpanContext,
 };
 
 /// How a failed connection is told in the details of a response.
@@ -35,18 +37,23 @@ const CONNECTION_FAILURE: &str = "upstream_reset_before_response_started{connect
 pub(super) struct Entry {
     pub(super) conn: Arc<HttpConnection>,
     pub(super) telemetry: Arc<Telemetry>,
-    start: Instant,
-    start_time: SystemTime,
-    method: Method,
+    pub(super) start: Instant,
+    pub(super) start_time: SystemTime,
+    pub(super) method: Method,
     pub(super) path: String,
     pub(super) authority: String,
-    version: Version,
+    pub(super) version: Version,
     pub(super) is_grpc: bool,
     /// Those that the chain's logs and metrics ask for.
     pub(super) request_headers: Captured,
     pub(super) response_headers: Captured,
     trailers: Captured,
     pub(super) route: Option<Str>,
+    /// What its route calls it in spans.
+    pub(super) operation: Option<Str>,
+    pub(super) span: Option<Box<SpanContext>>,
+    /// What filters found out.
+    pub(super) metadata: Map<String, Value>,
     pub(super) cluster: Option<Arc<Cluster>>,
     pub(super) upstream: Option<EndpointAddress>,
     pub(super) attempts: u32,
@@ -59,7 +66,7 @@ pub(super) struct Entry {
     pub(super) flags: Flags,
     pub(super) details: String,
     pub(super) received: Arc<Passed>,
-    sent: u64,
+    pub(super) sent: u64,
     sent_messages: u64,
     response_messages: Messages,
     /// The last byte of the response has passed.
@@ -106,6 +113,9 @@ impl Entry {
             response_headers: Vec::new(),
             trailers: Vec::new(),
             route: None,
+            operation: None,
+            span: None,
+            metadata: Map::new(),
             cluster: None,
             upstream: None,
             attempts: 0,
@@ -152,6 +162,7 @@ impl Entry {
         for line in self.telemetry.logs.lines(&*self) {
             self.conn.shared.log.write_line(line);
         }
+        self.tell_span();
         self.explain();
     }
 
@@ -192,6 +203,14 @@ impl Entry {
         );
     }
 
+    pub(super) fn protocol(&self) -> &'static str {
+        match self.version {
+            Version::HTTP_10 => "HTTP/1.0",
+            Version::HTTP_2 => "HTTP/2",
+            _ => "HTTP/1.1",
+        }
+    }
+
     fn since_start(&self, then: Option<Instant>) -> Option<u64> {
         then.map(|then| millis(then.saturating_duration_since(self.start)))
     }
@@ -226,8 +245,8 @@ impl Source for Entry {
         find(&self.trailers, name)
     }
 
-    fn metadata(&self, _path: &[String]) -> Option<Cow<'_, str>> {
-        None
+    fn metadata(&self, path: &[String]) -> Option<Cow<'_, str>> {
+        metadata(&self.metadata, path)
     }
 
     fn start(&self) -> SystemTime {
@@ -238,11 +257,7 @@ impl Source for Entry {
     fn field(&self, field: Field) -> Option<Told<'_>> {
         let upstream = self.upstream.map(EndpointAddress::addr);
         match field {
-            Field::Protocol => Some(Told::text(match self.version {
-                Version::HTTP_10 => "HTTP/1.0",
-                Version::HTTP_2 => "HTTP/2",
-                _ => "HTTP/1.1",
-            })),
+            Field::Protocol => Some(Told::text(self.protocol())),
             Field::ResponseCode => Some(Told::Number(self.status.into())),
             Field::ResponseCodeDetails => Some(Told::text(self.details.as_str())),
             Field::ResponseFlags => Some(Told::text(self.flags.to_string())),
@@ -279,13 +294,21 @@ impl Source for Entry {
                 let status = self.grpc_status.filter(|_| self.is_grpc)?;
                 Some(Told::Number(status.into()))
             }
+            Field::TraceId => {
+                let span = self.span.as_ref()?;
+                Some(Told::text(format!("{:032x}", span.trace)))
+            }
+            Field::SpanId => {
+                let span = self.span.as_ref()?;
+                Some(Told::text(format!("{:016x}", span.span)))
+            }
             other => self.conn.field(other),
         }
     }
 }
 
 /// Names of gRPC's statuses.
-fn grpc_name(status: u32) -> Cow<'static, str> {
+pub(super) fn grpc_name(status: u32) -> Cow<'static, str> {
     const NAMES: [&str; 17] = [
         "OK",
         "Canceled",

@@ -8,7 +8,7 @@ use super::{
 use crate::objects::{
     field::Field,
     key::Kind,
-    mesh_config::{ExtensionProvider, MeshConfigMap, RequestBody},
+    mesh_config::{ExtensionProvider, MeshConfigMap, OpenTelemetry, OtlpHeader, RequestBody},
 };
 
 const NORMALIZATIONS: [&str; 5] = [
@@ -86,20 +86,25 @@ fn provider(field: &Field, provider: &ExtensionProvider, found: &mut Vec<Invalid
         body(&field, grpc.include_request_body_in_check.as_ref(), found);
     }
     if let Some(otlp) = &provider.opentelemetry {
-        let field = field.key("opentelemetry");
-        service(&field, &otlp.service, otlp.port, found);
-        if let Some(http) = &otlp.http {
-            let field = field.key("http");
-            time(&field.key("timeout"), http.timeout.as_ref(), found);
-            each(
-                &field.key("headers"),
-                &http.headers,
-                found,
-                |field, header, found| {
-                    http::header_name(&field.key("name"), &header.name, found);
-                },
-            );
-        }
+        opentelemetry(&field.key("opentelemetry"), otlp, found);
+    }
+}
+
+fn opentelemetry(field: &Field, otlp: &OpenTelemetry, found: &mut Vec<Invalid>) {
+    service(field, &otlp.service, otlp.port, found);
+    let header = |field: &Field, header: &OtlpHeader, found: &mut Vec<Invalid>| {
+        http::header_name(&field.key("name"), &header.name, found);
+    };
+    if let Some(grpc) = &otlp.grpc {
+        let field = field.key("grpc");
+        time(&field.key("timeout"), grpc.timeout.as_ref(), found);
+        let metadata = field.key("initialMetadata");
+        each(&metadata, &grpc.initial_metadata, found, header);
+    }
+    if let Some(http) = &otlp.http {
+        let field = field.key("http");
+        time(&field.key("timeout"), http.timeout.as_ref(), found);
+        each(&field.key("headers"), &http.headers, found, header);
     }
 }
 

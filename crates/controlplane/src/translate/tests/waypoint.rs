@@ -2,6 +2,7 @@
 
 mod security;
 mod streams;
+mod tracing;
 
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster,

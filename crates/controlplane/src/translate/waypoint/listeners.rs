@@ -218,6 +218,7 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
         Some("DECODE_AND_MERGE_SLASHES") => (true, true, EscapedSlashes::UnescapeAndForward),
         Some(_) | None => (true, false, EscapedSlashes::KeepUnchanged),
     };
+    let traced = port.told.traced.as_ref();
     let manager = HttpConnectionManager {
         stat_prefix: port.http.clone(),
         route_specifier: Some(RouteSpecifier::Rds(Rds {
@@ -226,6 +227,8 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
         })),
         http_filters: filters,
         access_log: port.told.access_logs.clone(),
+        tracing: traced.map(|traced| traced.tracer.clone()),
+        request_id_extension: traced.map(|traced| traced.request_id.clone()),
         normalize_path: pb::boolean(normalize),
         merge_slashes,
         path_with_escaped_slashes_action: slashes.into(),

@@ -1,9 +1,10 @@
-//! Telemetry objects and MeshConfig to what a chain tells: access logs, and changes of metrics (facts A.10).
+//! Telemetry objects and MeshConfig to what a chain tells: access logs, spans, and changes of metrics (facts A.10).
 //!
 //! Objects count from far to near: the root namespace, the waypoint's namespace, then those that target the service, the
 //! waypoint or its class. Nearer ones are put over farther ones.
 
 mod ordered;
+mod tracing;
 
 use envoy_types::pb::{
     envoy::{
@@ -38,6 +39,7 @@ use crate::{
     },
     translate::Advice,
 };
+pub(super) use tracing::Traced;
 
 /// The provider that is there without being configured: lines on the standard output.
 const ENVOY: &str = "envoy";
@@ -111,6 +113,8 @@ const METRICS: [(&str, &str); 10] = [
 #[derive(Clone, Debug, Default)]
 pub(super) struct Told {
     pub(super) access_logs: Vec<AccessLog>,
+    /// The tracer, where requests are traced.
+    pub(super) traced: Option<Traced>,
     /// The configuration of Istio's stats filter, where it changes anything.
     stats: Option<Any>,
 }
@@ -139,6 +143,7 @@ pub(super) fn of(
     let objects = applying(view, settings, gateway, service);
     Told {
         access_logs: access_logs(view.config, &objects),
+        traced: tracing::of(view, settings, gateway, &objects),
         stats: stats(&objects),
     }
 }
@@ -359,11 +364,8 @@ pub(super) fn advise(view: &View<'_>, advice: &mut Vec<Advice>) {
                 "has no effect: waypoints are chosen by targetRefs".to_owned(),
             );
         }
-        if !object.spec.tracing.is_empty() {
-            tell(
-                "spec.tracing".to_owned(),
-                "has no effect: waypoints send no spans yet".to_owned(),
-            );
+        for (field, problem) in tracing::problems(view, object) {
+            tell(field, format!("{problem}: nothing is traced"));
         }
         for (index, entry) in object.spec.access_logging.iter().enumerate() {
             for (place, provider) in entry.providers.iter().enumerate() {

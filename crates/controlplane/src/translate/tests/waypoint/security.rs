@@ -24,7 +24,7 @@ use prost::Name;
 use super::*;
 
 /// The connection manager of the service's HTTP port.
-fn manager(config: &WaypointConfig) -> HttpConnectionManager {
+pub(super) fn manager(config: &WaypointConfig) -> HttpConnectionManager {
     let listeners: Vec<Listener> = decoded(&config.listeners.resources);
     let chains = listeners
         .iter()
@@ -37,7 +37,7 @@ fn manager(config: &WaypointConfig) -> HttpConnectionManager {
     HttpConnectionManager::decode(any.value.as_slice()).unwrap()
 }
 
-fn mesh_config(namespace: &str, mesh: &str) -> String {
+pub(super) fn mesh_config(namespace: &str, mesh: &str) -> String {
     format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: istio, namespace: {namespace}}}\ndata:\n  mesh: |\n    {mesh}\n"
     )
