@@ -8,6 +8,7 @@ mod affinity;
 mod certificates;
 mod cluster;
 mod cni;
+mod dedicated;
 mod dns;
 mod enrolment;
 mod hostnames;

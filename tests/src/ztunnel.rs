@@ -49,6 +49,13 @@ impl Ztunnel {
         binary: &Path,
         token: &Path,
     ) -> Result<Self> {
+        let mut prepared = Self::prepare(run, node, namespace, binary, token);
+        prepared.start_again(run)?;
+        Ok(prepared)
+    }
+
+    /// The same without starting it yet.
+    pub fn prepare(run: &Run, node: &str, namespace: &NetNs, binary: &Path, token: &Path) -> Self {
         let root = run.state_dir().join("root-cert.pem");
         let env = [
             ("NODE_NAME", node.into()),
@@ -75,13 +82,11 @@ impl Ztunnel {
                 .collect::<BTreeMap<_, _>>(),
             namespace: namespace.clone(),
         };
-        let mut started = Self {
+        Self {
             program,
             client: Client::new(namespace.clone()),
             process: None,
-        };
-        started.start_again(run)?;
-        Ok(started)
+        }
     }
 
     /// Starts it after [`Self::kill`] or [`Self::stop`].

@@ -14,10 +14,11 @@ use leyline_net::{NetNs, Redirection, netns};
 use leyline_proto::leyline::enrolment::v1::enrolment_service_client::EnrolmentServiceClient;
 use leyline_runtime::{Drain, ReadinessTask, spawn};
 use leyline_tls::control_plane;
+use leyline_types::{WorkloadName, WorkloadUid};
 use tokio::{runtime::Handle, sync::mpsc};
 use tracing::Span;
 
-use self::pods::{Order, Outcome, PodManager, PodSet};
+use self::pods::{Command, Order, Outcome, PodManager, PodSet};
 use crate::{
     config::{CaptureConfig, Config, PodSource},
     proxy::Shared,
@@ -56,7 +57,7 @@ pub(crate) fn start(
     let (outcomes, reported) = mpsc::channel(pods::COMMANDS);
     let outcomes = match config.capture.source {
         PodSource::ControlPlane => Some(outcomes),
-        PodSource::Zds(_) => None,
+        PodSource::Zds(_) | PodSource::Dedicated(_) => None,
     };
     let mut manager = PodManager::new(
         shared.clone(),
@@ -70,7 +71,10 @@ pub(crate) fn start(
     let pods = manager.set();
     let (failed, failures) = mpsc::channel(1);
     let _on_workers = workers.enter();
-    manager.set_own(own::serve(config, shared, drain)?);
+    if !matches!(config.capture.source, PodSource::Dedicated(_)) {
+        // Else port 15008 is the workload's.
+        manager.set_own(own::serve(config, shared, drain)?);
+    }
     let run = manager.run(ordered);
     spawn("workload proxy manager", Span::none(), drain, run);
     match &config.capture.source {
@@ -79,11 +83,41 @@ pub(crate) fn start(
             spawn("zds", Span::none(), background, follow);
         }
         PodSource::ControlPlane => follow_control_plane(config, &orders, reported, background)?,
+        PodSource::Dedicated(name) => {
+            let only = only_workload(config, name.clone(), &orders)?;
+            spawn("dedicated", Span::none(), background, only);
+        }
     }
     Ok(Agent {
         pods,
         kernel,
         failures,
+    })
+}
+
+/// Orders the one workload of this process, in the process's own namespace.
+fn only_workload(
+    config: &Config,
+    name: WorkloadName,
+    orders: &mpsc::Sender<Order>,
+) -> Result<impl Future<Output = ()> + use<>> {
+    let netns = NetNs::current().context("cannot open the process's network namespace")?;
+    let cluster = &config.node.cluster_id;
+    let uid = WorkloadUid::new(format!("{cluster}//Pod/{}/{}", name.namespace, name.name));
+    let netns = Some(netns);
+    let orders = orders.clone();
+    Ok(async move {
+        let all = [
+            Command::SnapshotBegins,
+            Command::Add { uid, name, netns },
+            Command::SnapshotSent,
+        ];
+        for command in all {
+            // Fails only at shutdown.
+            if orders.send(command.into()).await.is_err() {
+                return;
+            }
+        }
     })
 }
 

@@ -10,7 +10,7 @@ use leyline_tls::{
 };
 use tracing::Span;
 
-use crate::config::Config;
+use crate::config::{Config, PodSource};
 
 /// A store that is filled until the drain ends.
 ///
@@ -30,7 +30,12 @@ pub(crate) fn start(config: &Config, background: &Drain) -> Result<Arc<Certifica
         spawn("spiffe", Span::none(), background, following);
         return Ok(certificates);
     }
-    let ca = Arc::new(CaClient::new(&config.ca).context("CA address or root")?);
+    let ca = match &config.capture.source {
+        PodSource::ControlPlane | PodSource::Zds(_) => CaClient::new(&config.ca),
+        // It has its own identity, as its token says (facts A6).
+        PodSource::Dedicated(_) => CaClient::own(&config.ca),
+    };
+    let ca = Arc::new(ca.context("CA address or root")?);
     let certificates = fill(CertificateSource::Ca(ca.clone()), settings, background);
     if let Some(watcher) = RootWatcher::of(&config.ca.root) {
         let following = watcher.run(ca, certificates.clone());

@@ -136,6 +136,7 @@ pub(crate) struct ProxyConfig {
     pub(crate) port_use: PortUse,
     /// What the application sees as the source of a connection.
     pub(crate) source_address: SourceAddress,
+    pub(crate) certificates_for: CertificatesFor,
     /// Whether the 200 of a tunnelled connection says who answered.
     pub(crate) response_baggage: bool,
     pub(crate) decisions: DecisionLevel,
@@ -152,6 +153,15 @@ pub(crate) enum SourceAddress {
     Client,
     /// The pod's own (`ENABLE_ORIG_SRC=false`).
     Own,
+}
+
+/// Whose certificates are fetched before they are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CertificatesFor {
+    /// Those of all workloads of the node (CRT-8).
+    AllLocal,
+    /// None: with one workload, every other one of the mesh counts as local.
+    WhoAsks,
 }
 
 /// Capture of the pods of this node.
@@ -193,7 +203,6 @@ impl Config {
                 .into_iter()
                 .collect(),
         };
-        require_shared_mode(env);
         refuse_test_features(env);
         let families = families(env);
         let source = PodSource::read(env);
@@ -202,7 +211,7 @@ impl Config {
             xds: control_plane(env, "XDS"),
             ca: control_plane(env, "CA"),
             node: NodeConfig::read(env, &cluster_id),
-            proxy: ProxyConfig::read(env, families, redirection),
+            proxy: ProxyConfig::read(env, families, redirection, &source),
             capture: CaptureConfig::read(env, source),
             log: LogConfig {
                 filter: env.string("RUST_LOG", "info"),
@@ -258,7 +267,12 @@ impl CaptureConfig {
 }
 
 impl ProxyConfig {
-    fn read(env: &mut Reader<'_>, families: Families, redirection: Redirection) -> Self {
+    fn read(
+        env: &mut Reader<'_>,
+        families: Families,
+        redirection: Redirection,
+        source: &PodSource,
+    ) -> Self {
         let keepalive = Keepalive::default();
         let keepalive = env.bool("KEEPALIVE_ENABLED", true).then(|| Keepalive {
             time: duration(env, "KEEPALIVE_TIME", keepalive.time, KEEPALIVE_SECONDS),
@@ -297,7 +311,11 @@ impl ProxyConfig {
             families,
             redirection,
             port_use: pods::port_use(env),
-            source_address: source_address(env),
+            source_address: source_address(env, source),
+            certificates_for: match source {
+                PodSource::ControlPlane | PodSource::Zds(_) => CertificatesFor::AllLocal,
+                PodSource::Dedicated(_) => CertificatesFor::WhoAsks,
+            },
             response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true),
             decisions: decisions(env),
             node_local: env.bool("LEYLINE_NODE_LOCAL", true),
@@ -375,14 +393,6 @@ fn duration(
     value
 }
 
-/// Pods of this node share one process here; the other mode of Istio, one process for one workload, is not built.
-fn require_shared_mode(env: &mut Reader<'_>) {
-    let mode = env.string("PROXY_MODE", "shared");
-    if mode != "shared" {
-        env.reject("PROXY_MODE", mode, "only shared is supported");
-    }
-}
-
 /// Where the control plane is when nothing else is said.
 fn istiod(env: &mut Reader<'_>, mesh: &MeshDefaults) -> String {
     let under_kubernetes = !env.string("KUBERNETES_SERVICE_HOST", "").is_empty();
@@ -413,9 +423,11 @@ fn families(env: &mut Reader<'_>) -> Families {
     }
 }
 
-/// `true` and unset are the same here: a listener that cannot be transparent is an error in either case.
-fn source_address(env: &mut Reader<'_>) -> SourceAddress {
-    if env.bool("ENABLE_ORIG_SRC", true) {
+/// `true` and unset are the same for a node's pods: a listener that cannot be transparent is an error in either case.
+/// Beside its only workload the process keeps the client's address where it is told to.
+fn source_address(env: &mut Reader<'_>, source: &PodSource) -> SourceAddress {
+    let keeps = !matches!(source, PodSource::Dedicated(_));
+    if env.bool("ENABLE_ORIG_SRC", keeps) {
         SourceAddress::Client
     } else {
         SourceAddress::Own
@@ -748,7 +760,7 @@ mod tests {
     #[test]
     fn every_setting_that_nothing_could_work_with_is_told_at_once() {
         let bad = [
-            ("PROXY_MODE", "dedicated"),
+            ("PROXY_MODE", "sidecar"),
             ("PACKET_MARK", "0"),
             ("KEEPALIVE_TIME", "500ms"),
             ("KEEPALIVE_INTERVAL", "10h"),

@@ -18,7 +18,7 @@ use leyline_xds::{
 use prost::Message;
 use tracing::{debug, info, warn};
 
-use crate::{agent::pods::PodSet, proxy::Shared};
+use crate::{agent::pods::PodSet, config::CertificatesFor, proxy::Shared};
 
 /// Applies updates; owned by the xDS client's task.
 pub(crate) struct Discovery {
@@ -98,8 +98,10 @@ impl Discovery {
         for identity in &applied.identities_released {
             self.shared.certificates.forget(identity);
         }
-        for identity in &applied.identities_needed {
-            self.shared.certificates.prefetch(identity.clone());
+        if self.shared.config.certificates_for == CertificatesFor::AllLocal {
+            for identity in &applied.identities_needed {
+                self.shared.certificates.prefetch(identity.clone());
+            }
         }
         for uid in &applied.workloads {
             // It may be another one behind the same name, or have become ready again.

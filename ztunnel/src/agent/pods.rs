@@ -200,7 +200,7 @@ impl PodManager {
     /// What a pod of our own control plane waits for mostly comes at once; istio-cni tries again by itself too (ZDS-8).
     fn first_pause(&self) -> Duration {
         match self.config.source {
-            PodSource::ControlPlane => RETRY_MIN,
+            PodSource::ControlPlane | PodSource::Dedicated(_) => RETRY_MIN,
             PodSource::Zds(_) => RETRY_MAX,
         }
     }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use leyline_net::Redirection;
 use leyline_runtime::env::Reader;
+use leyline_types::WorkloadName;
 use serde::Serialize;
 
 use super::ProxyConfig;
@@ -19,6 +20,8 @@ pub(crate) enum PodSource {
     ControlPlane,
     /// istio-cni, over this socket, with their namespaces.
     Zds(PathBuf),
+    /// Nobody: there is one, and this process is in its namespace (`PROXY_MODE=dedicated`, facts A6).
+    Dedicated(WorkloadName),
 }
 
 /// Whether other processes may listen on our ports in a pod.
@@ -35,6 +38,9 @@ impl PodSource {
     /// As said by `LEYLINE_ENROLMENT`; else istio-cni where Istio's chart rolled this process out (it sets
     /// `INPOD_ENABLED`) or its socket is named, and our control plane elsewhere.
     pub(super) fn read(env: &mut Reader<'_>) -> Self {
+        if let Some(workload) = dedicated(env) {
+            return Self::Dedicated(workload);
+        }
         let named = env.string("INPOD_UDS", "");
         let in_chart = env.bool("INPOD_ENABLED", false);
         let socket = if named.is_empty() { ZDS_SOCKET } else { &named };
@@ -63,7 +69,35 @@ impl ProxyConfig {
     }
 }
 
-/// istio-cni comes with its own rules in the pods; without it there is only our capture.
+/// The workload of a process that serves no other.
+fn dedicated(env: &mut Reader<'_>) -> Option<WorkloadName> {
+    let mode = env.string("PROXY_MODE", "shared");
+    let named = env.string("PROXY_WORKLOAD_INFO", "");
+    match mode.as_str() {
+        "shared" => return None,
+        "dedicated" => {}
+        _ => {
+            env.reject("PROXY_MODE", mode, "use shared or dedicated");
+            return None;
+        }
+    }
+    let parts: Vec<&str> = named.split('/').collect();
+    if let [namespace, name, service_account] = parts[..]
+        && parts.iter().all(|part| !part.is_empty())
+    {
+        return Some(WorkloadName {
+            name: name.into(),
+            namespace: namespace.into(),
+            service_account: service_account.into(),
+        });
+    }
+    let why = "PROXY_MODE=dedicated needs the workload: namespace/name/service-account";
+    env.reject("PROXY_WORKLOAD_INFO", named, why);
+    None
+}
+
+/// istio-cni comes with its own rules in the pods; without it there is only our capture. Who runs a process for one
+/// workload makes such rules, too.
 pub(super) fn redirection(env: &mut Reader<'_>, source: &PodSource) -> Redirection {
     let read = |text: &str| match text {
         "ebpf" => Ok(Redirection::Steered),
@@ -73,6 +107,13 @@ pub(super) fn redirection(env: &mut Reader<'_>, source: &PodSource) -> Redirecti
     let said = env.parse_with("LEYLINE_CAPTURE", read);
     match source {
         PodSource::Zds(_) => said.unwrap_or(Redirection::Rewritten),
+        PodSource::Dedicated(_) => {
+            if said == Some(Redirection::Steered) {
+                let why = "not with PROXY_MODE=dedicated: our capture is of a node's pods";
+                env.reject("LEYLINE_CAPTURE", "ebpf", why);
+            }
+            Redirection::Rewritten
+        }
         PodSource::ControlPlane => {
             if said == Some(Redirection::Rewritten) {
                 let why =
@@ -125,6 +166,45 @@ mod tests {
         check(&[path, ebpf], zds("/a/b"), Redirection::Steered);
         let asked = ("LEYLINE_ENROLMENT", "zds");
         check(&[asked], zds(ZDS_SOCKET), Redirection::Rewritten);
+        let mode = ("PROXY_MODE", "dedicated");
+        let named = ("PROXY_WORKLOAD_INFO", "shop/web-1/web");
+        let workload = WorkloadName {
+            name: "web-1".into(),
+            namespace: "shop".into(),
+            service_account: "web".into(),
+        };
+        let dedicated = PodSource::Dedicated(workload);
+        check(&[mode, named, chart], dedicated, Redirection::Rewritten);
+    }
+
+    #[test]
+    fn a_process_for_one_workload_must_be_told_which() {
+        for vars in [
+            &[("PROXY_MODE", "dedicated")][..],
+            &[("PROXY_MODE", "dedicated"), ("PROXY_WORKLOAD_INFO", "a/b")],
+            &[("PROXY_MODE", "dedicated"), ("PROXY_WORKLOAD_INFO", "a//b")],
+            &[
+                ("PROXY_MODE", "dedicated"),
+                ("PROXY_WORKLOAD_INFO", "a/b/c/d"),
+            ],
+            &[("PROXY_MODE", "sidecar"), ("PROXY_WORKLOAD_INFO", "a/b/c")],
+            &[
+                ("PROXY_MODE", "dedicated"),
+                ("PROXY_WORKLOAD_INFO", "a/b/c"),
+                ("LEYLINE_CAPTURE", "ebpf"),
+            ],
+        ] {
+            let pairs = vars.iter();
+            let env = MapEnv(
+                pairs
+                    .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                    .collect(),
+            );
+            let mut reader = Reader::new(&env);
+            let source = PodSource::read(&mut reader);
+            redirection(&mut reader, &source);
+            assert!(reader.finish().is_err(), "{vars:?}");
+        }
     }
 
     #[test]

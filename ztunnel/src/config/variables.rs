@@ -105,7 +105,12 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     (
         "PROXY_MODE",
         "shared",
-        "one process for all pods of the node",
+        "one process for all pods of the node; dedicated: for one workload, in its namespace and with its token",
+    ),
+    (
+        "PROXY_WORKLOAD_INFO",
+        "",
+        "with PROXY_MODE=dedicated: namespace/name/service-account",
     ),
     (
         "INPOD_ENABLED",

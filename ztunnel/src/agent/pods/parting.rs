@@ -29,7 +29,7 @@ pub(super) enum Parting {
 impl Parting {
     pub(super) fn of(source: &PodSource) -> Self {
         match source {
-            PodSource::ControlPlane => Self::Finish,
+            PodSource::ControlPlane | PodSource::Dedicated(_) => Self::Finish,
             PodSource::Zds(_) => Self::Cut,
         }
     }
