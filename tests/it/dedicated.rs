@@ -1,5 +1,7 @@
 //! One process for one workload, in its namespace and with its own token (`PROXY_MODE=dedicated`), behind rules of iptables.
 
+use std::ffi::OsString;
+
 use anyhow::ensure;
 use leyline_tests::{
     access_log,
@@ -7,6 +9,7 @@ use leyline_tests::{
     cni,
     eventually::eventually,
     mesh::Mesh,
+    process::output,
     ztunnel::Ztunnel,
 };
 
@@ -21,6 +24,19 @@ metadata: {name: default, namespace: istio-system}
 spec: {mtls: {mode: STRICT}}
 ";
 
+/// The group of Istio's proxies, which its rules for a single workload leave alone: the way to the control plane goes direct.
+const GROUP: &str = "1337";
+
+async fn redirect(mesh: &Mesh) {
+    let namespace = mesh.cluster().pod(WORKLOAD).unwrap().namespace();
+    cni::redirect(namespace).await.unwrap();
+    let owned = ["-m", "owner", "--gid-owner", GROUP, "-j", "RETURN"];
+    let first = ["-w", "-t", "nat", "-I", "OUTPUT"];
+    let rule = [&first[..], &owned[..]].concat();
+    let iptables = cni::tool("iptables", &rule, namespace);
+    output(&iptables, SOON).await.unwrap();
+}
+
 async fn start(mesh: &Mesh) -> Ztunnel {
     let cluster = mesh.cluster();
     let namespace = cluster.pod(WORKLOAD).unwrap().namespace();
@@ -31,7 +47,12 @@ async fn start(mesh: &Mesh) -> Ztunnel {
         .unwrap();
     let binary = Binaries::beside_this_test().unwrap().ztunnel;
     let mut proxy = Ztunnel::prepare(cluster.run(), "gateway", namespace, &binary, &token);
-    let env = &mut proxy.program_mut().env;
+    let program = proxy.program_mut();
+    let args = ["--regid", GROUP, "--clear-groups"].map(OsString::from);
+    program.args = Vec::from(args);
+    program.args.extend([binary.into(), "proxy".into()]);
+    program.path = "/usr/bin/setpriv".into();
+    let env = &mut program.env;
     env.remove("NODE_NAME");
     env.insert("PROXY_MODE".to_owned(), "dedicated".into());
     let workload = "partner/gateway/gateway";
@@ -44,8 +65,7 @@ async fn start(mesh: &Mesh) -> Ztunnel {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_workload_with_a_proxy_of_its_own() {
     let mesh = enrolled_with(&[], &[]).await;
-    let namespace = mesh.cluster().pod(WORKLOAD).unwrap().namespace();
-    cni::redirect(namespace).await.unwrap();
+    redirect(&mesh).await;
     let mut proxy = start(&mesh).await;
     mesh.write_check_file("strict", STRICT).unwrap();
 
