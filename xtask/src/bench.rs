@@ -13,7 +13,11 @@ use leyline_tests::{
 use tokio::runtime::Builder;
 
 use crate::{
-    demo::{build, console::Console, interrupted},
+    demo::{
+        build::{self, Profile},
+        console::Console,
+        interrupted,
+    },
     test::{Tool, ensure_tools},
 };
 
@@ -102,9 +106,9 @@ async fn measure(root: &Path, args: &BenchArgs, console: &Console) -> Result<(St
     let binaries = match &args.binaries {
         Some(directory) => directory.clone(),
         None => {
-            console.step("building the release programs");
-            build::release(root).await?;
-            root.join("target/release")
+            console.step("building the programs as they are shipped; this takes many minutes");
+            build::programs(root, Profile::Dist).await?;
+            root.join("target").join(Profile::Dist.name())
         }
     };
     if args.waypoint {

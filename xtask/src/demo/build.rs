@@ -1,4 +1,4 @@
-//! Builds what the demo runs.
+//! Builds what the demo and the benchmark run.
 
 use std::{ffi::OsString, path::Path};
 
@@ -12,8 +12,27 @@ const PACKAGES: [&str; 4] = [
     "leyline-tests",
 ];
 
-/// `cargo build --release`, with cargo's own progress on the terminal.
-pub(crate) async fn release(root: &Path) -> Result<()> {
+/// Profiles of `Cargo.toml`.
+#[derive(Clone, Copy)]
+pub(crate) enum Profile {
+    /// Built in a few minutes: for trying it.
+    Release,
+    /// Optimised as a whole, which takes many minutes: for measuring it.
+    Dist,
+}
+
+impl Profile {
+    /// As cargo names the profile and its directory below `target`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dist => "dist",
+        }
+    }
+}
+
+/// `cargo build --profile`, with cargo's own progress on the terminal.
+pub(crate) async fn programs(root: &Path, profile: Profile) -> Result<()> {
     // The cargo that runs us, as it tells every program that it runs.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(cargo);
@@ -21,7 +40,8 @@ pub(crate) async fn release(root: &Path) -> Result<()> {
         .current_dir(root)
         .args([
             "build",
-            "--release",
+            "--profile",
+            profile.name(),
             "--bins",
             "--locked",
             "--target-dir",

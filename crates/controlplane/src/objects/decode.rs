@@ -267,16 +267,12 @@ fn strict<T: DeserializeOwned>(
     check: impl FnOnce(&T, &mut Vec<Invalid>),
 ) -> Result<Arc<T>, Vec<Invalid>> {
     let mut found = Vec::new();
-    let mut track = serde_path_to_error::Track::new();
-    let decoded = serde_ignored::deserialize::<_, _, T>(
-        serde_path_to_error::Deserializer::new(value, &mut track),
-        |path| {
-            found.push(Invalid {
-                field: Field::from_ignored(&path),
-                reason: "unknown field".to_owned(),
-            });
-        },
-    );
+    let decoded = typed::<T>(value, &mut |unknown| {
+        found.push(Invalid {
+            field: unknown,
+            reason: "unknown field".to_owned(),
+        });
+    });
     match decoded {
         Ok(object) => {
             check(&object, &mut found);
@@ -287,13 +283,24 @@ fn strict<T: DeserializeOwned>(
             }
         }
         Err(error) => {
-            found.push(Invalid {
-                field: Field::from_error(&track.path()),
-                reason: error.to_string(),
-            });
+            found.push(error);
             Err(found)
         }
     }
+}
+
+/// Decodes and tells of fields that the type does not have. `unknown` is behind a pointer so that what objects have in
+/// common, which is much, is compiled once.
+fn typed<T: DeserializeOwned>(value: Value, unknown: &mut dyn FnMut(Field)) -> Result<T, Invalid> {
+    let mut track = serde_path_to_error::Track::new();
+    let mut told = |path: serde_ignored::Path<'_>| unknown(Field::from_ignored(&path));
+    let mut told: &mut dyn FnMut(serde_ignored::Path<'_>) = &mut told;
+    let value = serde_path_to_error::Deserializer::new(value, &mut track);
+    let value = serde_ignored::Deserializer::new(value, &mut told);
+    T::deserialize(value).map_err(|error| Invalid {
+        field: Field::from_error(&track.path()),
+        reason: error.to_string(),
+    })
 }
 
 /// `cpu: 1` is a quantity for Kubernetes; the typed objects want text.

@@ -60,14 +60,8 @@ fn read(text: &str, unknown: &mut Vec<String>) -> Result<MeshConfig, Invalid> {
     if node.is_null() {
         return Ok(MeshConfig::default());
     }
-    let mut track = serde_path_to_error::Track::new();
-    let deserializer = serde_path_to_error::Deserializer::new(node.to_value(), &mut track);
-    let read = serde_ignored::deserialize(deserializer, |path| {
-        unknown.push(Field::from_ignored(&path).to_string());
-    });
-    read.map_err(|error: serde_json::Error| {
-        invalid(&Field::from_error(&track.path()), error.to_string())
-    })
+    super::typed(node.to_value(), &mut |path| unknown.push(path.to_string()))
+        .map_err(|error| invalid(&error.field, error.reason))
 }
 
 #[cfg(test)]
