@@ -193,6 +193,10 @@ impl Bench {
             self.report
                 .add(&format!("{key}-cpu"), proxy, cpu * MICROS / requests);
             self.report.add("failed", proxy, failed);
+            if done.failed > 0 {
+                self.report
+                    .note(format!("{proxy:?}, {key}: {}", done.requests));
+            }
             self.add_resident("rss-load", proxy)?;
             sleep(SETTLE).await;
         }
@@ -225,10 +229,11 @@ impl Bench {
         Ok(())
     }
 
-    /// 1 GB up and 1 GB down, in 256 streams of one connection at once.
+    /// 1 GB up and 1 GB down, in 256 streams of the client's one connection at once.
     async fn bodies(&mut self, proxy: Proxy) -> Result<()> {
         let body = self.scene.body(proxy).display().to_string();
-        let url = format!("http://{}/bodies/", self.scene.target(proxy, HTTP2));
+        // To HTTP/1.1: nginx takes a connection of HTTP/2 that has carried a gigabyte for a flood.
+        let url = format!("http://{}/bodies/", self.scene.target(proxy, HTTP1));
         let up = [url.as_str(), "up"].concat();
         let down = [url.as_str(), "down"].concat();
         let put = ["-d", &body, "-H", ":method: PUT"];
@@ -243,6 +248,11 @@ impl Bench {
             let (printed, cpu) = measured.await?;
             let done = h2load::read(&printed)?;
             self.report.add("failed", proxy, done.failed as f64);
+            if done.failed > 0 {
+                let requests = done.requests;
+                self.report
+                    .note(format!("{proxy:?}, bodies {way}: {requests}"));
+            }
             let peak = usage::peak_mb(pid)?;
             self.report.add(&format!("body-{way}-peak"), proxy, peak);
             self.report

@@ -8,12 +8,14 @@ use anyhow::{Context, Result, ensure};
 pub(super) const PATH: &str = "/usr/bin/h2load";
 
 /// What it says of a run.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Done {
     pub(super) seconds: f64,
     pub(super) succeeded: u64,
     /// Failed, in error, or without the status of success.
     pub(super) failed: u64,
+    /// What became of them, in its words.
+    pub(super) requests: String,
 }
 
 /// How it asks.
@@ -82,6 +84,7 @@ pub(super) fn read(printed: &str) -> Result<Done> {
         seconds: to_seconds(seconds)?,
         succeeded,
         failed: count(" failed")? + succeeded.saturating_sub(good),
+        requests: format!("{requests}; {other}"),
     };
     ensure!(done.succeeded > 0, "no request succeeded: {printed}");
     Ok(done)
@@ -112,6 +115,10 @@ traffic: 1.2MB (1) total, 2KB (2) headers (space savings 0.00%), 1.1MB (3) data
             seconds: 2.5,
             succeeded: 1000,
             failed: 5,
+            requests:
+                "1032 total, 1032 started, 1000 done, 1000 succeeded, 2 failed, 2 errored, 0 \
+                       timeout; 997 2xx, 0 3xx, 1 4xx, 2 5xx"
+                    .to_owned(),
         };
         assert_eq!(read(printed).unwrap(), expected);
         assert!(read(&printed.replace("1000 succeeded", "0 succeeded")).is_err());

@@ -108,6 +108,8 @@ pub struct Report {
     /// The share of the cores that was in use before anything was measured.
     pub(super) other_work: f64,
     samples: BTreeMap<(&'static str, Proxy), Vec<f64>>,
+    /// What a reader must know besides.
+    notes: Vec<String>,
 }
 
 impl Report {
@@ -119,6 +121,11 @@ impl Report {
             let samples = self.samples.entry((metric.key, proxy)).or_default();
             samples.push(value);
         }
+    }
+
+    /// Adds a line below the table.
+    pub(super) fn note(&mut self, note: String) {
+        self.notes.push(note);
     }
 
     /// All figures for other programs.
@@ -203,6 +210,9 @@ impl Display for Report {
                 },
             );
             writeln!(f, "{}", line.trim_end())?;
+        }
+        for note in &self.notes {
+            writeln!(f, "{note}")?;
         }
         if self.other_work > MUCH_OTHER_WORK {
             writeln!(
