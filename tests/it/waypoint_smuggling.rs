@@ -30,6 +30,9 @@ metadata: {name: canary, namespace: shop}
 spec:
   hosts: [canary]
   http:
+  - match: [{uri: {prefix: /own}}]
+    corsPolicy: {allowOrigins: [{exact: https://shop.example}]}
+    directResponse: {status: 418}
   - corsPolicy:
       allowOrigins: [{exact: https://shop.example}]
       allowMethods: [GET, PUT]
@@ -101,5 +104,14 @@ async fn what_could_be_read_in_two_ways_is_refused() {
         "{reply}"
     );
     assert!(reply.contains("access-control-max-age: 60"), "{reply}");
+    // Answers of the waypoint's own can be read by pages, too.
+    let origin = "GET /own HTTP/1.1\r\nhost: canary\r\norigin: https://shop.example\r\n\
+                  connection: close\r\n\r\n";
+    let reply = raw(&mesh, vip, origin).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 418"), "{reply}");
+    assert!(
+        reply.contains("access-control-allow-origin: https://shop.example"),
+        "{reply}"
+    );
     mesh.stop().await.unwrap();
 }
