@@ -34,7 +34,10 @@ data:
 
 /// Which endpoints are ejected, as the waypoint's own page says.
 async fn ejected(mesh: &Mesh) -> Result<usize> {
-    let page = mesh.waypoint("shop/waypoint")?.admin("/clusters").await?;
+    let page = mesh
+        .waypoint("shop/waypoint")?
+        .admin("/clusters?format=json")
+        .await?;
     let endpoints = page["inbound-vip|80|http|canary.shop.svc.cluster.local"].as_array();
     let endpoints = endpoints.into_iter().flatten();
     Ok(endpoints.filter(|one| one["ejected"] == true).count())

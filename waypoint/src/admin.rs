@@ -1,5 +1,8 @@
 //! The admin pages, loopback only, and the metrics.
 
+mod clusters;
+mod routes;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
@@ -8,18 +11,20 @@ use http_body_util::Full;
 use leyline_runtime::http as server;
 use leyline_telemetry::{log::LogHandle, metrics::MetricsHandle};
 use serde_json::{Value, json};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::sync::mpsc;
 use tracing::info;
 
 use crate::{
     app::Shared,
-    config::{Config, Routes, cluster::Cluster, listener::Chain},
+    config::{Config, listener::Chain},
 };
 
 const INDEX: &str = "<!doctype html><title>waypoint</title><h1>waypoint</h1><ul>\
 <li><a href=\"/config_dump\">config_dump</a>: chains, clusters, workloads, certificates</li>\
-<li><a href=\"/clusters\">clusters</a>: endpoints and their load</li>\
-<li><a href=\"/routes\">routes</a></li>\
+<li><a href=\"/clusters\">clusters</a>: endpoints and their load, as Envoy shows them; <a href=\"/clusters?format=json\">JSON</a></li>\
+<li><a href=\"/listeners\">listeners</a>: chains of services</li>\
+<li><a href=\"/routes\">routes</a>: what they match and where they lead</li>\
+<li><a href=\"/certs\">certs</a></li>\
 <li><a href=\"/unsupported\">unsupported</a>: configuration that is refused, and why</li>\
 <li>POST /logging?level=LEVEL: log levels at run time</li>\
 <li>POST /quitquitquit: graceful shutdown</li></ul>";
@@ -44,8 +49,13 @@ impl Admin {
         match request.uri().path() {
             "/" => server::typed(StatusCode::OK, "text/html; charset=utf-8", INDEX),
             "/config_dump" => json_page(&self.dump(&config)),
-            "/clusters" => json_page(&clusters(&config)),
-            "/routes" => json_page(&routes(&config)),
+            "/clusters" if wants_json(request.uri().query()) => {
+                json_page(&clusters::as_json(&config))
+            }
+            "/clusters" => server::text(StatusCode::OK, clusters::as_text(&config)),
+            "/listeners" => json_page(&chains(&config)),
+            "/routes" => json_page(&routes::page(&config)),
+            "/certs" => json_page(&json!(self.shared.certificates.dump())),
             "/unsupported" => json_page(&json!(unsupported(&config))),
             "/logging" => {
                 let (status, body) = self
@@ -66,17 +76,11 @@ impl Admin {
     }
 
     fn dump(&self, config: &Config) -> Value {
-        let chains: BTreeMap<&str, Value> = config
-            .main
-            .chains
-            .iter()
-            .map(|(name, known)| (name.as_str(), chain(&known.chain)))
-            .collect();
         json!({
             "config": self.shared.settings.shown(),
-            "chains": chains,
-            "clusters": clusters(config),
-            "routes": routes(config),
+            "chains": chains(config),
+            "clusters": clusters::as_json(config),
+            "routes": routes::page(config),
             "unsupported": unsupported(config),
             "certificates": self.shared.certificates.dump(),
             "mesh": self.shared.mesh.snapshot().dump(),
@@ -88,47 +92,26 @@ fn json_page(value: &Value) -> Response<Full<Bytes>> {
     server::typed(StatusCode::OK, "application/json", format!("{value:#}\n"))
 }
 
+/// As Envoy's page is asked: text without a word.
+fn wants_json(query: Option<&str>) -> bool {
+    let mut pairs = query.unwrap_or_default().split('&');
+    pairs.any(|pair| pair == "format=json")
+}
+
+fn chains(config: &Config) -> Value {
+    let chains = config.main.chains.iter();
+    let chains: BTreeMap<&str, Value> = chains
+        .map(|(name, known)| (name.as_str(), chain(&known.chain)))
+        .collect();
+    json!(chains)
+}
+
 fn chain(chain: &Chain) -> Value {
     match chain {
         Chain::Http(_) => json!("http"),
         Chain::Tcp(_) => json!("tcp"),
         Chain::Refused(reason) => json!({ "refused": reason }),
     }
-}
-
-fn clusters(config: &Config) -> Value {
-    let shown = |cluster: &Arc<Cluster>| {
-        let set = config.endpoints(cluster);
-        let endpoints = set.into_iter().flat_map(|set| set.all());
-        let endpoints = endpoints.map(|endpoint| {
-            json!({
-                "address": endpoint.address.addr(),
-                "tunnel": matches!(endpoint.address, crate::config::endpoints::EndpointAddress::Hbone(_)),
-                "weight": endpoint.weight,
-                "active": endpoint.state.active(),
-                "healthy": endpoint.told_healthy,
-                "ejected": endpoint.state.back_at(Instant::now()).is_some(),
-            })
-        });
-        (cluster.name.to_string(), Value::from_iter(endpoints))
-    };
-    let clusters: BTreeMap<String, Value> = config.clusters.values().map(shown).collect();
-    json!(clusters)
-}
-
-fn routes(config: &Config) -> Value {
-    let tables: BTreeMap<&str, Value> = config
-        .routes
-        .iter()
-        .map(|(name, routes)| {
-            let shown = match routes {
-                Routes::Table(table) => json!({ "routes": table.len() }),
-                Routes::Refused(reason) => json!({ "refused": reason }),
-            };
-            (name.as_str(), shown)
-        })
-        .collect();
-    json!(tables)
 }
 
 fn unsupported(config: &Config) -> BTreeMap<&str, &str> {

@@ -97,13 +97,23 @@ impl RouteTable {
             .map(|(_, host)| host)
     }
 
-    /// How many routes there are; for the admin page.
-    pub(crate) fn len(&self) -> usize {
-        self.hosts.iter().map(|host| host.routes.len()).sum()
+    /// For the admin page.
+    pub(crate) fn hosts(&self) -> &[VirtualHost] {
+        &self.hosts
     }
 }
 
 impl VirtualHost {
+    /// As they were written.
+    pub(crate) fn domains(&self) -> impl Iterator<Item = String> {
+        self.domains.iter().map(|domain| match domain {
+            Domain::Exact(host) => host.clone(),
+            Domain::Suffix(suffix) => format!("*{suffix}"),
+            Domain::Prefix(prefix) => format!("{prefix}*"),
+            Domain::Any => "*".to_owned(),
+        })
+    }
+
     fn compile(host: &proto::VirtualHost, table: &Overrides) -> Compiled<Self> {
         if host.matcher.is_some() || host.require_tls != 0 {
             return Err(Unsupported::new("matcher or require_tls"));

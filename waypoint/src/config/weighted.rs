@@ -30,6 +30,11 @@ impl<T> Weighted<T> {
         Ok(Self { items, total })
     }
 
+    /// All, with their weights.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
+        self.items.iter().map(|(weight, item)| (*weight, item))
+    }
+
     /// The alternative at `random` of all weights, where `random` is any number.
     pub(crate) fn pick(&self, random: u64) -> Option<&T> {
         let mut left = random % self.total;

@@ -8,7 +8,7 @@ use envoy_types::pb::envoy::{
     r#type::v3::{FractionalPercent, fractional_percent::DenominatorType},
 };
 use leyline_authz::{HeaderMatch, MetadataMatch, RequestHead, TextMatch};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::config::{
     error::{At, Compiled, Unsupported},
@@ -124,6 +124,30 @@ impl RouteMatch {
             query,
             metadata: metadata.collect::<Compiled<_>>().at("dynamic_metadata")?,
             fraction: fraction.map(Fraction::compile).transpose()?,
+        })
+    }
+
+    /// What is looked at, for the admin page: the path, and the names of the rest.
+    pub(crate) fn shown(&self) -> Value {
+        let path = match &self.path {
+            PathMatch::Prefix(prefix) => json!({ "prefix": prefix }),
+            PathMatch::PrefixIgnoringCase(prefix) => {
+                json!({ "prefix": prefix, "case_sensitive": false })
+            }
+            PathMatch::Segments(prefix) => json!({ "path_separated_prefix": prefix }),
+            PathMatch::Text(text) => json!({ "text": format!("{text:?}") }),
+        };
+        let headers = self.headers.iter().map(|header| {
+            let not = if header.invert { "not " } else { "" };
+            format!("{not}{:?}", header.name)
+        });
+        let query = self.query.iter().map(|parameter| &parameter.name);
+        json!({
+            "path": path,
+            "headers": headers.collect::<Vec<_>>(),
+            "query_parameters": query.collect::<Vec<_>>(),
+            "claims": self.metadata.len(),
+            "fraction": self.fraction.map(|share| format!("{}/{}", share.numerator, share.denominator)),
         })
     }
 
