@@ -19,6 +19,7 @@ pub(crate) mod request_log;
 pub(crate) mod request_source;
 pub(crate) mod rewrite;
 pub(crate) mod sample;
+mod stream_idle;
 pub(crate) mod upgrade;
 
 pub(crate) mod body;

@@ -105,6 +105,7 @@ async fn open(
     while tried.len() < ATTEMPTS {
         let wanted = Wanted {
             tried: &tried,
+            beyond: &[],
             hash: chain.by_client.then(|| hash_of_client(client.addr.ip())),
         };
         let destination = destination.address();

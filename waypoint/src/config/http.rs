@@ -17,6 +17,9 @@ use super::{
 };
 use crate::http::filters::Filters;
 
+/// Envoy's default.
+const STREAM_IDLE: Duration = Duration::from_secs(300);
+
 /// A compiled HTTP chain.
 #[derive(Debug)]
 pub(crate) struct HttpChain {
@@ -29,6 +32,8 @@ pub(crate) struct HttpChain {
     pub(crate) upgrades: Vec<String>,
     /// A connection without a request for so long is ended.
     pub(crate) idle: Option<Duration>,
+    /// A request on which nothing moves for so long is ended, where its route says nothing.
+    pub(crate) stream_idle: Option<Duration>,
     /// What is told of requests.
     pub(crate) telemetry: Arc<Telemetry>,
 }
@@ -97,6 +102,10 @@ impl HttpChain {
             },
             idle: limit(common.and_then(|common| common.idle_timeout.as_ref()))
                 .at("common_http_protocol_options")?,
+            stream_idle: match &manager.stream_idle_timeout {
+                None => Some(STREAM_IDLE),
+                some => limit(some.as_ref()).at("stream_idle_timeout")?,
+            },
             upgrades: upgrades
                 .filter(|upgrade| upgrade.enabled.is_none_or(|flag| flag.value))
                 .map(|upgrade| upgrade.upgrade_type.to_ascii_lowercase())

@@ -20,6 +20,7 @@ use super::{
     request_log::RequestLog,
     rewrite,
     server::HttpConnection,
+    stream_idle::{self, Activity},
     upgrade,
 };
 use crate::{
@@ -95,7 +96,13 @@ pub(crate) async fn forward(
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let keeps = action.retry.as_ref().map_or(0, |_policy| REPLAY_BYTES);
     let budget = &forwarding.conn.shared.kept;
-    let body = Replay::new(log.count_request(body), keeps, budget);
+    let activity = action.stream_idle.unwrap_or(chain.stream_idle);
+    let activity = activity.map(Activity::new);
+    let body = match &activity {
+        Some(activity) => stream_idle::watch(log.count_request(body), activity),
+        None => log.count_request(body),
+    };
+    let body = Replay::new(body, keeps, budget);
     mirror::copy(forwarding, &exchange, || body.is_empty().then(Body::empty));
     let affinity = if cluster.balancing.policy.is_by_hash() {
         Affinity::of(&action.hash, &exchange, forwarding.conn.client.addr.ip())
@@ -110,7 +117,14 @@ pub(crate) async fn forward(
         body,
         deadline,
     };
-    let mut response = Box::pin(attempts.run(log)).await?;
+    let attempts = Box::pin(attempts.run(log));
+    let mut response = match &activity {
+        None => attempts.await?,
+        Some(activity) => tokio::select! {
+            response = attempts => response?,
+            idle = activity.idle() => return Err(idle),
+        },
+    };
     target.headers.response.apply(response.headers_mut());
     affinity.mark(response.headers_mut());
     match upgrade {
@@ -121,6 +135,12 @@ pub(crate) async fn forward(
             .iter()
             .for_each(|name| drop(response.headers_mut().remove(name))),
     }
+    let response = match activity {
+        Some(activity) if response.status() != StatusCode::SWITCHING_PROTOCOLS => {
+            response.map(|body| stream_idle::limit(body, activity))
+        }
+        Some(_) | None => response,
+    };
     Ok(match deadline {
         Some(deadline) => response.map(|body| super::deadline::limit(body, deadline)),
         None => response,
@@ -213,7 +233,10 @@ impl Attempts<'_> {
             } else {
                 &[]
             };
-            let endpoint = self.pick(avoid)?;
+            let others = policy.and_then(|policy| policy.other_priorities);
+            let beyond = others.map_or(0, |frequency| tried.len() / frequency * frequency);
+            let beyond = tried.get(..beyond).unwrap_or_default();
+            let endpoint = self.pick(avoid, beyond)?;
             tried.push(endpoint.address);
             log.upstream(endpoint.address);
             let outcome = self.attempt(&endpoint, policy, retries).await?;
@@ -259,9 +282,14 @@ impl Attempts<'_> {
         place
     }
 
-    fn pick(&self, avoid: &[EndpointAddress]) -> Result<Arc<Endpoint>, Reply> {
+    fn pick(
+        &self,
+        avoid: &[EndpointAddress],
+        beyond: &[EndpointAddress],
+    ) -> Result<Arc<Endpoint>, Reply> {
         let wanted = Wanted {
             tried: avoid,
+            beyond,
             hash: self.hash,
         };
         let Forwarding { config, conn, .. } = self.forwarding;

@@ -4,7 +4,10 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header::HOST};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version,
+    header::{COOKIE, HOST},
+};
 use hyper::body::Incoming;
 use leyline_authz::{RequestFacts, RequestHead};
 use rand::RngExt;
@@ -229,6 +232,7 @@ impl Exchange {
                 return Err(Reply::new(StatusCode::BAD_REQUEST, Flag::None, details, ""));
             }
         };
+        join_cookies(&mut head);
         if chain.request_id == RequestId::Generate && !head.headers.contains_key(REQUEST_ID) {
             head.headers.insert(REQUEST_ID, request_id());
         }
@@ -296,6 +300,26 @@ pub(crate) fn is_preflight(head: &http::request::Parts) -> bool {
             .contains_key(http::header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
+/// HTTP/2 lets a client send each cookie in a field of its own; for everybody here and for HTTP/1.1 they are one
+/// (RFC 9113, 8.2.3).
+fn join_cookies(head: &mut http::request::Parts) {
+    if head.version != Version::HTTP_2 {
+        return;
+    }
+    let mut fields = head.headers.get_all(COOKIE).iter();
+    let (Some(first), Some(_)) = (fields.next(), fields.next()) else {
+        return;
+    };
+    let mut joined = first.as_bytes().to_vec();
+    for field in head.headers.get_all(COOKIE).iter().skip(1) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(field.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        head.headers.insert(COOKIE, joined);
+    }
+}
+
 /// HTTP/1.0 may come without a host.
 fn authority(head: &http::request::Parts) -> Result<String, Reply> {
     if let Some(authority) = head.uri.authority() {
@@ -335,6 +359,19 @@ fn request_id() -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cookies_of_http2_are_one_field() {
+        for (version, expected) in [(Version::HTTP_2, 1), (Version::HTTP_11, 2)] {
+            let request = Request::builder().version(version);
+            let request = request.header(COOKIE, "a=1").header(COOKIE, "b=2; c=3");
+            let (mut head, ()) = request.body(()).unwrap().into_parts();
+            join_cookies(&mut head);
+            let fields: Vec<_> = head.headers.get_all(COOKIE).iter().collect();
+            assert_eq!(fields.len(), expected);
+            assert!(expected == 2 || fields[0] == "a=1; b=2; c=3", "{fields:?}");
+        }
+    }
 
     #[test]
     fn request_ids_are_uuids_of_version_4() {

@@ -36,6 +36,8 @@ impl BalancerCell {
 pub(crate) struct Wanted<'a> {
     /// Not one of these if there are others.
     pub(crate) tried: &'a [EndpointAddress],
+    /// Not of the priorities of these if there are others.
+    pub(crate) beyond: &'a [EndpointAddress],
     /// Of the request, where it is to reach the same endpoint as others of this hash.
     pub(crate) hash: Option<u64>,
 }

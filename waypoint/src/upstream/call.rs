@@ -97,10 +97,7 @@ impl Target {
     ) -> Result<(&'a Arc<Cluster>, Arc<Endpoint>), CallFailure> {
         let cluster = config.clusters.get(self.cluster.as_str());
         let cluster = cluster.ok_or_else(|| CallFailure::NoCluster(self.cluster.clone()))?;
-        let wanted = Wanted {
-            tried: &[],
-            hash: None,
-        };
+        let wanted = Wanted::default();
         let endpoint = pending::endpoint_for(shared, config, cluster, wanted, None);
         let endpoint = endpoint.ok_or_else(|| CallFailure::NoEndpoint(self.cluster.clone()))?;
         Ok((cluster, endpoint))

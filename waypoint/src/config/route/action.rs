@@ -49,6 +49,8 @@ pub(crate) struct Forward {
     pub(crate) timeout: Option<Duration>,
     /// Where it is set, gRPC requests say themselves how long they may take, up to this; none is no limit.
     pub(crate) grpc_timeout: Option<Option<Duration>>,
+    /// Where it is set, nothing may move for so long, whatever the chain says; none is no limit.
+    pub(crate) stream_idle: Option<Option<Duration>>,
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) mirrors: Vec<Mirror>,
     /// What ties requests to endpoints, where the cluster balances by hash.
@@ -143,6 +145,12 @@ impl Forward {
             path: path_rewrite(action)?,
             host: host_rewrite(action.host_rewrite_specifier.as_ref())?,
             timeout,
+            stream_idle: action
+                .idle_timeout
+                .as_ref()
+                .map(|idle| limit(Some(idle)))
+                .transpose()
+                .at("idle_timeout")?,
             grpc_timeout: grpc_timeout(action).at("max_grpc_timeout")?,
             retry: retry
                 .map(RetryPolicy::compile)

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
-use envoy_types::pb::envoy::config::route::v3::RetryPolicy as Proto;
+use envoy_types::pb::envoy::{
+    config::route::v3::{RetryPolicy as Proto, retry_policy},
+    extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig,
+};
 use http::StatusCode;
 use leyline_authz::HeaderMatch;
 
 use crate::config::{
-    any::{duration, limit},
+    any::{decode, duration, limit},
     error::{At, Compiled, Unsupported},
     text::header,
 };
@@ -29,6 +32,8 @@ pub(crate) struct RetryPolicy {
     pub(crate) max_interval: Duration,
     /// Endpoints that have failed are not asked again while there are others.
     pub(crate) other_hosts: bool,
+    /// After each so many tries, priorities whose endpoints have failed are not asked again while there are others.
+    pub(crate) other_priorities: Option<usize>,
 }
 
 /// What is worth another try: the comma list `retry_on`.
@@ -108,11 +113,28 @@ impl RetryPolicy {
             per_try: limit(proto.per_try_timeout.as_ref()).at("per_try_timeout")?,
             base_interval,
             max_interval: max_interval.unwrap_or(base_interval * MAX_INTERVALS),
+            other_priorities: other_priorities(proto).at("retry_priority")?,
             other_hosts: proto
                 .retry_host_predicate
                 .iter()
                 .any(|predicate| previous_hosts(&predicate.name)),
         })
+    }
+}
+
+/// `previous_priorities`, the only one there is.
+fn other_priorities(proto: &Proto) -> Compiled<Option<usize>> {
+    use retry_policy::retry_priority::ConfigType;
+    let Some(priority) = &proto.retry_priority else {
+        return Ok(None);
+    };
+    let Some(ConfigType::TypedConfig(any)) = &priority.config_type else {
+        return Err(Unsupported::missing("typed_config"));
+    };
+    let config: PreviousPrioritiesConfig = decode(any)?;
+    match usize::try_from(config.update_frequency) {
+        Ok(frequency) if frequency > 0 => Ok(Some(frequency)),
+        Ok(_) | Err(_) => Err(Unsupported::new("update_frequency")),
     }
 }
 

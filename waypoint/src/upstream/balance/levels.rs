@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::{Wanted, pool::Pool, table::Table};
 use crate::config::{
     cluster::balance::{Balance, Balancing, SlowStart},
-    endpoints::{Endpoint, EndpointSet, Locality},
+    endpoints::{Endpoint, EndpointAddress, EndpointSet, Locality},
 };
 
 /// How often another endpoint is drawn where one was tried before (Istio's `host_selection_retry_max_attempts`).
@@ -103,7 +103,11 @@ impl Balancer {
         rng: &mut impl Rng,
         now: Instant,
     ) -> Option<Arc<Endpoint>> {
-        let level = self.level(wanted.hash.unwrap_or_else(|| rng.random()) % 100)?;
+        let point = wanted.hash.unwrap_or_else(|| rng.random()) % 100;
+        let level = match self.beyond(wanted.beyond, now) {
+            Some(level) => level,
+            None => self.level(point)?,
+        };
         let is_fresh = |endpoint: &Endpoint| !wanted.tried.contains(&endpoint.address);
         let mut last = None;
         for draw in 0..=REDRAWS {
@@ -123,6 +127,16 @@ impl Balancer {
         let untried = rest.into_iter().find(|untried| !untried.is_empty());
         let untried = untried.and_then(|all| all.get(rng.random_range(0..all.len())).copied());
         untried.or(last).cloned()
+    }
+
+    /// The best level that none of these endpoints is of.
+    fn beyond(&self, tried: &[EndpointAddress], now: Instant) -> Option<&Level> {
+        if tried.is_empty() {
+            return None;
+        }
+        let is_tried = |one: &Arc<Endpoint>| tried.contains(&one.address);
+        let mut levels = self.levels.iter();
+        levels.find(|level| !level.all.iter().any(is_tried) && level.usable(now).next().is_some())
     }
 
     /// The level that a number below 100 falls on.

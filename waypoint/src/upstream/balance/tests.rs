@@ -54,6 +54,7 @@ fn picks(set: &Arc<EndpointSet>, balancing: &Balancing, count: u64) -> BTreeMap<
     for number in 0..count {
         let wanted = Wanted {
             tried: &[],
+            beyond: &[],
             hash: balancing
                 .policy
                 .is_by_hash()
@@ -166,6 +167,7 @@ fn a_hash_stays_with_its_endpoint_when_others_go() {
         for number in 0..2000u64 {
             let wanted = Wanted {
                 tried: &[],
+                beyond: &[],
                 hash: Some(twox_hash::XxHash64::oneshot(0, &number.to_le_bytes())),
             };
             let mut at = |balancer: &Balancer| {
@@ -194,7 +196,11 @@ fn what_failed_is_avoided_as_long_as_there_are_others() {
         for number in 0..100 {
             let mut pick = |tried: &[EndpointAddress]| {
                 let hash = policy.is_by_hash().then_some(number << 56);
-                let wanted = Wanted { tried, hash };
+                let wanted = Wanted {
+                    tried,
+                    beyond: &[],
+                    hash,
+                };
                 let picked = balancer.pick(&balancing, wanted, &mut rng, now);
                 picked.unwrap().address
             };
@@ -236,6 +242,45 @@ async fn new_endpoints_get_their_share_little_by_little() {
         check(&picks(&set, &balancing, 6000), &[10, 10, 5], 20);
         tokio::time::advance(Duration::from_secs(50)).await;
         check(&picks(&set, &balancing, 6000), &[1, 1, 1], 10);
+    }
+}
+
+#[test]
+fn a_retry_goes_beyond_the_priorities_that_were_tried() {
+    let level = |first: u8| {
+        let endpoints = (first..first + 2).map(|last| {
+            Arc::new(Endpoint {
+                address: EndpointAddress::Plain(([10, 0, 0, last], 80).into()),
+                weight: 1,
+                told_healthy: true,
+                state: Arc::default(),
+            })
+        });
+        vec![Locality {
+            weight: 0,
+            endpoints: endpoints.collect(),
+        }]
+    };
+    let set = Arc::new(EndpointSet::new(vec![level(1), level(3)], 140));
+    let (now, balancing) = (Instant::now(), balancing(Balance::Random));
+    let balancer = Balancer::new(&balancing, &set, 0, now, None);
+    let mut rng = StdRng::seed_from_u64(7);
+    let addresses: Vec<EndpointAddress> = set.all().map(|endpoint| endpoint.address).collect();
+    for (beyond, expected) in [
+        (&addresses[..0], [1, 2]),
+        (&addresses[..1], [3, 4]),
+        (&addresses[2..3], [1, 2]),
+        // Where all were tried, the first is as good as any.
+        (&addresses[1..3], [1, 2]),
+    ] {
+        for _ in 0..20 {
+            let wanted = Wanted {
+                beyond,
+                ..Wanted::default()
+            };
+            let picked = balancer.pick(&balancing, wanted, &mut rng, now).unwrap();
+            assert!(expected.contains(&last_byte(&picked)), "{beyond:?}");
+        }
     }
 }
 
