@@ -50,15 +50,6 @@ pub(super) fn advise(objects: &Objects, mesh: &MeshSettings, advice: &mut Vec<Ad
     routes::of_gateway_api(objects, mesh, advice);
     destination_rules::advise(objects, advice);
     security::advise(objects, advice);
-    for (name, service) in &objects.services {
-        let affinity = service.spec.as_ref();
-        let affinity = affinity.and_then(|spec| spec.session_affinity.as_deref());
-        Teller::new(Kind::Service, name, advice).tell_if(
-            affinity == Some("ClientIP"),
-            "spec.sessionAffinity",
-            "has no effect: connections of one client go to any endpoint",
-        );
-    }
     for (name, limit) in &objects.rate_limits {
         let mut teller = Teller::new(Kind::RateLimit, name, advice);
         let limits = limit.spec.limits.iter().enumerate();

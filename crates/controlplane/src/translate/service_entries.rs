@@ -114,6 +114,7 @@ fn attach_waypoints(
         object: &object,
         labels: entry.metadata.labels.as_ref(),
         annotations: entry.metadata.annotations.as_ref(),
+        account: None,
     };
     let found = waypoints.of_service(attached, advise.advice);
     service.wire.waypoint = found.waypoint;

@@ -208,6 +208,7 @@ fn attach_waypoints(
         object: &object,
         labels,
         annotations: service.metadata.annotations.as_ref(),
+        account: waypoints.account_of(name, service),
     };
     let ServiceWaypoints {
         waypoint,

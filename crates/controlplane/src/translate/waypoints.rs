@@ -28,6 +28,8 @@ const USE_CANARY: &str = "istio.io/use-waypoint-canary";
 const USE_CANARY_NAMESPACE: &str = "istio.io/use-waypoint-canary-namespace";
 const CANARY_WEIGHT: &str = "istio.io/use-waypoint-canary-weight";
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
+/// On a Gateway: the older way to attach, one waypoint for the pods of one service account.
+const FOR_ACCOUNT: &str = "istio.io/for-service-account";
 /// On an object made by the controller of a class of gateways.
 const MANAGED: &str = "gateway.istio.io/managed";
 const MANAGED_VALUES: [&str; 2] = ["istio.io-mesh-controller", "istio.io-eastwest-controller"];
@@ -46,6 +48,8 @@ pub(super) struct Attached<'a> {
     pub(super) object: &'a ObjectKey,
     pub(super) labels: Option<&'a Labels>,
     pub(super) annotations: Option<&'a Labels>,
+    /// The service account of the pod, or of all pods of the service.
+    pub(super) account: Option<&'a str>,
 }
 
 /// How an object's traffic reaches it.
@@ -73,6 +77,8 @@ pub(super) struct Waypoints<'a> {
     cluster_domain: &'a str,
     network: &'a str,
     gateways: BTreeMap<&'a NamespacedName, &'a Gateway>,
+    /// Those for one service account, by namespace and account.
+    by_account: BTreeMap<(&'a str, &'a str), &'a NamespacedName>,
 }
 
 /// The name that labels give, and whether they are the object's own.
@@ -88,14 +94,40 @@ impl<'a> Waypoints<'a> {
         networks: &'a Networks,
     ) -> Self {
         let gateways = objects.gateways.iter();
+        let gateways: BTreeMap<&NamespacedName, &Gateway> = gateways
+            .filter(|(_, gateway)| gateway.is_of_class(WAYPOINT_CLASS))
+            .map(|(name, gateway)| (name, &**gateway))
+            .collect();
+        let of_accounts = gateways.iter().filter_map(|(name, gateway)| {
+            let account = gateway.annotation(FOR_ACCOUNT)?;
+            Some(((name.namespace.as_str(), account), *name))
+        });
         Self {
             objects,
             cluster_domain: &mesh.cluster_domain,
             network: networks.own(),
-            gateways: gateways
-                .filter(|(_, gateway)| gateway.is_of_class(WAYPOINT_CLASS))
-                .map(|(name, gateway)| (name, &**gateway))
-                .collect(),
+            by_account: of_accounts.collect(),
+            gateways,
+        }
+    }
+
+    /// The service account of all pods of a service, where some Gateway is for one account.
+    pub(super) fn account_of(&self, name: &NamespacedName, service: &Service) -> Option<&'a str> {
+        let namespace = name.namespace.as_str();
+        let mut known = self.by_account.keys();
+        if !known.any(|(of, _)| *of == namespace) {
+            return None;
+        }
+        let selector = service.spec.as_ref()?.selector.as_ref()?;
+        let pods = self.objects.pods.values().filter(|pod| {
+            workloads::is_live(pod)
+                && workloads::namespace_of(pod) == namespace
+                && selects(selector, pod.metadata.labels.as_ref())
+        });
+        let accounts: BTreeSet<&str> = pods.map(|pod| workloads::service_account_of(pod)).collect();
+        match accounts.len() {
+            1 => accounts.first().copied(),
+            _ => None,
         }
     }
 
@@ -190,6 +222,14 @@ impl<'a> Waypoints<'a> {
             Some(_) => (attached.labels, true),
             None => (of_namespace, false),
         };
+        let account = attached
+            .account
+            .map(|account| (namespace.as_str(), account));
+        let of_account = account.and_then(|key| self.by_account.get(&key));
+        if let Some(name) = of_account.filter(|_| !own) {
+            let gateway = NamespacedName::clone(name);
+            return Some(Named { gateway, own });
+        }
         let name = label(labels, USE).filter(|name| *name != "none")?;
         let gateway = NamespacedName {
             namespace: label(labels, USE_NAMESPACE).unwrap_or(namespace).into(),
@@ -374,7 +414,12 @@ fn is_of_mesh_ref(gateway: &&std::sync::Arc<Gateway>) -> bool {
 }
 
 fn is_for(gateway: &Gateway, traffic: Traffic) -> bool {
-    match gateway.label(WAYPOINT_FOR).unwrap_or("service") {
+    // Those for one account came before there was a choice.
+    let unsaid = match gateway.annotation(FOR_ACCOUNT) {
+        Some(_) => "all",
+        None => "service",
+    };
+    match gateway.label(WAYPOINT_FOR).unwrap_or(unsaid) {
         "all" => true,
         "service" => traffic == Traffic::Service,
         "workload" => traffic == Traffic::Workload,

@@ -137,6 +137,7 @@ fn waypoint_of(
         object: &ObjectKey::new(Kind::Pod, Some(namespace_of(pod)), name_of(pod)),
         labels: pod.metadata.labels.as_ref(),
         annotations: pod.metadata.annotations.as_ref(),
+        account: Some(service_account_of(pod)),
     };
     context.waypoints.of_workload(attached, advice)
 }

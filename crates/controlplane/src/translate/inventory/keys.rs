@@ -10,13 +10,14 @@ use crate::{
 };
 
 /// Those that something here acts on.
-const ACTED_ON: [&str; 25] = [
+const ACTED_ON: [&str; 26] = [
     "ambient.istio.io/redirection",
     "ambient.istio.io/waypoint-inbound-binding",
     "gateway.istio.io/managed",
     "gateway.istio.io/service-account",
     "istio.io/dataplane-mode",
     "istio.io/dry-run",
+    "istio.io/for-service-account",
     "istio.io/ingress-use-waypoint",
     "istio.io/use-waypoint",
     "istio.io/use-waypoint-canary",

@@ -344,7 +344,7 @@ fn of_other_kinds() {
                 "sessionAffinity: None, trafficDistribution: PreferClose",
                 "",
             ),
-            ("sessionAffinity: ClientIP", "spec.sessionAffinity"),
+            ("sessionAffinity: ClientIP", ""),
         ],
     );
 }

@@ -88,6 +88,46 @@ fn labels_choose_the_waypoint_of_services_and_workloads() {
 }
 
 #[test]
+fn a_gateway_can_be_for_the_pods_of_one_service_account() {
+    let pod_of = |name: &str, account: &str| {
+        let ip = format!("{{ip: 10.0.0.{}}}", name.len());
+        let pod = pod(name, &ip, "");
+        let pod = pod.replace(
+            &format!("serviceAccountName: {name}-sa"),
+            &format!("serviceAccountName: {account}"),
+        );
+        pod.replace(&format!("{{app: {name}}}"), "{app: web}")
+    };
+    let ours = "waypoint shop/wp.shop.svc.cluster.local port 15008";
+    let gateway = gateway("wp", "", "").replace(
+        "labels: {}",
+        "annotations: {istio.io/for-service-account: web-sa}",
+    );
+    for (labels, accounts, service_has, pod_has) in [
+        ("", ["web-sa", "web-sa"], true, true),
+        ("", ["web-sa", "other"], false, true),
+        ("", ["other", "other"], false, false),
+        (
+            "istio.io/use-waypoint: none",
+            ["web-sa", "web-sa"],
+            false,
+            true,
+        ),
+    ] {
+        let pods = [pod_of("web", accounts[0]), pod_of("web-2", accounts[1])].concat();
+        let yaml = [gateway.clone(), service("web", labels), pods].concat();
+        for (object, expected) in [
+            ("service shop/web", service_has),
+            ("Pod/shop/web ", pod_has),
+        ] {
+            let found = lines(&yaml, &[object]);
+            let has = found.iter().any(|line| line == ours);
+            assert_eq!(has, expected, "{object} {labels} {accounts:?}: {found:?}");
+        }
+    }
+}
+
+#[test]
 fn a_waypoint_that_is_missing_or_forbids_it_is_reported() {
     let missing = service("web", "istio.io/use-waypoint: wp");
     expect![[r#"

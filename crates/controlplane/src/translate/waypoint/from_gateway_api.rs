@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::rule::{
     Action, Backend, Changes, Cors, HeaderChanges, HttpRule, Mirror, NamedMatch, PathMatch,
-    PathRewrite, Redirect, RedirectPort, RequestMatch, Retry, RetryHosts, RetryPolicy, Rewrite,
-    Sense, Share, Target, TextMatch, UnmatchedPreflights,
+    PathRewrite, Redirect, RedirectPort, RequestMatch, Retry, RetryHosts, RetryLocalities,
+    RetryPolicy, Rewrite, Sense, Share, Target, TextMatch, UnmatchedPreflights,
 };
 use crate::objects::{duration, l7::gateway_route as api};
 
@@ -372,6 +372,7 @@ fn retry(rule: &api::HttpRule) -> Retry {
                 per_try: Some(per_try),
                 backoff: None,
                 hosts: RetryHosts::Others,
+                localities: RetryLocalities::Any,
             }),
             None => Retry::Default,
         };
@@ -395,6 +396,7 @@ fn retry(rule: &api::HttpRule) -> Retry {
         per_try,
         backoff: time(retry.backoff.as_ref()),
         hosts: RetryHosts::Others,
+        localities: RetryLocalities::Any,
     })
 }
 

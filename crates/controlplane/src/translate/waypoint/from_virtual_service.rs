@@ -7,7 +7,8 @@ use super::{
     rule::{
         Abort, Action, Backend, Case, Changes, ClaimMatch, Cors, Fault, HeaderChanges, HttpRule,
         Mirror, NamedMatch, PathMatch, PathRewrite, Redirect, RedirectPort, RequestMatch, Retry,
-        RetryHosts, RetryPolicy, Rewrite, Sense, Share, Target, TextMatch, UnmatchedPreflights,
+        RetryHosts, RetryLocalities, RetryPolicy, Rewrite, Sense, Share, Target, TextMatch,
+        UnmatchedPreflights,
     },
 };
 use crate::objects::{
@@ -323,6 +324,11 @@ fn retry(retry: Option<&vs::Retry>) -> Retry {
             RetryHosts::Any
         } else {
             RetryHosts::Others
+        },
+        localities: if retry.retry_remote_localities == Some(true) {
+            RetryLocalities::Others
+        } else {
+            RetryLocalities::Any
         },
     })
 }

@@ -16,7 +16,10 @@ use envoy_types::pb::envoy::{
             Decorator, DirectResponseAction, RedirectAction, RetryPolicy as ProtoRetry, Route,
             RouteAction, RouteConfiguration, VirtualHost, WeightedCluster,
             redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier},
-            retry_policy::{RetryBackOff, RetryHostPredicate, retry_host_predicate::ConfigType},
+            retry_policy::{
+                RetryBackOff, RetryHostPredicate, RetryPriority, retry_host_predicate::ConfigType,
+                retry_priority::ConfigType as PriorityConfig,
+            },
             route::Action as RouteActionKind,
             route_action::{
                 ClusterNotFoundResponseCode, ClusterSpecifier, HashPolicy, HostRewriteSpecifier,
@@ -25,7 +28,10 @@ use envoy_types::pb::envoy::{
             weighted_cluster::{ClusterWeight, cluster_weight},
         },
     },
-    extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate,
+    extensions::retry::{
+        host::previous_hosts::v3::PreviousHostsPredicate,
+        priority::previous_priorities::v3::PreviousPrioritiesConfig,
+    },
     r#type::matcher::v3::RegexMatchAndSubstitute,
 };
 
@@ -33,7 +39,8 @@ use super::{
     pb,
     rule::{
         Action, Backend, Changes, HeaderChanges, HttpRule, Mirror, PathMatch, PathRewrite,
-        Redirect, RedirectPort, RequestMatch, Retry, RetryHosts, RetryPolicy, Target,
+        Redirect, RedirectPort, RequestMatch, Retry, RetryHosts, RetryLocalities, RetryPolicy,
+        Target,
     },
 };
 
@@ -333,6 +340,7 @@ fn retry_policy(
                 } else {
                     RetryHosts::Others
                 },
+                localities: RetryLocalities::Any,
             };
             &default
         }
@@ -354,9 +362,24 @@ fn retry_policy(
             RetryHosts::Others => vec![predicate],
             RetryHosts::Any => Vec::new(),
         },
+        retry_priority: match policy.localities {
+            RetryLocalities::Any => None,
+            RetryLocalities::Others => Some(beyond_tried_priorities()),
+        },
         host_selection_retry_max_attempts: HOST_ATTEMPTS,
         ..ProtoRetry::default()
     })
+}
+
+/// As istiod says it: after each two tries.
+fn beyond_tried_priorities() -> RetryPriority {
+    let config = PreviousPrioritiesConfig {
+        update_frequency: 2,
+    };
+    RetryPriority {
+        name: "envoy.retry_priorities.previous_priorities".to_owned(),
+        config_type: Some(PriorityConfig::TypedConfig(pb::any(&config))),
+    }
 }
 
 fn mirror_policy(mirror: &Mirror, clusters: &impl Clusters) -> RequestMirrorPolicy {

@@ -206,6 +206,7 @@ pub(super) struct RetryPolicy {
     pub(super) per_try: Option<Duration>,
     pub(super) backoff: Option<Duration>,
     pub(super) hosts: RetryHosts,
+    pub(super) localities: RetryLocalities,
 }
 
 /// Where a further try goes.
@@ -215,6 +216,14 @@ pub(super) enum RetryHosts {
     #[default]
     Others,
     Any,
+}
+
+/// Whether localities that were asked are asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RetryLocalities {
+    Any,
+    /// Not those of the tries before, if there are others.
+    Others,
 }
 
 /// Injected trouble; shares are of a million.

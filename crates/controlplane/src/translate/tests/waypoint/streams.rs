@@ -144,3 +144,32 @@ spec:
         assert!(shown.contains(expected), "{shown}");
     }
 }
+
+#[test]
+fn retries_in_other_localities_are_asked_for() {
+    for (retries, expected) in [
+        ("{attempts: 2}", None),
+        ("{attempts: 2, retryRemoteLocalities: false}", None),
+        (
+            "{attempts: 2, retryRemoteLocalities: true}",
+            Some("envoy.retry_priorities.previous_priorities"),
+        ),
+    ] {
+        let to = "route: [{destination: {host: server}}]";
+        let (_, config) = config(&virtual_service(&format!(
+            "http: [{{retries: {retries}, {to}}}]"
+        )));
+        let tables = decoded::<RouteConfiguration>(&config.routes.resources);
+        let route = &tables[0].virtual_hosts[0].routes[0];
+        let Some(Action::Route(action)) = &route.action else {
+            panic!("{route:?}")
+        };
+        let priority = action
+            .retry_policy
+            .as_ref()
+            .unwrap()
+            .retry_priority
+            .as_ref();
+        assert_eq!(priority.map(|one| one.name.as_str()), expected, "{retries}");
+    }
+}
