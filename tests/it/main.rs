@@ -45,6 +45,7 @@ mod waypoint_locality;
 mod waypoint_pending;
 mod waypoint_policy;
 mod waypoint_resilience;
+mod waypoint_routes;
 mod waypoint_session;
 mod waypoint_smuggling;
 mod waypoint_telemetry;
