@@ -96,19 +96,11 @@ pub(crate) async fn forward(
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     let keeps = action.retry.as_ref().map_or(0, |_policy| REPLAY_BYTES);
     let budget = &forwarding.conn.shared.kept;
-    let activity = action.stream_idle.unwrap_or(chain.stream_idle);
-    let activity = activity.map(Activity::new);
-    let body = match &activity {
-        Some(activity) => stream_idle::watch(log.count_request(body), activity),
-        None => log.count_request(body),
-    };
+    let activity = Activity::within(action.stream_idle.unwrap_or(chain.stream_idle));
+    let body = stream_idle::watch(log.count_request(body), activity.as_ref());
     let body = Replay::new(body, keeps, budget);
     mirror::copy(forwarding, &exchange, || body.is_empty().then(Body::empty));
-    let affinity = if cluster.balancing.policy.is_by_hash() {
-        Affinity::of(&action.hash, &exchange, forwarding.conn.client.addr.ip())
-    } else {
-        Affinity::default()
-    };
+    let affinity = affinity(cluster, forwarding, &exchange);
     let attempts = Attempts {
         forwarding,
         cluster,
@@ -118,13 +110,7 @@ pub(crate) async fn forward(
         deadline,
     };
     let attempts = Box::pin(attempts.run(log));
-    let mut response = match &activity {
-        None => attempts.await?,
-        Some(activity) => tokio::select! {
-            response = attempts => response?,
-            idle = activity.idle() => return Err(idle),
-        },
-    };
+    let mut response = stream_idle::wait(attempts, activity.as_ref()).await?;
     target.headers.response.apply(response.headers_mut());
     affinity.mark(response.headers_mut());
     match upgrade {
@@ -135,16 +121,21 @@ pub(crate) async fn forward(
             .iter()
             .for_each(|name| drop(response.headers_mut().remove(name))),
     }
-    let response = match activity {
-        Some(activity) if response.status() != StatusCode::SWITCHING_PROTOCOLS => {
-            response.map(|body| stream_idle::limit(body, activity))
-        }
-        Some(_) | None => response,
-    };
+    let response = stream_idle::limit(response, activity);
     Ok(match deadline {
         Some(deadline) => response.map(|body| super::deadline::limit(body, deadline)),
         None => response,
     })
+}
+
+/// What ties the request to an endpoint.
+fn affinity(cluster: &Cluster, forwarding: Forwarding<'_>, exchange: &Exchange) -> Affinity {
+    let Forwarding { conn, action, .. } = forwarding;
+    if cluster.balancing.policy.is_by_hash() {
+        Affinity::of(&action.hash, exchange, conn.client.addr.ip())
+    } else {
+        Affinity::default()
+    }
 }
 
 fn unknown_cluster(action: &Forward, name: &str) -> Reply {

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{Response, StatusCode};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Duration, Instant, Sleep, sleep_until};
 
@@ -35,12 +35,14 @@ pub(crate) struct Activity {
 }
 
 impl Activity {
-    pub(crate) fn new(limit: Duration) -> Arc<Self> {
-        Arc::new(Self {
+    /// None where there is no limit.
+    pub(crate) fn within(limit: Option<Duration>) -> Option<Arc<Self>> {
+        let limit = limit?;
+        Some(Arc::new(Self {
             limit,
             begun: Instant::now(),
             last: AtomicU64::new(0),
-        })
+        }))
     }
 
     fn moved(&self) {
@@ -55,7 +57,7 @@ impl Activity {
     }
 
     /// Resolves when nothing has moved for too long.
-    pub(crate) async fn idle(&self) -> Reply {
+    async fn idle(&self) -> Reply {
         while Instant::now() < self.ends_at() {
             sleep_until(self.ends_at()).await;
         }
@@ -65,10 +67,10 @@ impl Activity {
 }
 
 /// Takes notice of each part of a request's body.
-pub(crate) fn watch(body: Body, activity: &Arc<Activity>) -> Body {
-    if body.is_end_stream() {
+pub(crate) fn watch(body: Body, activity: Option<&Arc<Activity>>) -> Body {
+    let Some(activity) = activity.filter(|_| !body.is_end_stream()) else {
         return body;
-    }
+    };
     Body::new(Watched {
         body,
         activity: activity.clone(),
@@ -76,8 +78,32 @@ pub(crate) fn watch(body: Body, activity: &Arc<Activity>) -> Body {
     })
 }
 
-/// The same for a response's body, which is cut when nothing moves.
-pub(crate) fn limit(body: Body, activity: Arc<Activity>) -> Body {
+/// Waits for the head of a response for as long as something moves. Cancel safe if the work is.
+pub(crate) async fn wait(
+    work: impl Future<Output = Result<Response<Body>, Reply>>,
+    activity: Option<&Arc<Activity>>,
+) -> Result<Response<Body>, Reply> {
+    let Some(activity) = activity else {
+        return work.await;
+    };
+    // Dropping the work gives up the attempt, as a deadline does.
+    tokio::select! {
+        response = work => response,
+        idle = activity.idle() => Err(idle),
+    }
+}
+
+/// Cuts the body of a response when nothing moves. A connection that has become another protocol's is left alone.
+pub(crate) fn limit(response: Response<Body>, activity: Option<Arc<Activity>>) -> Response<Body> {
+    match activity {
+        Some(activity) if response.status() != StatusCode::SWITCHING_PROTOCOLS => {
+            response.map(|body| limit_body(body, activity))
+        }
+        Some(_) | None => response,
+    }
+}
+
+fn limit_body(body: Body, activity: Arc<Activity>) -> Body {
     activity.moved();
     if body.is_end_stream() {
         return body;
@@ -165,6 +191,10 @@ mod tests {
         }
     }
 
+    fn activity() -> Arc<Activity> {
+        Activity::within(Some(LIMIT)).unwrap()
+    }
+
     fn slow(after: Duration) -> Body {
         let until = Some(Box::pin(sleep_until(Instant::now() + after)));
         Body::new(Slow { until })
@@ -173,7 +203,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_response_that_stands_still_is_cut() {
         let start = Instant::now();
-        let mut body = limit(slow(Duration::from_secs(6)), Activity::new(LIMIT));
+        let mut body = limit_body(slow(Duration::from_secs(6)), activity());
         assert!(body.frame().await.unwrap().is_ok());
         assert!(body.frame().await.unwrap().is_err());
         assert_eq!(start.elapsed().as_secs(), 16);
@@ -182,9 +212,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_moves_in_the_other_direction_counts() {
         let start = Instant::now();
-        let activity = Activity::new(LIMIT);
-        let mut request = watch(slow(Duration::from_secs(9)), &activity);
-        let mut response = limit(slow(Duration::from_secs(100)), activity);
+        let activity = activity();
+        let mut request = watch(slow(Duration::from_secs(9)), Some(&activity));
+        let mut response = limit_body(slow(Duration::from_secs(100)), activity);
         let asked = async {
             let part = request.frame().await.unwrap();
             assert!(part.is_ok());
@@ -200,7 +230,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn waiting_for_the_head_ends_too() {
         let start = Instant::now();
-        let reply = Activity::new(LIMIT).idle().await;
+        let reply = activity().idle().await;
         assert_eq!(reply.status, StatusCode::GATEWAY_TIMEOUT);
         assert_eq!(start.elapsed().as_secs(), 10);
     }
