@@ -6,6 +6,7 @@ use anyhow::ensure;
 use leyline_tests::{
     cluster::Family,
     eventually::eventually,
+    fabric::CONTROL_PLANE,
     process::{Process, Program},
 };
 
@@ -23,6 +24,18 @@ spec:
   endpoints: [{address: db.up.example}]
 ";
 
+const HALF_DEAD: &str = "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: half, namespace: shop}
+spec:
+  hosts: [half.mesh.example]
+  addresses: [10.97.0.10]
+  ports: [{number: 80, name: tcp, protocol: TCP, targetPort: 8080}]
+  resolution: DNS
+  endpoints: [{address: half.up.example}]
+";
+
 /// Starts the proxy with a resolv.conf of its own, in a mount namespace of its own.
 const WITH_RESOLV_CONF: &str = r#"mount --bind "$1" /etc/resolv.conf && exec "$2" proxy"#;
 
@@ -33,6 +46,10 @@ async fn they_are_resolved_for_connections() {
     let resolver = resolver.unwrap().ip();
     let namespace = mesh.cluster().pod("legacy/legacy").unwrap().namespace();
     let record = format!("--host-record=db.up.example,{resolver}");
+    // The control plane is there, and nothing listens on the port.
+    let dead = CONTROL_PLANE[0];
+    let half_dead = format!("--host-record=half.up.example,{dead}");
+    let half_alive = format!("--host-record=half.up.example,{resolver}");
     let args = [
         "dnsmasq",
         "--keep-in-foreground",
@@ -45,6 +62,8 @@ async fn they_are_resolved_for_connections() {
         "--local-ttl=300",
         "--local=/example/",
         &record,
+        &half_dead,
+        &half_alive,
     ];
     let path = BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]);
     let program = Program {
@@ -86,6 +105,29 @@ async fn they_are_resolved_for_connections() {
     client.get(service, "/", SOON).await.unwrap();
     let metrics = mesh.ztunnel("node-a").unwrap().metrics().await.unwrap();
     assert_eq!(metrics.sum("istio_on_demand_dns_total", &labels), asked);
+
+    // Of a name with two addresses the one that is dead is met, and no call fails for it.
+    mesh.write_check_file("half", HALF_DEAD).unwrap();
+    let service = "10.97.0.10:80".parse().unwrap();
+    let known = eventually("the second entry is known", SOON, || async {
+        client.get(service, "/", SOON).await.map(drop)
+    });
+    known.await.unwrap();
+    let retried = eventually("the dead address is met", SOON, || async {
+        client.get(service, "/", SOON).await.unwrap();
+        let metrics = mesh.ztunnel("node-a")?.metrics().await?;
+        ensure!(metrics.sum("leyline_connect_retries_total", &[]) >= 1.0);
+        Ok(())
+    });
+    retried.await.unwrap();
+    // From then on it is avoided.
+    let metrics = mesh.ztunnel("node-a").unwrap().metrics().await.unwrap();
+    let retries = metrics.sum("leyline_connect_retries_total", &[]);
+    for _ in 0..8 {
+        client.get(service, "/", SOON).await.unwrap();
+    }
+    let metrics = mesh.ztunnel("node-a").unwrap().metrics().await.unwrap();
+    assert_eq!(metrics.sum("leyline_connect_retries_total", &[]), retries);
     mesh.stop().await.unwrap();
     dnsmasq.kill().await.unwrap();
 }

@@ -35,6 +35,8 @@ const MIN_TTL: Duration = Duration::from_secs(1);
 const MAX_TTL: Duration = Duration::from_secs(3600);
 /// How long a name that nobody knows is not asked for again.
 const NEGATIVE_TTL: Duration = Duration::from_secs(5);
+/// How long an address that did not take a connection is used only where there is no other.
+const AVOIDED: Duration = Duration::from_secs(30);
 /// Names that are asked for at once; each name by one connection only, the others wait for it.
 const FLIGHTS: usize = 64;
 
@@ -51,7 +53,25 @@ pub(crate) struct Hostnames {
 struct Known {
     /// None for a name that nobody knows.
     addresses: Box<[IpAddr]>,
+    /// Those that did not take a connection, and until when they are avoided. At most one for each address.
+    failed: Vec<(IpAddr, Instant)>,
     until: Instant,
+}
+
+impl Known {
+    /// Addresses that have not failed lately.
+    fn good(&self, now: Instant) -> impl Iterator<Item = IpAddr> + Clone {
+        let avoided = move |ip: &IpAddr| {
+            let failed = self.failed.iter();
+            failed
+                .clone()
+                .any(|(failed, until)| failed == ip && *until > now)
+        };
+        self.addresses
+            .iter()
+            .copied()
+            .filter(move |ip| !avoided(ip))
+    }
 }
 
 impl Default for Hostnames {
@@ -65,16 +85,35 @@ impl Default for Hostnames {
 }
 
 impl Hostnames {
-    /// One of the addresses of a name that is known now, of the family of `like` if there is one.
+    /// One of the addresses of a name that is known now: one that has not failed and is of the family of `like`, as far as
+    /// there is one.
     pub(super) fn pick(&self, name: &str, like: IpAddr, now: Instant) -> Option<IpAddr> {
         let known = self.known.read();
         let known = known.get(name).filter(|known| known.until > now)?;
         let all = known.addresses.iter().copied();
+        let good = known.good(now);
+        let of_family = |ip: &IpAddr| ip.is_ipv4() == like.is_ipv4();
         let rng = &mut rand::rng();
-        all.clone()
-            .filter(|ip| ip.is_ipv4() == like.is_ipv4())
+        good.clone()
+            .filter(of_family)
             .choose(rng)
+            .or_else(|| good.choose(rng))
+            .or_else(|| all.clone().filter(of_family).choose(rng))
             .or_else(|| all.choose(rng))
+    }
+
+    /// An address of a name did not take a connection: it is avoided for a while. Whether there is another one that has
+    /// not failed.
+    pub(super) fn failed(&self, name: &str, address: IpAddr, now: Instant) -> bool {
+        let mut known = self.known.write();
+        let Some(known) = known.get_mut(name) else {
+            return false;
+        };
+        if known.addresses.contains(&address) {
+            known.failed.retain(|(failed, _)| *failed != address);
+            known.failed.push((address, now + AVOIDED));
+        }
+        known.good(now).next().is_some()
     }
 
     /// Asks for the names that are not known now, all within the deadline of a connect.
@@ -118,6 +157,7 @@ impl Hostnames {
         }
         let found = Known {
             addresses: addresses.into(),
+            failed: Vec::new(),
             until: now + ttl,
         };
         known.insert(name.clone(), found);
@@ -224,6 +264,12 @@ mod tests {
             assert_eq!(names.pick("db.example", like, now), Some(like));
         }
         assert_eq!(names.pick("other.example", v4, now), None);
+        // One that has failed is taken last.
+        assert!(names.failed("db.example", v4, now));
+        assert_eq!(names.pick("db.example", v4, now), Some(v6));
+        assert!(!names.failed("db.example", v6, now));
+        assert_eq!(names.pick("db.example", v4, now), Some(v4));
+        assert!(!names.failed("other.example", v4, now));
         tokio::time::advance(Duration::from_secs(11)).await;
         assert_eq!(names.pick("db.example", v4, Instant::now()), None);
     }

@@ -1,7 +1,7 @@
 //! A connection on its way to one of several endpoints: where the first does not take it, another is tried, as long as
 //! no byte has been sent and there is time.
 
-use std::{pin::pin, sync::Arc};
+use std::{net::IpAddr, pin::pin, sync::Arc};
 
 use leyline_hbone::HboneStream;
 use leyline_net::into_split_reading;
@@ -50,6 +50,13 @@ impl Route {
         }
     }
 
+    fn address(&self) -> IpAddr {
+        match self {
+            Self::Tunnel(route) => route.tunnel.ip(),
+            Self::Plain(route) => route.target.ip(),
+        }
+    }
+
     fn service(&self) -> Option<&Arc<Service>> {
         match self {
             Self::Tunnel(route) => route.service.as_ref(),
@@ -93,9 +100,6 @@ impl Captured<'_> {
 
     /// Another endpoint of the same service, by the same snapshot.
     fn alternative(self, tried: &[WorkloadUid]) -> Option<Route> {
-        if tried.len() >= MAX_ATTEMPTS {
-            return None;
-        }
         let view = self.pod.shared.endpoints.view(self.peer.ip(), tried);
         let rng = &mut rand::rng();
         let route = self
@@ -159,12 +163,17 @@ async fn reach(
     let whole = config.connect_deadline + config.handshake_deadline;
     let deadline = Instant::now() + whole;
     let mut tried: Vec<WorkloadUid> = Vec::new();
+    let mut attempts = 0;
     let mut route = first;
     loop {
         let in_use = captured.begin(&route);
         let workload = route.workload().map(|workload| workload.uid.clone());
         tried.extend(workload.clone());
         let patience = Instant::now() + config.connect_deadline / SHARE_OF_TIME;
+        attempts += 1;
+        let is_last = attempts == MAX_ATTEMPTS;
+        // The last one gets all the time that is left.
+        let patience = if is_last { deadline } else { patience };
         let (opened, other) = attempt(captured, &route, &tried, patience, deadline).await;
         let failure = match opened {
             Ok(upstream) => {
@@ -181,11 +190,13 @@ async fn reach(
         if failure.fault == Fault::Ours {
             return Err(failure);
         }
-        if let Some(workload) = &workload {
+        if has_another_address(captured, &route) {
+            tried.retain(|uid| Some(uid) != workload.as_ref());
+        } else if let Some(workload) = &workload {
             endpoints.failed(workload);
         }
         let other = other.or_else(|| captured.alternative(&tried));
-        let Some(other) = other.filter(|_| Instant::now() < deadline) else {
+        let Some(other) = other.filter(|_| !is_last && Instant::now() < deadline) else {
             return Err(failure);
         };
         counters::retried(failure.flag);
@@ -197,6 +208,13 @@ async fn reach(
         record.redirect(failure.flag, captured.connection(&other));
         route = other;
     }
+}
+
+/// Whether the endpoint that did not take the connection has a name, and the name an address that has not failed.
+fn has_another_address(captured: Captured<'_>, route: &Route) -> bool {
+    let endpoint = route.workload().filter(|it| it.has_only_hostname());
+    let names = &captured.pod.shared.endpoints.hostnames;
+    endpoint.is_some_and(|it| names.failed(it.hostname.as_str(), route.address(), Instant::now()))
 }
 
 /// One endpoint. One that keeps us waiting is given up early only where there is another, which is then given too.
