@@ -330,7 +330,6 @@ pub(crate) fn script(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// A virtual environment with pip. Debian keeps what is needed for one in a package of its own.
 /// A Python with grpcio and Envoy's protos, in an environment of its own.
 pub async fn grpc_python(directory: &Path) -> Result<PathBuf> {
     python_with(directory, "import grpc, envoy", &GRPC).await
@@ -357,6 +356,7 @@ async fn python_with(directory: &Path, import: &str, packages: &[&str]) -> Resul
     Ok(python)
 }
 
+/// A virtual environment with pip. Debian keeps what is needed for one in a package of its own.
 pub(crate) async fn make_environment(directory: &Path) -> Result<()> {
     let make = || {
         let mut command = Command::new("python3");
