@@ -387,9 +387,10 @@ impl Mesh {
                 waypoint.ready().await?;
             }
         }
+        // Not the time of an edit alone: a control plane that was started just now is found again after a pause.
         eventually(
             "no policy of a check is in force",
-            self.limits.edit,
+            self.limits.edit + self.limits.call,
             || async {
                 for (node, dump) in self.dumps().await? {
                     for (uid, workload) in dump.workloads {
