@@ -24,8 +24,8 @@ use tracing::{info, warn};
 
 use crate::objects::loader::{Depth, GoodDocument, Loaded, Loader, ScanError};
 
-/// Collects the events of one edit (write, rename, chmod); far below the second in which an edit must arrive.
-const DEBOUNCE: Duration = Duration::from_millis(30);
+/// Collects the events of one edit (write, rename, chmod), which follow each other within a millisecond.
+const DEBOUNCE: Duration = Duration::from_millis(10);
 /// How long an open writer or a missing file may hold up reading; then what is there is read.
 const WRITER_PATIENCE: Duration = Duration::from_millis(250);
 /// How often to look whether writers are done and files are back.
