@@ -109,7 +109,9 @@ async fn certificates_are_renewed_without_a_failed_call() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_ca_a_certificate_serves_until_it_expires() {
-    let mut mesh = enrolled_with(&NODES, &[("SECRET_TTL", "6s"), NO_IDLE_TUNNELS]).await;
+    // The client's alone: the server's of the same age may expire first, and then it is the server that refuses.
+    let env = [("SECRET_TTL", "6s"), NO_IDLE_TUNNELS];
+    let mut mesh = enrolled_with(&["node-a"], &env).await;
     let target = addr(&mesh, "shop/server-v1", 8080);
     let client = mesh.cluster().client("shop/client").unwrap();
     let mut held = hold(&mesh, "shop/client", "shop/server-v2").await;
