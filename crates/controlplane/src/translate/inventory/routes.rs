@@ -116,35 +116,19 @@ fn of_tls_route(
 pub(super) fn of_gateway_api(objects: &Objects, mesh: &MeshSettings, advice: &mut Vec<Advice>) {
     for (name, route) in &objects.http_routes {
         let mut teller = Teller::new(Kind::HttpRoute, name, advice);
-        of_spec(&route.spec, &mut teller);
-        of_hostnames(&route.spec, &mut teller);
-        for (index, rule) in route.spec.rules.iter().enumerate() {
-            let field = format!("spec.rules[{index}]");
-            let persistent = rule.session_persistence.is_some();
-            of_http_rule(
-                &field,
-                &rule.filters,
-                &rule.backend_refs,
-                persistent,
-                &mut teller,
-            );
-        }
+        of_http_rules(&route.spec, &mut teller, |rule| HttpParts {
+            filters: &rule.filters,
+            backends: &rule.backend_refs,
+            is_persistent: rule.session_persistence.is_some(),
+        });
     }
     for (name, route) in &objects.grpc_routes {
         let mut teller = Teller::new(Kind::GrpcRoute, name, advice);
-        of_spec(&route.spec, &mut teller);
-        of_hostnames(&route.spec, &mut teller);
-        for (index, rule) in route.spec.rules.iter().enumerate() {
-            let field = format!("spec.rules[{index}]");
-            let persistent = rule.session_persistence.is_some();
-            of_http_rule(
-                &field,
-                &rule.filters,
-                &rule.backend_refs,
-                persistent,
-                &mut teller,
-            );
-        }
+        of_http_rules(&route.spec, &mut teller, |rule| HttpParts {
+            filters: &rule.filters,
+            backends: &rule.backend_refs,
+            is_persistent: rule.session_persistence.is_some(),
+        });
     }
     for (name, route) in &objects.tcp_routes {
         let mut teller = Teller::new(Kind::TcpRoute, name, advice);
@@ -198,13 +182,31 @@ fn of_hostnames<Rule>(spec: &RouteSpec<Rule>, teller: &mut Teller<'_>) {
     );
 }
 
-fn of_http_rule(
-    field: &str,
-    filters: &[HttpFilter],
-    backends: &[BackendRef<HttpFilter>],
+/// What rules of HTTP and of gRPC have in common.
+struct HttpParts<'a> {
+    filters: &'a [HttpFilter],
+    backends: &'a [BackendRef<HttpFilter>],
     is_persistent: bool,
+}
+
+fn of_http_rules<Rule>(
+    spec: &RouteSpec<Rule>,
     teller: &mut Teller<'_>,
+    parts: impl Fn(&Rule) -> HttpParts<'_>,
 ) {
+    of_spec(spec, teller);
+    of_hostnames(spec, teller);
+    for (index, rule) in spec.rules.iter().enumerate() {
+        of_http_rule(&format!("spec.rules[{index}]"), &parts(rule), teller);
+    }
+}
+
+fn of_http_rule(field: &str, parts: &HttpParts<'_>, teller: &mut Teller<'_>) {
+    let HttpParts {
+        filters,
+        backends,
+        is_persistent,
+    } = *parts;
     teller.tell_if(
         is_persistent,
         format!("{field}.sessionPersistence"),

@@ -120,6 +120,17 @@ impl Condition {
     }
 }
 
+/// What both kinds of provider have in common, as far as it must be translated.
+fn ask(services: Services, on_error: Option<&str>, in_check: Option<&RequestBody>) -> ExtAuthz {
+    ExtAuthz {
+        services: Some(services),
+        status_on_error: status(on_error),
+        with_request_body: in_check.map(body),
+        transport_api_version: ApiVersion::V3.into(),
+        ..ExtAuthz::default()
+    }
+}
+
 fn of_grpc(provider: &ExtAuthzGrpc, cluster: &str) -> Authorizer {
     let service = GrpcService {
         timeout: timeout(provider.timeout.as_deref()),
@@ -133,13 +144,13 @@ fn of_grpc(provider: &ExtAuthzGrpc, cluster: &str) -> Authorizer {
     };
     Authorizer {
         http: ExtAuthz {
-            services: Some(Services::GrpcService(service.clone())),
             failure_mode_allow: provider.fail_open,
             clear_route_cache: provider.clear_route_cache,
-            status_on_error: status(provider.status_on_error.as_deref()),
-            with_request_body: provider.include_request_body_in_check.as_ref().map(body),
-            transport_api_version: ApiVersion::V3.into(),
-            ..ExtAuthz::default()
+            ..ask(
+                Services::GrpcService(service.clone()),
+                provider.status_on_error.as_deref(),
+                provider.include_request_body_in_check.as_ref(),
+            )
         },
         tcp: Some(TcpExtAuthz {
             stat_prefix: "tcp.".to_owned(),
@@ -185,13 +196,13 @@ fn of_http(provider: &ExtAuthzHttp, cluster: String) -> Authorizer {
     };
     Authorizer {
         http: ExtAuthz {
-            services: Some(Services::HttpService(service)),
             failure_mode_allow: provider.fail_open,
             clear_route_cache: provider.clear_route_cache,
-            status_on_error: status(provider.status_on_error.as_deref()),
-            with_request_body: provider.include_request_body_in_check.as_ref().map(body),
-            transport_api_version: ApiVersion::V3.into(),
-            ..ExtAuthz::default()
+            ..ask(
+                Services::HttpService(service),
+                provider.status_on_error.as_deref(),
+                provider.include_request_body_in_check.as_ref(),
+            )
         },
         tcp: None,
     }
