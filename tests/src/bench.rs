@@ -90,11 +90,7 @@ impl FromStr for Phase {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let Some(phase) = Self::ALL.into_iter().find(|phase| phase.name() == text) else {
-            let names = Self::ALL.map(Self::name).join(", ");
-            bail!("`{text}` is none of {names}");
-        };
-        Ok(phase)
+        by_name(Self::ALL, Self::name, text)
     }
 }
 
@@ -161,6 +157,30 @@ pub async fn run(options: Options, progress: impl Fn(&str)) -> Result<Report> {
     }
     bench.scene.stop().await?;
     Ok(bench.report)
+}
+
+/// The one of `all` that has the name `text`.
+fn by_name<T: Copy, const N: usize>(
+    all: [T; N],
+    name: fn(T) -> &'static str,
+    text: &str,
+) -> Result<T> {
+    let Some(found) = all.into_iter().find(|one| name(*one) == text) else {
+        bail!("`{text}` is none of {}", all.map(name).join(", "));
+    };
+    Ok(found)
+}
+
+/// What is said below figures that others' work has made worse.
+fn busy(other_work: f64) -> String {
+    if other_work <= MUCH_OTHER_WORK {
+        return String::new();
+    }
+    format!(
+        "\nOther programs used {:.0}% of the cores when this began: times and rates are worse than on an idle \
+         machine,\nCPU times less so.\n",
+        other_work * 100.0
+    )
 }
 
 /// The share of the cores that something else is using: figures of a busy machine are lower than it could give.

@@ -8,7 +8,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    MUCH_OTHER_WORK,
+    busy,
     scene::Route,
     spread::{Spread, number},
 };
@@ -412,15 +412,7 @@ impl Display for Report {
             );
             writeln!(f, "{}", line.trim_end())?;
         }
-        if self.other_work > MUCH_OTHER_WORK {
-            writeln!(
-                f,
-                "\nOther programs used {:.0}% of the cores when this began: times and rates are worse than on an idle \
-                 machine,\nCPU times less so.",
-                self.other_work * 100.0
-            )?;
-        }
-        Ok(())
+        write!(f, "{}", busy(self.other_work))
     }
 }
 

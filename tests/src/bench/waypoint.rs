@@ -10,7 +10,7 @@ mod scene;
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
-use anyhow::{Context, Error, Result, bail};
+use anyhow::{Context, Error, Result};
 use http::response::Parts;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -21,7 +21,7 @@ use self::{
     h2load::Protocol,
     scene::{Load, Proxy, Scene},
 };
-use super::{load::timing::Repeated, other_work, usage};
+use super::{by_name, load::timing::Repeated, other_work, usage};
 use crate::run::Run;
 
 /// Services of the larger configuration, and routes of the largest.
@@ -84,11 +84,7 @@ impl FromStr for Phase {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let Some(phase) = Self::ALL.into_iter().find(|phase| phase.name() == text) else {
-            let names = Self::ALL.map(Self::name).join(", ");
-            bail!("`{text}` is none of {names}");
-        };
-        Ok(phase)
+        by_name(Self::ALL, Self::name, text)
     }
 }
 

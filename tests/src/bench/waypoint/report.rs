@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::scene::Proxy;
 use crate::bench::{
-    MUCH_OTHER_WORK,
+    busy,
     spread::{Spread, number},
 };
 
@@ -214,15 +214,7 @@ impl Display for Report {
         for note in &self.notes {
             writeln!(f, "{note}")?;
         }
-        if self.other_work > MUCH_OTHER_WORK {
-            writeln!(
-                f,
-                "\nOther programs used {:.0}% of the cores when this began: times and rates are worse than on an idle \
-                 machine,\nCPU times less so.",
-                self.other_work * 100.0
-            )?;
-        }
-        Ok(())
+        write!(f, "{}", busy(self.other_work))
     }
 }
 
