@@ -1,6 +1,7 @@
 //! What the tests have in common.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -13,6 +14,7 @@ use leyline_tests::{
     cluster::{Binaries, Cluster, Family},
     mesh::{Enrolment, Limits, Mesh, Options},
     preflight,
+    process::{Process, Program},
     run::{self, Run},
 };
 use tokio::sync::watch;
@@ -118,4 +120,26 @@ pub(crate) async fn inbound_of(mesh: &Mesh, pod: &str) -> Result<usize> {
     let state = &dump["workloadState"][format!("Kubernetes//Pod/{pod}")];
     let inbound = state["connections"]["inbound"].as_array();
     Ok(inbound.map_or(0, Vec::len))
+}
+
+/// A server in Python in the namespace of a pod; the first of `args` is its script, below the root of the project. It
+/// says when it listens.
+pub(crate) async fn python_in(mesh: &Mesh, pod: &str, python: &Path, args: &[&str]) -> Process {
+    let (script, args) = args.split_first().unwrap();
+    let program = Program {
+        name: Path::new(script)
+            .file_stem()
+            .unwrap()
+            .to_string_lossy()
+            .into_owned(),
+        path: python.to_owned(),
+        args: std::iter::once(root().join(script).into())
+            .chain(args.iter().map(Into::into))
+            .collect(),
+        env: BTreeMap::new(),
+        namespace: mesh.cluster().pod(pod).unwrap().namespace().clone(),
+    };
+    let mut process = Process::start(mesh.cluster().run(), &program).unwrap();
+    process.wait_for_line("listening", SOON).await.unwrap();
+    process
 }

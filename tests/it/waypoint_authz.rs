@@ -1,17 +1,12 @@
 //! AuthorizationPolicies of action CUSTOM at a waypoint: external authorizers in Python, with Envoy's protos of PyPI.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use leyline_tests::{
-    eventually::eventually,
-    mesh::Mesh,
-    peers,
-    process::{Process, Program},
-};
+use leyline_tests::{eventually::eventually, mesh::Mesh, peers, process::Process};
 
 use crate::{
-    support::{SOON, root},
+    support::{SOON, python_in, root},
     waypoint::{CANARY, mesh_with_waypoint},
     waypoint_limits::ask,
     waypoint_policy::with_policy,
@@ -64,21 +59,9 @@ fn by_grpc(rest: &str) -> String {
 
 async fn start(mesh: &Mesh, tcp: &str) -> Process {
     let environment = root().join("target/venv-xds");
-    let program = Program {
-        name: "authorizer".to_owned(),
-        path: peers::grpc_python(&environment).await.unwrap(),
-        args: vec![
-            root().join("tests/peers/authz_server.py").into(),
-            "7070".into(),
-            "7071".into(),
-            tcp.into(),
-        ],
-        env: BTreeMap::new(),
-        namespace: mesh.cluster().pod(POD).unwrap().namespace().clone(),
-    };
-    let mut process = Process::start(mesh.cluster().run(), &program).unwrap();
-    process.wait_for_line("listening", SOON).await.unwrap();
-    process
+    let python = peers::grpc_python(&environment).await.unwrap();
+    let args = ["tests/peers/authz_server.py", "7070", "7071", tcp];
+    python_in(mesh, POD, &python, &args).await
 }
 
 async fn status(mesh: &Mesh, target: SocketAddr, path: &str) -> Result<u16> {

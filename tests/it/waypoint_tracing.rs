@@ -1,18 +1,13 @@
 //! Spans of a waypoint, at a collector made of OpenTelemetry's own protos for Python.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
-use leyline_tests::{
-    eventually::eventually,
-    mesh::Mesh,
-    peers,
-    process::{Process, Program},
-};
+use leyline_tests::{eventually::eventually, mesh::Mesh, peers, process::Process};
 use serde_json::Value;
 
 use crate::{
-    support::{SOON, root},
+    support::{SOON, python_in, root},
     waypoint::{CANARY, mesh_with_waypoint},
     waypoint_limits::ask,
     waypoint_policy::with_policy,
@@ -69,20 +64,9 @@ spec:
 
 async fn start(mesh: &Mesh) -> Process {
     let environment = root().join("target/venv-otlp");
-    let program = Program {
-        name: "collector".to_owned(),
-        path: peers::otlp_python(&environment).await.unwrap(),
-        args: vec![
-            root().join("tests/peers/otlp_server.py").into(),
-            "4317".into(),
-            "4318".into(),
-        ],
-        env: BTreeMap::new(),
-        namespace: mesh.cluster().pod(POD).unwrap().namespace().clone(),
-    };
-    let mut process = Process::start(mesh.cluster().run(), &program).unwrap();
-    process.wait_for_line("listening", SOON).await.unwrap();
-    process
+    let python = peers::otlp_python(&environment).await.unwrap();
+    let args = ["tests/peers/otlp_server.py", "4317", "4318"];
+    python_in(mesh, POD, &python, &args).await
 }
 
 /// The span of the request with this path.

