@@ -158,12 +158,10 @@ impl PodManager {
         self.pending.values().any(|pending| pending.unknown)
     }
 
-    /// A proxy that is ready lets the one before it go, so every pod that can be taken over must have been. What the
-    /// control plane does not know once it has told everything is not waited for.
+    /// A proxy that is ready lets the one before it go, so every pod that can be taken over must have been.
     fn settle(&self) {
-        if self.complete
-            && (self.shared.store.snapshot().is_synced() || !self.waits_for_workloads())
-        {
+        let mut pending = self.pending.values();
+        if self.complete && !pending.any(|pending| pending.holds_readiness(&self.shared)) {
             self.ready.ready();
         }
     }
