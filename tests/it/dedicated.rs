@@ -7,10 +7,11 @@ use leyline_tests::{
     access_log,
     cluster::{Binaries, Family},
     cni,
+    daemon::Daemon,
     eventually::eventually,
     mesh::Mesh,
     process::output,
-    ztunnel::Ztunnel,
+    ztunnel,
 };
 
 use crate::support::{SOON, enrolled_with, hold};
@@ -37,7 +38,7 @@ async fn redirect(mesh: &Mesh) {
     output(&iptables, SOON).await.unwrap();
 }
 
-async fn start(mesh: &Mesh) -> Ztunnel {
+async fn start(mesh: &Mesh) -> Daemon {
     let cluster = mesh.cluster();
     let namespace = cluster.pod(WORKLOAD).unwrap().namespace();
     let token = mesh
@@ -46,7 +47,7 @@ async fn start(mesh: &Mesh) -> Ztunnel {
         .await
         .unwrap();
     let binary = Binaries::beside_this_test().unwrap().ztunnel;
-    let mut proxy = Ztunnel::prepare(cluster.run(), "gateway", namespace, &binary, &token);
+    let mut proxy = ztunnel::prepare(cluster.run(), "gateway", namespace, &binary, &token);
     let program = proxy.program_mut();
     let args = ["--regid", GROUP, "--clear-groups"].map(OsString::from);
     program.args = Vec::from(args);
@@ -57,7 +58,7 @@ async fn start(mesh: &Mesh) -> Ztunnel {
     env.insert("PROXY_MODE".to_owned(), "dedicated".into());
     let workload = "partner/gateway/gateway";
     env.insert("PROXY_WORKLOAD_INFO".to_owned(), workload.into());
-    proxy.start_again(cluster.run()).unwrap();
+    proxy.start(cluster.run()).unwrap();
     proxy.ready().await.unwrap();
     proxy
 }

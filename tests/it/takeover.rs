@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use leyline_tests::{
     cluster::Family,
+    daemon::Daemon,
     eventually::eventually,
     mesh::{Enrolment, Mesh},
-    ztunnel::Ztunnel,
 };
 use leyline_types::ports;
 use tokio::{sync::watch, task::JoinSet};
@@ -31,7 +31,7 @@ spec:
 ";
 
 /// Starts the next proxy of node-b and ends the old one once the next is ready, as a DaemonSet does.
-async fn hand_over(mesh: &mut Mesh) -> Ztunnel {
+async fn hand_over(mesh: &mut Mesh) -> Daemon {
     let next = mesh.cluster().pod("istio-system/ztunnel-next").unwrap();
     let old = mesh.ztunnel("node-b").unwrap();
     let run = mesh.cluster().run();
@@ -104,14 +104,11 @@ async fn a_proxy_that_is_a_pod_shows_its_metrics_in_tunnels() {
     mesh.set_enrolment("shop", Enrolment::Ambient)
         .await
         .unwrap();
-    for (name, value) in [
+    mesh.ztunnel_mut("node-b").unwrap().set_env(&[
         ("POD_NAME", "ztunnel-next"),
         ("POD_NAMESPACE", "istio-system"),
         ("SERVICE_ACCOUNT", "ztunnel"),
-    ] {
-        let program = mesh.ztunnel_mut("node-b").unwrap().program_mut();
-        program.env.insert(name.to_owned(), value.into());
-    }
+    ]);
     let name = "istio-system/ztunnel-next";
     let namespace = mesh.cluster().pod(name).unwrap().namespace();
     let old = mesh.ztunnel("node-b").unwrap();

@@ -26,10 +26,7 @@ async fn serves(mesh: &Mesh, vip: SocketAddr) -> Result<()> {
 }
 
 fn resident(mesh: &Mesh) -> Result<u64> {
-    let pid = mesh
-        .waypoint("shop/waypoint")?
-        .pid()
-        .context("the waypoint has ended")?;
+    let pid = mesh.waypoint("shop/waypoint")?.pid()?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kilobytes: u64 = line

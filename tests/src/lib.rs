@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod process;
 
 pub mod controlplane;
+pub mod daemon;
 pub mod dump;
 pub mod mesh;
 pub mod waypoint;

@@ -11,13 +11,13 @@ use anyhow::{Context, Result, ensure};
 use crate::{
     cluster::{Binaries, Cluster},
     controlplane::ControlPlane,
+    daemon::Daemon,
     dump::Dump,
     eventually::eventually,
     manifest::Image,
     preflight,
     run::Run,
-    waypoint::Waypoint,
-    ztunnel::Ztunnel,
+    waypoint, ztunnel,
 };
 
 /// The label that enrols a namespace.
@@ -87,9 +87,9 @@ pub enum Enrolment {
 /// A running mesh.
 #[derive(Debug)]
 pub struct Mesh {
-    ztunnels: BTreeMap<String, Ztunnel>,
+    ztunnels: BTreeMap<String, Daemon>,
     /// By `namespace/name` of the Gateway.
-    waypoints: BTreeMap<String, Waypoint>,
+    waypoints: BTreeMap<String, Daemon>,
     controlplane: ControlPlane,
     limits: Limits,
     peers: PathBuf,
@@ -137,7 +137,9 @@ impl Mesh {
         let (run, fabric) = (self.cluster.run(), self.cluster.fabric());
         for node in fabric.nodes() {
             let token = self.controlplane.token(run, node).await?;
-            let ztunnel = Ztunnel::start(run, node, fabric.node(node)?, &binaries.ztunnel, &token)?;
+            let namespace = fabric.node(node)?;
+            let mut ztunnel = ztunnel::prepare(run, node, namespace, &binaries.ztunnel, &token);
+            ztunnel.start(run)?;
             self.ztunnels.insert(node.to_owned(), ztunnel);
         }
         for ztunnel in self.ztunnels.values_mut() {
@@ -158,7 +160,8 @@ impl Mesh {
                 .controlplane
                 .account_token(run, &spec.namespace, &spec.service_account)
                 .await?;
-            let mut waypoint = Waypoint::start(run, pod, binary, &token)?;
+            let mut waypoint = waypoint::prepare(run, pod, binary, &token);
+            waypoint.start(run)?;
             waypoint.ready().await?;
             self.waypoints.insert(spec.key(), waypoint);
         }
@@ -175,17 +178,17 @@ impl Mesh {
         let found = self.waypoints.get_mut(gateway);
         found
             .with_context(|| format!("no waypoint of {gateway}"))?
-            .start_again(self.cluster.run())
+            .start(self.cluster.run())
     }
 
     /// The waypoint of a Gateway.
-    pub fn waypoint(&self, gateway: &str) -> Result<&Waypoint> {
+    pub fn waypoint(&self, gateway: &str) -> Result<&Daemon> {
         let found = self.waypoints.get(gateway);
         found.with_context(|| format!("no waypoint of {gateway}"))
     }
 
     /// The same, to do something to it.
-    pub fn waypoint_mut(&mut self, gateway: &str) -> Result<&mut Waypoint> {
+    pub fn waypoint_mut(&mut self, gateway: &str) -> Result<&mut Daemon> {
         let found = self.waypoints.get_mut(gateway);
         found.with_context(|| format!("no waypoint of {gateway}"))
     }
@@ -196,7 +199,7 @@ impl Mesh {
         let waypoint = found.with_context(|| format!("no waypoint of {gateway}"))?;
         waypoint.stop().await?;
         waypoint.set_env(env);
-        waypoint.start_again(self.cluster.run())?;
+        waypoint.start(self.cluster.run())?;
         waypoint.ready().await.map(|_after| ())
     }
 
@@ -241,14 +244,14 @@ impl Mesh {
     }
 
     /// The proxy of a node.
-    pub fn ztunnel(&self, node: &str) -> Result<&Ztunnel> {
+    pub fn ztunnel(&self, node: &str) -> Result<&Daemon> {
         self.ztunnels
             .get(node)
             .with_context(|| format!("no proxy on node {node}"))
     }
 
     /// The proxy of the node on which a pod is.
-    pub fn ztunnel_of(&self, pod: &str) -> Result<&Ztunnel> {
+    pub fn ztunnel_of(&self, pod: &str) -> Result<&Daemon> {
         self.ztunnel(&self.cluster.pod(pod)?.spec().node)
     }
 
@@ -263,7 +266,7 @@ impl Mesh {
             .ztunnels
             .get_mut(node)
             .with_context(|| format!("no proxy on node {node}"))?;
-        ztunnel.start_again(self.cluster.run())
+        ztunnel.start(self.cluster.run())
     }
 
     /// Waits until the proxy of a node is ready.
@@ -275,17 +278,14 @@ impl Mesh {
     pub async fn restart_ztunnel(&mut self, node: &str, env: &[(&str, &str)]) -> Result<()> {
         let ztunnel = self.ztunnel_mut(node)?;
         ztunnel.stop().await?;
-        for (name, value) in env {
-            let program = ztunnel.program_mut();
-            program.env.insert((*name).to_owned(), value.into());
-        }
+        ztunnel.set_env(env);
         self.start_ztunnel(node)?;
         self.ztunnel_ready(node).await?;
         Ok(())
     }
 
     /// The proxy of a node, to do something to it.
-    pub fn ztunnel_mut(&mut self, node: &str) -> Result<&mut Ztunnel> {
+    pub fn ztunnel_mut(&mut self, node: &str) -> Result<&mut Daemon> {
         self.ztunnels
             .get_mut(node)
             .with_context(|| format!("no proxy on node {node}"))
@@ -383,7 +383,7 @@ impl Mesh {
         }
         for waypoint in self.waypoints.values_mut() {
             if !waypoint.is_running() {
-                waypoint.start_again(self.cluster.run())?;
+                waypoint.start(self.cluster.run())?;
                 waypoint.ready().await?;
             }
         }
@@ -416,9 +416,9 @@ impl Mesh {
 
     /// Ends all programs in order and removes everything.
     pub async fn stop(mut self) -> Result<()> {
-        let stops = self.ztunnels.values_mut().map(Ztunnel::stop);
+        let stops = self.ztunnels.values_mut().map(Daemon::stop);
         let proxies = futures::future::try_join_all(stops).await;
-        let stops = self.waypoints.values_mut().map(Waypoint::stop);
+        let stops = self.waypoints.values_mut().map(Daemon::stop);
         let waypoints = futures::future::try_join_all(stops).await;
         let controlplane = self.controlplane.stop().await;
         proxies?;

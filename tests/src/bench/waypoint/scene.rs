@@ -181,11 +181,10 @@ impl Scene {
     }
 
     pub(super) fn pid(&self, proxy: Proxy) -> Result<u32> {
-        let pid = match proxy {
+        match proxy {
             Proxy::Leyline => self.mesh.waypoint(&proxy.pod("waypoint"))?.pid(),
-            Proxy::Envoy => self.envoy.pid(),
-        };
-        pid.with_context(|| format!("{proxy:?} has ended"))
+            Proxy::Envoy => self.envoy.pid().context("Envoy has ended"),
+        }
     }
 
     /// Writes a file of the waypoint's configuration.
