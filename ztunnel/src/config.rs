@@ -24,13 +24,13 @@ use leyline_tls::{
     CryptoPolicy,
     control_plane::{ControlPlaneConfig, RootSource, TokenSource},
 };
-use leyline_types::{Network, ports};
+use leyline_types::{Network, TrustDomain, ports};
 use serde::Serialize;
 
 pub use variables::listing as variables;
 
 use self::mesh::MeshDefaults;
-pub(crate) use self::pods::{PodSource, PortUse};
+pub(crate) use self::pods::{Carries, PodSource, PortUse};
 use crate::{
     local_xds::LocalXds,
     proxy::{DnsConfig, connections::DecisionLevel},
@@ -100,6 +100,9 @@ pub(crate) struct NodeConfig {
     pub(crate) pod_name: String,
     pub(crate) pod_namespace: String,
     pub(crate) service_account: String,
+    /// Of this process's own identity; unset, as xDS says.
+    #[serde(skip)]
+    pub(crate) trust_domain: Option<TrustDomain>,
     pub(crate) instance_ip: String,
     /// What the operator wants the control plane to know of this proxy.
     pub(crate) metadata: serde_json::Map<String, serde_json::Value>,
@@ -134,6 +137,7 @@ pub(crate) struct ProxyConfig {
     /// How connections come to them.
     pub(crate) redirection: Redirection,
     pub(crate) port_use: PortUse,
+    pub(crate) carries: Carries,
     /// What the application sees as the source of a connection.
     pub(crate) source_address: SourceAddress,
     pub(crate) certificates_for: CertificatesFor,
@@ -242,6 +246,7 @@ impl NodeConfig {
             pod_name: env.string("POD_NAME", ""),
             pod_namespace: env.string("POD_NAMESPACE", ""),
             service_account: env.string("SERVICE_ACCOUNT", ""),
+            trust_domain: env.parse_with("TRUST_DOMAIN", trust_domain).flatten(),
             instance_ip: env
                 .parse::<IpAddr>("INSTANCE_IP", [1, 1, 1, 1].into())
                 .to_string(),
@@ -291,6 +296,7 @@ impl ProxyConfig {
             user_timeout: env.bool("USER_TIMEOUT_ENABLED", false),
         });
         let defaults = HboneConfig::default();
+        let dns = DnsConfig::read(env);
         Self {
             bypass_mark: bypass_mark(env),
             capture_mark: CAPTURE_MARK,
@@ -311,6 +317,7 @@ impl ProxyConfig {
             families,
             redirection,
             port_use: pods::port_use(env),
+            carries: pods::carries(env, redirection, dns.enabled),
             source_address: source_address(env, source),
             certificates_for: match source {
                 PodSource::ControlPlane | PodSource::Zds(_) => CertificatesFor::AllLocal,
@@ -320,7 +327,7 @@ impl ProxyConfig {
             decisions: decisions(env),
             node_local: env.bool("LEYLINE_NODE_LOCAL", true),
             hbone: hbone(env, defaults),
-            dns: DnsConfig::read(env),
+            dns,
         }
     }
 }
@@ -358,6 +365,11 @@ fn bypass_mark(env: &mut Reader<'_>) -> u32 {
         );
     }
     mark
+}
+
+fn trust_domain(text: &str) -> Result<Option<TrustDomain>, String> {
+    let parsed = (!text.is_empty()).then(|| text.parse()).transpose();
+    parsed.map_err(|error| format!("{error}"))
 }
 
 /// A number that has bounds.
@@ -627,6 +639,17 @@ mod tests {
                 |c| c.node.service_account.clone(),
                 "r",
             ),
+            (
+                "TRUST_DOMAIN",
+                "td.example",
+                |c| {
+                    format!(
+                        "{:?}",
+                        c.node.trust_domain.as_ref().map(ToString::to_string)
+                    )
+                },
+                "Some(\"td.example\")",
+            ),
             ("INSTANCE_IP", "::1", |c| c.node.instance_ip.clone(), "::1"),
             (
                 "SECRET_TTL",
@@ -792,6 +815,8 @@ mod tests {
             ("KEEPALIVE_ENABLED", "true"),
             ("LOG_FORMAT", "xml"),
             ("INSTANCE_IP", "here"),
+            ("TRUST_DOMAIN", "a/b"),
+            ("ENABLE_PROXY", "false"),
         ];
         let error = read(bad).unwrap_err();
         for (name, value) in bad {

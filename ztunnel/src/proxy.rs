@@ -19,16 +19,16 @@ mod record;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::AsFd,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
 use anyhow::Context;
 use leyline_authz::PolicySet;
-use leyline_capture::PodCapture;
+use leyline_capture::{PodCapture, PodSockets};
 use leyline_hbone::{HboneStream, Pool};
 use leyline_net::{
     Accepted, ConnectOptions, ListenOptions, NetNs, Redirection, Source, accept, listen, sockopt,
@@ -40,7 +40,7 @@ use leyline_telemetry::{
     traffic::{Direction, Refusal, early_failure},
 };
 use leyline_tls::CertificateStore;
-use leyline_types::{NamespacedName, WorkloadName, WorkloadUid, ports};
+use leyline_types::{Identity, NamespacedName, WorkloadName, WorkloadUid, ports};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -57,7 +57,7 @@ use self::{
     limits::{Places, Sources},
     local::{LocalPods, OwnAddresses},
 };
-use crate::config::{PortUse, ProxyConfig, SourceAddress};
+use crate::config::{Carries, PortUse, ProxyConfig, SourceAddress};
 
 /// What all pods of the node share.
 pub(crate) struct Shared {
@@ -180,6 +180,8 @@ pub(crate) struct Pod {
     sources: Arc<Sources>,
     own_addresses: OwnAddresses,
     source_address: SourceAddress,
+    /// Who it is, where not xDS says so.
+    identity: OnceLock<Identity>,
     /// New connections go direct; what is carried goes on.
     draining: AtomicBool,
     /// On kernels where capture must be told of connections to the application.
@@ -221,6 +223,7 @@ impl Pod {
         Arc::new(Self {
             announce,
             source_address,
+            identity: OnceLock::new(),
             capture,
             draining: AtomicBool::new(false),
             uid,
@@ -251,11 +254,26 @@ impl Pod {
 
     /// Starts to accept; ends with the pod's drain.
     pub(crate) fn serve(self: &Arc<Self>, listeners: Listeners) {
-        let Listeners {
+        let Listeners { tcp, dns } = listeners;
+        if let Some(tcp) = tcp {
+            self.serve_tcp(tcp);
+        }
+        match dns {
+            Some(Ok(dns)) => dns.serve(self),
+            Some(Err(error)) => {
+                // Its other traffic is carried all the same.
+                dns_listen_failed();
+                warn!(pod = %self.name, %error, "port 15053 cannot be opened in the pod; its DNS is not captured");
+            }
+            None => {}
+        }
+    }
+
+    fn serve_tcp(self: &Arc<Self>, listeners: TcpListeners) {
+        let TcpListeners {
             outbound,
             inbound,
             hbone,
-            dns,
         } = listeners;
         self.shared.local_pods.enter(self);
         self.serve_one("outbound", Direction::Outbound, outbound, outbound::handle);
@@ -271,19 +289,14 @@ impl Pod {
             hbone,
             inbound::handle_connection,
         );
-        match dns {
-            Some(Ok(dns)) => dns.serve(self),
-            Some(Err(error)) => {
-                // Its other traffic is carried all the same.
-                dns_listen_failed();
-                warn!(pod = %self.name, %error, "port 15053 cannot be opened in the pod; its DNS is not captured");
-            }
-            None => {}
-        }
     }
 
-    /// As [`Self::serve`], with tunnels alone.
-    pub(crate) fn serve_own(self: &Arc<Self>, hbone: TcpListener) {
+    /// As [`Self::serve`], with tunnels alone; `identity` is who it is, where not xDS is to say so.
+    pub(crate) fn serve_own(self: &Arc<Self>, hbone: TcpListener, identity: Option<Identity>) {
+        if let Some(identity) = identity {
+            // Set once: this is called once.
+            self.identity.set(identity).ok();
+        }
         let handle = inbound::handle_connection;
         self.serve_one("own inbound", Direction::Inbound, hbone, handle);
     }
@@ -404,11 +417,17 @@ fn no_original_destination(direction: Direction, peer: SocketAddr, error: &io::E
 
 /// The sockets of one pod, open in its namespace.
 pub(crate) struct Listeners {
+    /// None where only DNS is captured.
+    tcp: Option<TcpListeners>,
+    /// What became of them; none where DNS is not captured.
+    dns: Option<io::Result<DnsListeners>>,
+}
+
+/// Those that take connections.
+struct TcpListeners {
     outbound: TcpListener,
     inbound: TcpListener,
     hbone: TcpListener,
-    /// What became of them; none where DNS is not captured.
-    dns: Option<io::Result<DnsListeners>>,
 }
 
 impl Listeners {
@@ -433,10 +452,16 @@ impl Listeners {
             }
             anyhow::Ok(listener)
         };
+        let tcp = match config.carries {
+            Carries::Nothing => None,
+            Carries::Connections => Some(TcpListeners {
+                outbound: open(ports::OUTBOUND, config.application_mark())?,
+                inbound: open(ports::INBOUND_PLAINTEXT, config.bypass_mark)?,
+                hbone: open(ports::HBONE, config.bypass_mark)?,
+            }),
+        };
         Ok(Self {
-            outbound: open(ports::OUTBOUND, config.application_mark())?,
-            inbound: open(ports::INBOUND_PLAINTEXT, config.bypass_mark)?,
-            hbone: open(ports::HBONE, config.bypass_mark)?,
+            tcp,
             dns: config
                 .dns
                 .enabled
@@ -444,28 +469,17 @@ impl Listeners {
         })
     }
 
-    pub(crate) fn outbound_fd(&self) -> BorrowedFd<'_> {
-        self.outbound.as_fd()
-    }
-
-    pub(crate) fn inbound_fd(&self) -> BorrowedFd<'_> {
-        self.inbound.as_fd()
-    }
-
-    pub(crate) fn hbone_fd(&self) -> BorrowedFd<'_> {
-        self.hbone.as_fd()
-    }
-
-    fn dns(&self) -> Option<&DnsListeners> {
-        self.dns.as_ref()?.as_ref().ok()
-    }
-
-    pub(crate) fn dns_udp_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.dns().map(DnsListeners::udp_fd)
-    }
-
-    pub(crate) fn dns_tcp_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.dns().map(DnsListeners::tcp_fd)
+    /// For capture, which takes connections or nothing.
+    pub(crate) fn sockets(&self) -> Option<PodSockets<'_>> {
+        let tcp = self.tcp.as_ref()?;
+        let dns = self.dns.as_ref().and_then(|dns| dns.as_ref().ok());
+        Some(PodSockets {
+            outbound: tcp.outbound.as_fd(),
+            inbound: tcp.inbound.as_fd(),
+            hbone: tcp.hbone.as_fd(),
+            dns_udp: dns.map(DnsListeners::udp_fd),
+            dns_tcp: dns.map(DnsListeners::tcp_fd),
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use leyline_net::{ListenOptions, NetNs, listen};
 use leyline_runtime::Drain;
-use leyline_types::{WorkloadName, WorkloadUid, ports};
+use leyline_types::{Identity, WorkloadName, WorkloadUid, ports};
 
 use crate::{
     config::{Config, NodeConfig, SourceAddress},
@@ -37,10 +37,19 @@ pub(super) fn serve(
     let uid = WorkloadUid::new(format!("{cluster}//Pod/{}/{}", name.namespace, name.name));
     // Nobody there cares who calls.
     let source = SourceAddress::Own;
+    let identity = identity(&config.node, &name)?;
     let (shared, drain) = (shared.clone(), drain.child());
     let pod = Pod::new(uid, name, netns, None, source, shared, drain);
-    pod.serve_own(listener);
+    pod.serve_own(listener, identity);
     Ok(Some(pod))
+}
+
+/// By `TRUST_DOMAIN`; unset, it is in the trust domain that xDS says.
+fn identity(node: &NodeConfig, name: &WorkloadName) -> Result<Option<Identity>> {
+    let (namespace, account) = (name.namespace.as_str(), name.service_account.as_str());
+    let of = |trust_domain| Identity::new(trust_domain, namespace, account);
+    let identity = node.trust_domain.clone().map(of).transpose();
+    identity.context("POD_NAMESPACE or SERVICE_ACCOUNT is not part of an identity")
 }
 
 fn name(node: &NodeConfig) -> Option<WorkloadName> {

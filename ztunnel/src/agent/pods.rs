@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::Context;
-use leyline_capture::{NodeCapture, PodCapture, PodOptions, PodSockets};
+use leyline_capture::{NodeCapture, PodCapture, PodOptions};
 use leyline_net::NetNs;
 use leyline_runtime::{Drain, ReadinessTask, spawn};
 use leyline_telemetry::mesh;
@@ -325,12 +325,8 @@ impl PodManager {
         let Some(capture) = &self.capture else {
             return Ok(None);
         };
-        let sockets = PodSockets {
-            outbound: listeners.outbound_fd(),
-            inbound: listeners.inbound_fd(),
-            hbone: listeners.hbone_fd(),
-            dns_udp: listeners.dns_udp_fd(),
-            dns_tcp: listeners.dns_tcp_fd(),
+        let Some(sockets) = listeners.sockets() else {
+            return Ok(None);
         };
         let captured = capture
             .enroll(netns, addresses, sockets, PodOptions::default())

@@ -34,6 +34,16 @@ pub(crate) enum PortUse {
     Exclusive,
 }
 
+/// What is done with the connections of pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Carries {
+    /// They are carried.
+    Connections,
+    /// Only DNS is answered (`ENABLE_PROXY=false`).
+    Nothing,
+}
+
 impl PodSource {
     /// As said by `LEYLINE_ENROLMENT`; else istio-cni where Istio's chart rolled this process out (it sets
     /// `INPOD_ENABLED`) or its socket is named, and our control plane elsewhere.
@@ -133,6 +143,21 @@ pub(super) fn port_use(env: &mut Reader<'_>) -> PortUse {
     }
 }
 
+/// Our own capture is of connections; rules of others may turn DNS alone to us.
+pub(super) fn carries(env: &mut Reader<'_>, redirection: Redirection, dns: bool) -> Carries {
+    if env.bool("ENABLE_PROXY", true) {
+        return Carries::Connections;
+    }
+    if !dns {
+        let why = "ztunnel run without any servers enabled: ISTIO_META_DNS_CAPTURE is off too";
+        env.reject("ENABLE_PROXY", false, why);
+    } else if redirection == Redirection::Steered {
+        let why = "our capture turns connections here; only with the rules of others (istio-cni's)";
+        env.reject("ENABLE_PROXY", false, why);
+    }
+    Carries::Nothing
+}
+
 #[cfg(test)]
 mod tests {
     use leyline_runtime::env::MapEnv;
@@ -205,6 +230,19 @@ mod tests {
             redirection(&mut reader, &source);
             assert!(reader.finish().is_err(), "{vars:?}");
         }
+    }
+
+    #[test]
+    fn dns_alone_is_for_the_rules_of_others() {
+        let check = |redirection, dns, fits: bool| {
+            let env = MapEnv::from([("ENABLE_PROXY", "false")]);
+            let mut reader = Reader::new(&env);
+            assert_eq!(carries(&mut reader, redirection, dns), Carries::Nothing);
+            assert_eq!(reader.finish().is_ok(), fits, "{redirection:?} {dns}");
+        };
+        check(Redirection::Rewritten, true, true);
+        check(Redirection::Rewritten, false, false);
+        check(Redirection::Steered, true, false);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use leyline_net::{Redirection, listen::Families};
 use leyline_tls::{KeyExchange, OldestVersion};
 use serde_json::{Value, json};
 
-use super::{Config, PortUse, SourceAddress};
+use super::{Carries, Config, PodSource, PortUse, SourceAddress};
 use crate::proxy::connections::DecisionLevel;
 
 impl Config {
@@ -16,10 +16,15 @@ impl Config {
         let Self { node, proxy, .. } = self;
         let hbone = &proxy.hbone;
         json!({
-            "proxyMode": "shared",
+            "proxyMode": match self.capture.source {
+                PodSource::ControlPlane | PodSource::Zds(_) => "shared",
+                PodSource::Dedicated(_) => "dedicated",
+            },
             "localNode": node.node,
             "network": node.network,
             "clusterId": node.cluster_id,
+            "trustDomain": node.trust_domain.as_ref().map(ToString::to_string),
+            "proxy": proxy.carries == Carries::Connections,
             "xdsAddress": self.xds.address,
             "caAddress": self.ca.address,
             "localXds": self.local_xds,

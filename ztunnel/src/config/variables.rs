@@ -103,6 +103,16 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     ),
     ("INSTANCE_IP", "1.1.1.1", "its address"),
     (
+        "TRUST_DOMAIN",
+        "",
+        "of this process's own identity; unset: as the control plane says",
+    ),
+    (
+        "ENABLE_PROXY",
+        "true",
+        "false: only DNS of pods is answered, behind the rules of others",
+    ),
+    (
         "PROXY_MODE",
         "shared",
         "one process for all pods of the node; dedicated: for one workload, in its namespace and with its token",
@@ -383,6 +393,35 @@ mod tests {
             unread.is_empty(),
             "in the table, and nobody reads: {unread:?}"
         );
+    }
+
+    /// Facts A2: who comes from Istio finds each of its variables.
+    #[test]
+    fn every_variable_of_istio_is_listed() {
+        let istio = "PROXY_MODE PROXY_WORKLOAD_INFO ENABLE_PROXY XDS_ADDRESS CA_ADDRESS XDS_ROOT_CA CA_ROOT_CA \
+            ALT_XDS_HOSTNAME ALT_CA_HOSTNAME AUTH_TOKEN CLUSTER_ID ISTIO_META_CLUSTER_ID CLUSTER_DOMAIN NETWORK \
+            NODE_NAME POD_NAME POD_NAMESPACE SERVICE_ACCOUNT INSTANCE_IP TRUST_DOMAIN INPOD_UDS INPOD_PORT_REUSE \
+            PACKET_MARK ENABLE_ORIG_SRC IPV6_ENABLED LOCAL_XDS_PATH LOCAL_XDS PREFERED_SERVICE_NAMESPACE \
+            SECRET_TTL FAKE_CA KEEPALIVE_ENABLED KEEPALIVE_TIME KEEPALIVE_INTERVAL KEEPALIVE_RETRIES \
+            USER_TIMEOUT_ENABLED POOL_MAX_STREAMS_PER_CONNECTION POOL_UNUSED_RELEASE_TIMEOUT \
+            HTTP2_STREAM_WINDOW_SIZE HTTP2_CONNECTION_WINDOW_SIZE HTTP2_FRAME_SIZE \
+            CONNECTION_TERMINATION_DEADLINE TERMINATION_GRACE_PERIOD_SECONDS UNSTABLE_ENABLE_SOCKS5 \
+            LOCALHOST_APP_TUNNEL ENABLE_RESPONSE_BAGGAGE CRL_PATH COMPLIANCE_POLICY TLS12_ENABLED \
+            AUTHZ_POLICY_INFO_LOGGING RUST_LOG LOG_FORMAT PROXY_CONFIG ISTIO_META_DNS_CAPTURE \
+            ISTIO_META_DNS_PROXY_ADDR ISTIO_META_ISTIO_VERSION ISTIO_META_* ISTIO_METAJSON_* XDS_HEADER_* \
+            CA_HEADER_* ZTUNNEL_CPU_LIMIT ZTUNNEL_RESOURCE_CPU_LIMIT ZTUNNEL_RESOURCE_CPU_REQUEST \
+            ZTUNNEL_WORKER_THREADS INPOD_ENABLED";
+        let is_listed = |name: &str| {
+            VARIABLES.iter().any(|(listed, _, _)| {
+                let pattern = listed.strip_suffix('*');
+                name == *listed || pattern.is_some_and(|prefix| name.starts_with(prefix))
+            })
+        };
+        let missing: Vec<&str> = istio
+            .split_whitespace()
+            .filter(|name| !is_listed(name))
+            .collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 
     #[test]

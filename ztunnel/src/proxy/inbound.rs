@@ -118,7 +118,8 @@ async fn certificate(pod: &Pod) -> Result<Arc<WorkloadCertificate>, (Refusal, St
         let error = "failed to fetch information about local workload".to_owned();
         return Err((Refusal::UnknownDestination, error));
     };
-    let fetched = pod.shared.certificates.get(&workload.identity).await;
+    let identity = pod.identity.get().unwrap_or(&workload.identity);
+    let fetched = pod.shared.certificates.get(identity).await;
     fetched.map_err(|error| (Refusal::NoCertificate, error.to_string()))
 }
 
