@@ -287,7 +287,7 @@ struct PortContext<'v, 'a> {
     view: &'v View<'a>,
     gateway: &'v NamespacedName,
     service: &'v ServiceView<'a>,
-    settings: &'v Settings<'v>,
+    settings: &'v Settings<'a>,
 }
 
 impl PortContext<'_, '_> {
@@ -328,15 +328,8 @@ impl PortContext<'_, '_> {
             which.name(service.host)
         };
         let (http, tcp) = (name(Traffic::Http), name(Traffic::Tcp));
-        let root = self.view.mesh.root_namespace.as_str();
-        let patches = envoy_filters::patches(
-            self.view.objects,
-            self.settings,
-            self.gateway,
-            root,
-            service,
-            number,
-        );
+        let patches =
+            envoy_filters::patches(self.view, self.settings, self.gateway, service, number);
         if port.protocol.may_be_http() {
             let rules = rules::http(self.view, self.gateway, service, number, advice);
             let table = routes::Table {

@@ -15,7 +15,11 @@ use envoy_types::pb::{
 use leyline_types::NamespacedName;
 use serde_json::{Map, Value};
 
-use super::{listeners::http_filter, settings::Settings, view::ServiceView};
+use super::{
+    listeners::http_filter,
+    settings::Settings,
+    view::{ServiceView, View},
+};
 use crate::{
     objects::{
         Kind, ObjectKey, Objects,
@@ -72,18 +76,17 @@ type NoEffect = (String, String);
 pub(super) struct Patches(Vec<Patch>);
 
 /// Those that are for this service of this waypoint.
-pub(super) fn patches(
-    objects: &Objects,
-    settings: &Settings<'_>,
+pub(super) fn patches<'a>(
+    view: &View<'a>,
+    settings: &Settings<'a>,
     gateway: &NamespacedName,
-    root: &str,
     service: &ServiceView<'_>,
     port: u16,
 ) -> Patches {
-    let mut filters: Vec<(&NamespacedName, &EnvoyFilter)> = objects
-        .envoy_filters
-        .iter()
-        .map(|(name, filter)| (name, filter.as_ref()))
+    let root = view.mesh.root_namespace.as_str();
+    let mut filters: Vec<(&NamespacedName, &EnvoyFilter)> = settings
+        .about(&view.index.envoy_filters, service)
+        .into_iter()
         .filter(|(name, filter)| {
             let namespace = name.namespace.as_str();
             let near = namespace == root || namespace == gateway.namespace.as_str();

@@ -13,10 +13,14 @@ use super::{
     rules,
 };
 use crate::objects::{
-    Objects,
+    AuthorizationPolicy, Objects, TargetRef, WAYPOINT_CLASS,
     l7::{
         destination_rule::DestinationRule,
+        envoy_filter::EnvoyFilter,
         gateway_route::{GrpcRoute, HttpRoute, ParentRef},
+        rate_limit::RateLimit,
+        request_authentication::RequestAuthentication,
+        telemetry::Telemetry,
         virtual_service::VirtualService,
     },
 };
@@ -30,6 +34,11 @@ pub(super) struct Index<'a> {
     pub(super) destination_rules: ByHost<'a, DestinationRule>,
     pub(super) http_routes: ByParent<'a, HttpRoute>,
     pub(super) grpc_routes: ByParent<'a, GrpcRoute>,
+    pub(super) authorization_policies: ByTarget<'a, AuthorizationPolicy>,
+    pub(super) request_authentications: ByTarget<'a, RequestAuthentication>,
+    pub(super) telemetries: ByTarget<'a, Telemetry>,
+    pub(super) rate_limits: ByTarget<'a, RateLimit>,
+    pub(super) envoy_filters: ByTarget<'a, EnvoyFilter>,
 }
 
 impl<'a> Index<'a> {
@@ -43,6 +52,17 @@ impl<'a> Index<'a> {
             }),
             http_routes: ByParent::new(&objects.http_routes, |one| &one.spec.parent_refs),
             grpc_routes: ByParent::new(&objects.grpc_routes, |one| &one.spec.parent_refs),
+            authorization_policies: ByTarget::new(&objects.authorization_policies, |one| {
+                one.spec.target_ref.iter().chain(&one.spec.target_refs)
+            }),
+            request_authentications: ByTarget::new(&objects.request_authentications, |one| {
+                one.spec.target_ref.iter().chain(&one.spec.target_refs)
+            }),
+            telemetries: ByTarget::new(&objects.telemetries, |one| {
+                one.spec.target_ref.iter().chain(&one.spec.target_refs)
+            }),
+            rate_limits: ByTarget::new(&objects.rate_limits, |one| one.spec.target_refs.iter()),
+            envoy_filters: ByTarget::new(&objects.envoy_filters, |one| one.spec.target_refs.iter()),
         }
     }
 }
@@ -116,6 +136,108 @@ impl<'a, T> ByParent<'a, T> {
     }
 }
 
+/// Policies by their own namespace and the names that their targets have; those without targets by themselves.
+pub(super) struct ByTarget<'a, T> {
+    targeted: HashMap<String, Vec<Known<'a, T>>>,
+    untargeted: Vec<Known<'a, T>>,
+}
+
+impl<'a, T> ByTarget<'a, T> {
+    fn new<Targets: Iterator<Item = &'a TargetRef>>(
+        objects: &'a BTreeMap<NamespacedName, Arc<T>>,
+        targets: impl Fn(&'a T) -> Targets,
+    ) -> Self {
+        let mut index = Self {
+            targeted: HashMap::new(),
+            untargeted: Vec::new(),
+        };
+        for (name, object) in objects {
+            let known = (name, object.as_ref());
+            let mut targets = targets(object).peekable();
+            if targets.peek().is_none() {
+                index.untargeted.push(known);
+            }
+            for target in targets {
+                let key = key(name.namespace.as_str(), &target.name);
+                index.targeted.entry(key).or_default().push(known);
+            }
+        }
+        index
+    }
+
+    /// Those that name something of this name in their namespace, be it of another kind. An object comes as often as it does.
+    fn named(&self, namespace: &str, name: &str) -> impl Iterator<Item = Known<'a, T>> {
+        let found = self.targeted.get(&key(namespace, name));
+        found.into_iter().flatten().copied()
+    }
+
+    /// All that may be about a service, its waypoint, the class of waypoints, or everything, in the order of their names.
+    pub(super) fn about(
+        &self,
+        (namespace, name): (&str, &str),
+        gateway: &NamespacedName,
+        root_namespace: &str,
+    ) -> Vec<Known<'a, T>> {
+        let of_service = self.named(namespace, name);
+        let of_gateway = self.named(gateway.namespace.as_str(), gateway.name.as_str());
+        let of_class = self.named(root_namespace, WAYPOINT_CLASS);
+        let all = of_service.chain(of_gateway).chain(of_class);
+        let mut all: Vec<_> = all.chain(self.untargeted.iter().copied()).collect();
+        all.sort_by_key(|(name, _)| *name);
+        all.dedup_by_key(|(name, _)| *name);
+        all
+    }
+}
+
 fn key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(namespace: &str, name: &str) -> NamespacedName {
+        NamespacedName {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    #[test]
+    fn policies_are_found_by_their_targets_in_the_order_of_their_names() {
+        let policies: [(&str, &str, &[&str]); 8] = [
+            ("istio-system", "of-all", &[]),
+            ("istio-system", "of-class", &[WAYPOINT_CLASS]),
+            ("shop", "of-other", &["other"]),
+            ("shop", "of-service", &["server"]),
+            ("shop", "of-service-twice", &["server", "other", "server"]),
+            ("bank", "of-namesake", &["server"]),
+            ("mesh", "of-gateway", &["waypoint"]),
+            ("shop", "of-class-elsewhere", &[WAYPOINT_CLASS]),
+        ];
+        let policies: BTreeMap<_, _> = policies
+            .iter()
+            .map(|(namespace, name, targets)| {
+                let targets = targets.iter().map(|target| TargetRef {
+                    name: (*target).to_owned(),
+                    ..TargetRef::default()
+                });
+                let targets: Vec<TargetRef> = targets.collect();
+                (object(namespace, name), Arc::new(targets))
+            })
+            .collect();
+        let index = ByTarget::new(&policies, |targets| targets.iter());
+        let gateway = object("mesh", "waypoint");
+        let found = index.about(("shop", "server"), &gateway, "istio-system");
+        let found: Vec<String> = found.iter().map(|(name, _)| name.to_string()).collect();
+        let expected = [
+            "istio-system/of-all",
+            "istio-system/of-class",
+            "mesh/of-gateway",
+            "shop/of-service",
+            "shop/of-service-twice",
+        ];
+        assert_eq!(found, expected);
+    }
 }

@@ -56,13 +56,13 @@ const MAX_KEYS: u32 = 10_000;
 const GLOBAL_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// The filters of a service, in the order of the objects' names.
-pub(super) fn filters(
-    view: &View<'_>,
-    settings: &Settings<'_>,
+pub(super) fn filters<'a>(
+    view: &View<'a>,
+    settings: &Settings<'a>,
     service: &ServiceView<'_>,
 ) -> Vec<HttpFilter> {
-    let limits = view.objects.rate_limits.iter();
-    let targeted = limits.filter(|(name, limit)| {
+    let limits = settings.about(&view.index.rate_limits, service);
+    let targeted = limits.into_iter().filter(|(name, limit)| {
         let mut targets = limit.spec.target_refs.iter();
         targets.any(|target| settings.targets(target, name.namespace.as_str(), service))
     });

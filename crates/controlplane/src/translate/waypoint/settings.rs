@@ -19,6 +19,7 @@ use leyline_types::NamespacedName;
 
 use super::{
     clusters::{self, Policy, TcpOptions, Traffic, Which, locality::Standpoint},
+    index::{ByTarget, Known},
     names::is_exported,
     pb,
     policies::Named,
@@ -159,18 +160,16 @@ impl<'a> Settings<'a> {
 
     /// Policies of the service, of the waypoint, and of its class, in the order of their names.
     pub(super) fn policies_of(&self, service: &ServiceView<'_>) -> Vec<Named<'a>> {
-        let all = self.view.objects.authorization_policies.iter();
-        let applies = |(name, policy): &(
-            &'a NamespacedName,
-            &'a std::sync::Arc<crate::objects::AuthorizationPolicy>,
-        )| {
-            let spec = &policy.spec;
-            let targets = spec.target_ref.iter().chain(&spec.target_refs);
-            targets
-                .into_iter()
-                .any(|target| self.targets(target, name.namespace.as_str(), service))
-        };
-        all.filter(applies)
+        let policies = self.about(&self.view.index.authorization_policies, service);
+        let applying = policies.into_iter().filter(|(name, policy)| {
+            let mut targets = policy
+                .spec
+                .target_ref
+                .iter()
+                .chain(&policy.spec.target_refs);
+            targets.any(|target| self.targets(target, name.namespace.as_str(), service))
+        });
+        applying
             .map(|(name, policy)| Named {
                 namespace: name.namespace.as_str(),
                 name: name.name.as_str(),
@@ -184,14 +183,26 @@ impl<'a> Settings<'a> {
         &self,
         service: &ServiceView<'_>,
     ) -> Vec<&'a RequestAuthentication> {
-        let all = self.view.objects.request_authentications.iter();
-        all.filter(|(name, policy)| {
-            let spec = &policy.spec;
-            let mut targets = spec.target_ref.iter().chain(&spec.target_refs);
+        let policies = self.about(&self.view.index.request_authentications, service);
+        let applying = policies.into_iter().filter(|(name, policy)| {
+            let mut targets = policy
+                .spec
+                .target_ref
+                .iter()
+                .chain(&policy.spec.target_refs);
             targets.any(|target| self.targets(target, name.namespace.as_str(), service))
-        })
-        .map(|(_, policy)| policy.as_ref())
-        .collect()
+        });
+        applying.map(|(_, policy)| policy).collect()
+    }
+
+    /// Objects that may be about a service of this waypoint, in the order of their names.
+    pub(super) fn about<T>(
+        &self,
+        index: &ByTarget<'a, T>,
+        service: &ServiceView<'_>,
+    ) -> Vec<Known<'a, T>> {
+        let service = (service.namespace, service.name);
+        index.about(service, self.gateway, &self.view.mesh.root_namespace)
     }
 
     /// Whether a reference of an object in `namespace` means this service or this waypoint.

@@ -134,9 +134,9 @@ impl Told {
 }
 
 /// Of one service of a waypoint.
-pub(super) fn of(
-    view: &View<'_>,
-    settings: &Settings<'_>,
+pub(super) fn of<'a>(
+    view: &View<'a>,
+    settings: &Settings<'a>,
     gateway: &NamespacedName,
     service: &ServiceView<'_>,
 ) -> Told {
@@ -151,7 +151,7 @@ pub(super) fn of(
 /// From far to near.
 fn applying<'a>(
     view: &View<'a>,
-    settings: &Settings<'_>,
+    settings: &Settings<'a>,
     gateway: &NamespacedName,
     service: &ServiceView<'_>,
 ) -> Vec<&'a Telemetry> {
@@ -174,9 +174,9 @@ fn applying<'a>(
             _ => None,
         }
     };
-    let all = view.objects.telemetries.iter();
+    let all = settings.about(&view.index.telemetries, service).into_iter();
     let mut found: Vec<(u8, &Telemetry)> = all
-        .filter_map(|(name, object)| Some((distance(name, object)?, object.as_ref())))
+        .filter_map(|(name, object)| Some((distance(name, object)?, object)))
         .collect();
     found.sort_by_key(|(distance, _)| *distance);
     found.into_iter().map(|(_, object)| object).collect()
