@@ -1,15 +1,15 @@
 //! Developer commands. `cargo xtask help` lists them.
 
-mod bench;
 mod codegen;
-mod demo;
 mod ebpf;
+mod local;
 mod test;
 mod tidy;
 
 use std::{path::Path, process::ExitCode};
 
 use clap::{Parser, Subcommand};
+use leyline_devtools::options::Local;
 
 #[derive(Parser)]
 struct Args {
@@ -19,20 +19,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build all, run an encrypted and authorized mesh on this machine, check it, take it down. Needs root.
-    Demo {
-        /// Leave it up and say how to look around.
-        #[arg(long, conflicts_with = "down")]
-        keep: bool,
-        /// Remove what `--keep` left up.
-        #[arg(long)]
-        down: bool,
-        /// Name of the run, for several at once.
-        #[arg(long, default_value = demo::ID)]
-        id: String,
-    },
-    /// Measure the mesh beside plain veth, and print the figures with Istio's. Needs root.
-    Bench(bench::BenchArgs),
+    #[command(flatten)]
+    Local(Local),
     /// Run every check and test; CI runs exactly this. Needs root.
     Test,
     /// Check crate edges, dependencies, lengths and forbidden patterns.
@@ -59,15 +47,7 @@ fn main() -> anyhow::Result<ExitCode> {
         .join("..")
         .canonicalize()?;
     match Args::parse().command {
-        Command::Demo { keep, down, id } => {
-            let mode = match (keep, down) {
-                (true, _) => demo::Mode::Keep,
-                (false, true) => demo::Mode::Down,
-                (false, false) => demo::Mode::Check,
-            };
-            return demo::run(&root, &id, mode);
-        }
-        Command::Bench(args) => return bench::run(&root, args),
+        Command::Local(command) => return local::run(&root, &command),
         Command::Test => return test::run(&root),
         Command::Tidy => tidy::run(&root)?,
         Command::Fuzz { seconds } => return test::fuzz(&root, seconds),

@@ -14,6 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::{DependencyKind, MetadataCommand};
+use leyline_devtools::tools::{Tool, ensure_tools};
 
 use crate::{codegen, ebpf, tidy};
 
@@ -60,13 +61,6 @@ const E2E_THREADS: &str = "2";
 const FUZZ_CASES: &str = "2000";
 /// Inputs per property in the smoke run of `cargo xtask test`: new ones each time, and about a minute in all.
 const SMOKE_CASES: &str = "512";
-
-/// A program that is there, or comes with a Debian package.
-pub(crate) struct Tool {
-    /// Succeeds where the program is there.
-    pub(crate) probe: &'static [&'static str],
-    pub(crate) package: &'static str,
-}
 
 /// Tests and steps that ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -239,45 +233,6 @@ fn end_to_end_tests(root: &Path) -> Result<Tally> {
     command.args(["test", "--locked", "--package", "leyline-tests"]);
     command.args(["--no-fail-fast", "--", "--test-threads", E2E_THREADS]);
     run_tests(command)
-}
-
-/// Installs the Debian packages of tools that are missing, and says so.
-pub(crate) fn ensure_tools(tools: &[Tool]) -> Result<()> {
-    let missing: Vec<&str> = tools
-        .iter()
-        .filter(|tool| !tool.is_there())
-        .map(|tool| tool.package)
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    say(&format!("installing {}", missing.join(", ")))?;
-    let apt = |args: &[&str]| -> Result<()> {
-        let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").args(args);
-        let status = command.status().context("starting apt-get")?;
-        ensure!(
-            status.success(),
-            "apt-get {}: {status}; install {} yourself",
-            args.join(" "),
-            missing.join(" ")
-        );
-        Ok(())
-    };
-    apt(&["update", "-q"])?;
-    let mut install = vec!["install", "-y", "-q", "--no-install-recommends"];
-    install.extend(&missing);
-    apt(&install)
-}
-
-impl Tool {
-    fn is_there(&self) -> bool {
-        let Some((program, args)) = self.probe.split_first() else {
-            return false;
-        };
-        let output = Command::new(program).args(args).output();
-        output.is_ok_and(|output| output.status.success())
-    }
 }
 
 /// A cargo command that holds no tests.

@@ -34,7 +34,7 @@ impl Console {
     }
 
     /// A check with what it saw.
-    pub(super) fn check(
+    pub(crate) fn check(
         &self,
         number: usize,
         title: &str,

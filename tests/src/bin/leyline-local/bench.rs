@@ -4,7 +4,10 @@
 use std::{fs, path::Path, path::PathBuf, process::ExitCode, str::FromStr, time::Duration};
 
 use anyhow::{Context, Error, Result, ensure};
-use clap::Args;
+use leyline_devtools::{
+    options::BenchArgs,
+    tools::{Tool, ensure_tools},
+};
 use leyline_tests::{
     bench::{self, Phase, waypoint},
     preflight,
@@ -12,14 +15,7 @@ use leyline_tests::{
 };
 use tokio::runtime::Builder;
 
-use crate::{
-    demo::{
-        build::{self, Profile},
-        console::Console,
-        interrupted,
-    },
-    test::{Tool, ensure_tools},
-};
+use crate::{console::Console, interrupted};
 
 /// The id of a bench's run, hence the names under /run and /run/netns.
 const ID: &str = "bench";
@@ -42,44 +38,17 @@ const WAYPOINT_TOOLS: [Tool; 3] = [
     },
 ];
 
-/// Options of the command.
-#[derive(Args)]
-pub(crate) struct BenchArgs {
-    /// Measure our waypoint and Envoy, which do the same in turn, instead of the node proxies.
-    #[arg(long)]
-    waypoint: bool,
-    /// Only these, separated by commas: memory, bulk, latency, closed, connections, tunnels, local; of waypoints: closed,
-    /// latency, bodies, scale.
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
-    /// Length of each measurement.
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
-    /// How often each is made, by turns.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Write every figure of every round to this file.
-    #[arg(long)]
-    json: Option<PathBuf>,
-    /// Write profiles of the proxies by `perf` into this directory; they make the proxies slower.
-    #[arg(long)]
-    profiles: Option<PathBuf>,
-    /// Take the programs of this directory, as they are, instead of building them; to compare two builds.
-    #[arg(long)]
-    binaries: Option<PathBuf>,
-}
-
-pub(crate) fn run(root: &Path, args: BenchArgs) -> Result<ExitCode> {
+pub(crate) fn run(root: &Path, args: &BenchArgs) -> Result<ExitCode> {
     let console = Console::new();
     // One thread: the cores are for the proxies and their load.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         // Dropping the bench at Ctrl-C removes what it has made: the run is a guard.
         tokio::select! {
-            measured = measure(root, &args, &console) => {
+            measured = measure(root, args, &console) => {
                 let (table, figures) = measured?;
                 console.line(format!("\n{table}"));
-                save(&args, &figures)?;
+                save(args, &figures)?;
                 Ok(ExitCode::SUCCESS)
             }
             interrupted = interrupted() => {
@@ -103,14 +72,8 @@ async fn measure(root: &Path, args: &BenchArgs, console: &Console) -> Result<(St
     if let Some(directory) = &args.profiles {
         fs::create_dir_all(directory)?;
     }
-    let binaries = match &args.binaries {
-        Some(directory) => directory.clone(),
-        None => {
-            console.step("building the programs as they are shipped; this takes many minutes");
-            build::programs(root, Profile::Dist).await?;
-            root.join("target").join(Profile::Dist.name())
-        }
-    };
+    let built = || std::env::current_exe().map(|program| program.with_file_name(""));
+    let binaries = args.binaries.clone().map_or_else(built, Ok)?;
     if args.waypoint {
         ensure_tools(&WAYPOINT_TOOLS)?;
         let report = waypoints(root, binaries, args, console).await?;

