@@ -12,6 +12,7 @@ mod dedicated;
 mod dns;
 mod enrolment;
 mod hostnames;
+mod idle;
 mod lifecycle;
 mod local;
 mod local_xds;

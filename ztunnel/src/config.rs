@@ -1,5 +1,6 @@
 //! What ztunnel can be told by its environment (facts A2), read once at start.
 
+mod connections;
 mod mesh;
 mod pods;
 mod security;
@@ -33,7 +34,7 @@ use self::mesh::MeshDefaults;
 pub(crate) use self::pods::{Carries, PodSource, PortUse};
 use crate::{
     local_xds::LocalXds,
-    proxy::{DnsConfig, connections::DecisionLevel},
+    proxy::{DnsConfig, IdleLimits, connections::DecisionLevel},
 };
 
 /// Mark of the proxy's own sockets, which capture leaves alone (facts A4).
@@ -43,15 +44,6 @@ const TOKEN_PATH: &str = "./var/run/secrets/tokens/istio-token";
 /// Where the roots of the control plane are mounted.
 const ROOT_PATH: &str = "./var/run/secrets/istio/root-cert.pem";
 
-/// The range of a signed 32 bit number of RFC 9113, 6.9.2; below the default a tunnel crawls.
-const WINDOW_SIZE: RangeInclusive<u32> = 65_535..=(1 << 31) - 1;
-/// SETTINGS_MAX_FRAME_SIZE (RFC 9113, 6.5.2).
-const FRAME_SIZE: RangeInclusive<u32> = 1 << 14..=(1 << 24) - 1;
-/// What the kernel takes for TCP_KEEPIDLE and TCP_KEEPINTVL, in whole seconds.
-const KEEPALIVE_SECONDS: RangeInclusive<Duration> =
-    Duration::from_secs(1)..=Duration::from_secs(32_767);
-/// What the kernel takes for TCP_KEEPCNT.
-const KEEPALIVE_RETRIES: RangeInclusive<u32> = 1..=127;
 /// Limits that are none are mistakes: 0 serves nobody, and a node has no more sockets than this.
 const COUNT: RangeInclusive<usize> = 1..=1 << 24;
 /// A handshake takes some milliseconds; a peer that is given minutes holds memory for nothing.
@@ -132,6 +124,8 @@ pub(crate) struct ProxyConfig {
     pub(crate) max_tunnels_per_source: usize,
     /// Whether application tunnels end at the pod's loopback address and not at its own.
     pub(crate) localhost_app_tunnel: bool,
+    /// How long a connection may move nothing.
+    pub(crate) idle: IdleLimits,
     /// Of the listeners in pods.
     pub(crate) families: Families,
     /// How connections come to them.
@@ -246,7 +240,7 @@ impl NodeConfig {
             pod_name: env.string("POD_NAME", ""),
             pod_namespace: env.string("POD_NAMESPACE", ""),
             service_account: env.string("SERVICE_ACCOUNT", ""),
-            trust_domain: env.parse_with("TRUST_DOMAIN", trust_domain).flatten(),
+            trust_domain: security::trust_domain(env),
             instance_ip: env
                 .parse::<IpAddr>("INSTANCE_IP", [1, 1, 1, 1].into())
                 .to_string(),
@@ -278,29 +272,11 @@ impl ProxyConfig {
         redirection: Redirection,
         source: &PodSource,
     ) -> Self {
-        let keepalive = Keepalive::default();
-        let keepalive = env.bool("KEEPALIVE_ENABLED", true).then(|| Keepalive {
-            time: duration(env, "KEEPALIVE_TIME", keepalive.time, KEEPALIVE_SECONDS),
-            interval: duration(
-                env,
-                "KEEPALIVE_INTERVAL",
-                keepalive.interval,
-                KEEPALIVE_SECONDS,
-            ),
-            retries: within(
-                env,
-                "KEEPALIVE_RETRIES",
-                keepalive.retries,
-                KEEPALIVE_RETRIES,
-            ),
-            user_timeout: env.bool("USER_TIMEOUT_ENABLED", false),
-        });
-        let defaults = HboneConfig::default();
         let dns = DnsConfig::read(env);
         Self {
             bypass_mark: bypass_mark(env),
             capture_mark: CAPTURE_MARK,
-            keepalive,
+            keepalive: connections::keepalive(env),
             connect_deadline: Duration::from_secs(10),
             handshake_deadline: duration(
                 env,
@@ -313,6 +289,7 @@ impl ProxyConfig {
             max_handshakes: within(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512, COUNT),
             // A pool of ours opens half as many for one destination, and a gateway has a few for each of its threads.
             max_tunnels_per_source: within(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512, COUNT),
+            idle: connections::idle_limits(env),
             localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true),
             families,
             redirection,
@@ -326,31 +303,9 @@ impl ProxyConfig {
             response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true),
             decisions: decisions(env),
             node_local: env.bool("LEYLINE_NODE_LOCAL", true),
-            hbone: hbone(env, defaults),
+            hbone: connections::hbone(env),
             dns,
         }
-    }
-}
-
-fn hbone(env: &mut Reader<'_>, defaults: HboneConfig) -> HboneConfig {
-    let streams = "POOL_MAX_STREAMS_PER_CONNECTION";
-    HboneConfig {
-        outbound_streams: within(env, streams, defaults.outbound_streams, 1..=65_535),
-        idle: env.duration("POOL_UNUSED_RELEASE_TIMEOUT", defaults.idle),
-        stream_window: within(
-            env,
-            "HTTP2_STREAM_WINDOW_SIZE",
-            defaults.stream_window,
-            WINDOW_SIZE,
-        ),
-        connection_window: within(
-            env,
-            "HTTP2_CONNECTION_WINDOW_SIZE",
-            defaults.connection_window,
-            WINDOW_SIZE,
-        ),
-        max_frame_size: within(env, "HTTP2_FRAME_SIZE", defaults.max_frame_size, FRAME_SIZE),
-        ..defaults
     }
 }
 
@@ -365,11 +320,6 @@ fn bypass_mark(env: &mut Reader<'_>) -> u32 {
         );
     }
     mark
-}
-
-fn trust_domain(text: &str) -> Result<Option<TrustDomain>, String> {
-    let parsed = (!text.is_empty()).then(|| text.parse()).transpose();
-    parsed.map_err(|error| format!("{error}"))
 }
 
 /// A number that has bounds.
@@ -717,6 +667,18 @@ mod tests {
                 |c| format!("{:?}", c.proxy.keepalive.map(|k| k.user_timeout)),
                 "Some(true)",
             ),
+            (
+                "LEYLINE_HALF_CLOSED_TIMEOUT",
+                "0",
+                |c| format!("{:?}", c.proxy.idle.half_closed),
+                "None",
+            ),
+            (
+                "LEYLINE_IDLE_TIMEOUT",
+                "1h",
+                |c| format!("{:?}", c.proxy.idle.open),
+                "Some(3600s)",
+            ),
             ("PACKET_MARK", "7", |c| c.proxy.bypass_mark.to_string(), "7"),
             (
                 "POOL_MAX_STREAMS_PER_CONNECTION",
@@ -815,6 +777,7 @@ mod tests {
             ("KEEPALIVE_ENABLED", "true"),
             ("LOG_FORMAT", "xml"),
             ("INSTANCE_IP", "here"),
+            ("LEYLINE_IDLE_TIMEOUT", "1ms"),
             ("TRUST_DOMAIN", "a/b"),
             ("ENABLE_PROXY", "false"),
         ];

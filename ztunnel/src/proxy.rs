@@ -8,6 +8,7 @@ mod dns;
 pub(crate) mod endpoints;
 mod forward;
 mod hostnames;
+mod idle;
 mod inbound;
 mod labels;
 mod limits;
@@ -50,6 +51,7 @@ use tracing::{Span, error, warn};
 
 pub(crate) use self::dns::DnsConfig;
 use self::dns::DnsListeners;
+pub(crate) use self::idle::IdleLimits;
 use self::{
     connections::Connections,
     endpoints::EndpointTable,

@@ -5,6 +5,7 @@
 //! ever blocks or slows traffic: a log line that cannot be written is dropped and counted.
 
 pub mod dns;
+pub mod idle;
 pub mod log;
 pub mod mesh;
 pub mod metrics;

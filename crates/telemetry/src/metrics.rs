@@ -44,6 +44,7 @@ pub fn install() -> Result<MetricsHandle, TelemetryError> {
     traffic::describe();
     mesh::describe();
     crate::endpoints::describe();
+    crate::idle::describe();
     dns::describe();
     metrics::describe_counter!(
         "leyline_http_connections_refused_total",

@@ -4,6 +4,7 @@ use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use leyline_runtime::env::Reader;
 use leyline_tls::{CryptoPolicy, KeyExchange, OldestVersion};
+use leyline_types::TrustDomain;
 
 use super::duration;
 
@@ -19,6 +20,15 @@ pub(super) fn secret_ttl(env: &mut Reader<'_>) -> Duration {
 pub(super) fn crl_path(env: &mut Reader<'_>) -> Option<PathBuf> {
     let path = env.optional("CRL_PATH");
     path.filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+/// Of the process's own identity.
+pub(super) fn trust_domain(env: &mut Reader<'_>) -> Option<TrustDomain> {
+    let read = |text: &str| {
+        let parsed = (!text.is_empty()).then(|| text.parse()).transpose();
+        parsed.map_err(|error| format!("{error}"))
+    };
+    env.parse_with("TRUST_DOMAIN", read).flatten()
 }
 
 /// By the name that the SPIFFE standard has for it.

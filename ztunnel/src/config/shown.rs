@@ -7,7 +7,7 @@ use leyline_tls::{KeyExchange, OldestVersion};
 use serde_json::{Value, json};
 
 use super::{Carries, Config, PodSource, PortUse, SourceAddress};
-use crate::proxy::connections::DecisionLevel;
+use crate::proxy::{IdleLimits, connections::DecisionLevel};
 
 impl Config {
     /// What the log and `/config_dump` show.
@@ -65,6 +65,7 @@ impl Config {
             "maxConnectionsPerPod": proxy.max_connections,
             "maxHandshakesPerPod": proxy.max_handshakes,
             "handshakeDeadline": seconds(proxy.handshake_deadline),
+            "idleLimits": idle(proxy.idle),
             "poolMaxStreamsPerConn": hbone.outbound_streams,
             "poolUnusedReleaseTimeout": seconds(hbone.idle),
             "windowSize": hbone.stream_window,
@@ -72,6 +73,13 @@ impl Config {
             "frameSize": hbone.max_frame_size,
         })
     }
+}
+
+fn idle(limits: IdleLimits) -> Value {
+    json!({
+        "halfClosed": limits.half_closed.map(seconds),
+        "open": limits.open.map(seconds),
+    })
 }
 
 fn seconds(duration: Duration) -> String {

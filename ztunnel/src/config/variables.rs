@@ -316,6 +316,16 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "tunnels of one source address into one pod; more are reset",
     ),
     (
+        "LEYLINE_HALF_CLOSED_TIMEOUT",
+        "1h",
+        "a connection of which one direction has ended and the other is silent is reset; 0: never",
+    ),
+    (
+        "LEYLINE_IDLE_TIMEOUT",
+        "0",
+        "the same of any silent connection; 0: never",
+    ),
+    (
         "LEYLINE_NODE_LOCAL",
         "true",
         "connections between two pods of the node stay inside ztunnel",

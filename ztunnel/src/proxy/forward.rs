@@ -6,11 +6,17 @@ use leyline_net::{
     copy::{self, CopyError, Reader, Side, Writer},
     into_split_reading, sockopt,
 };
-use leyline_telemetry::traffic::{AccessLog, ResponseFlag};
+use leyline_telemetry::{
+    idle,
+    traffic::{AccessLog, ResponseFlag},
+};
 use tokio::net::TcpStream;
 use tracing::debug;
 
-use super::connections::Admission;
+use super::{
+    connections::Admission,
+    idle::{Idle, IdleLimits, Watch},
+};
 
 /// Bytes that the connections of one pod may have read and not passed on, all together, as long as there are few enough of
 /// them: then each may read in large pieces.
@@ -45,6 +51,8 @@ pub(super) enum ForwardError {
     /// Allowed once, and no longer.
     #[error("connection closed due to policy change: {0}")]
     Revoked(leyline_authz::Denial),
+    #[error(transparent)]
+    Idle(#[from] Idle),
 }
 
 impl ForwardError {
@@ -54,7 +62,7 @@ impl ForwardError {
                 ResponseFlag::CertRevoked
             }
             // Either end may break a connection that was carried; that is no refusal of ours.
-            Self::Copy(_) => ResponseFlag::None,
+            Self::Copy(_) | Self::Idle(_) => ResponseFlag::None,
             Self::Revoked(_) => ResponseFlag::Deny,
         }
     }
@@ -65,17 +73,26 @@ pub(super) async fn outbound<UR: Reader, UW: Writer>(
     downstream: TcpStream,
     upstream: (UR, UW),
     most: usize,
+    limits: IdleLimits,
     log: &AccessLog,
 ) -> Result<(), ForwardError> {
-    let (mut down_read, mut down_write) = into_split_reading(downstream, most);
-    let (mut up_read, mut up_write) = upstream;
-    copy::bidirectional(
-        (&mut down_read, &mut down_write),
-        (&mut up_read, &mut up_write),
-        |from, bytes| moved(log, from, bytes),
-    )
-    .await?;
-    Ok(())
+    let watch = Watch::new(limits);
+    let (down_read, mut down_write) = into_split_reading(downstream, most);
+    let (up_read, mut up_write) = upstream;
+    let (mut down_read, mut up_read) = (watch.over(down_read), watch.over(up_read));
+    // The copy may be dropped: what it had is reset.
+    let idle = tokio::select! {
+        result = copy::bidirectional(
+            (&mut down_read, &mut down_write),
+            (&mut up_read, &mut up_write),
+            |from, bytes| moved(log, from, bytes),
+        ) => return Ok(result?),
+        idle = watch.idle(|| log.moved()) => idle,
+    };
+    down_write.abort();
+    up_write.abort();
+    idle::reaped(idle.counted_as());
+    Err(idle.into())
 }
 
 /// Carries an inbound connection to the pod's application for as long as it stays admitted. The permit is the proof
@@ -86,22 +103,30 @@ pub(super) async fn inbound<DR: Reader, DW: Writer>(
     downstream: (DR, DW),
     application: TcpStream,
     most: usize,
+    limits: IdleLimits,
     logs: &[&AccessLog],
 ) -> Result<(), ForwardError> {
-    let (mut down_read, mut down_write) = downstream;
-    let (mut up_read, mut up_write) = into_split_reading(application, most);
-    // Both branches may be dropped: the copy loses at most what neither end will see completed anyway.
-    let denial = tokio::select! {
+    let watch = Watch::new(limits);
+    let (down_read, mut down_write) = downstream;
+    let (up_read, mut up_write) = into_split_reading(application, most);
+    let (mut down_read, mut up_read) = (watch.over(down_read), watch.over(up_read));
+    let total = || logs.first().map_or(0, |log| log.moved());
+    // All branches may be dropped: the copy loses at most what neither end will see completed anyway.
+    let end = tokio::select! {
         result = copy::bidirectional(
             (&mut down_read, &mut down_write),
             (&mut up_read, &mut up_write),
             |from, bytes| logs.iter().for_each(|log| moved(log, from, bytes)),
         ) => return Ok(result?),
-        denial = admission.revoked() => denial,
+        denial = admission.revoked() => ForwardError::Revoked(denial),
+        idle = watch.idle(total) => {
+            idle::reaped(idle.counted_as());
+            ForwardError::Idle(idle)
+        }
     };
     down_write.abort();
     up_write.abort();
-    Err(ForwardError::Revoked(denial))
+    Err(end)
 }
 
 fn moved(log: &AccessLog, from: Side, bytes: usize) {

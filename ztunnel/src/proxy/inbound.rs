@@ -302,13 +302,14 @@ async fn carry(
         .accept(baggage.as_deref())
         .map_err(|error| (ResponseFlag::None, error.to_string()))?;
     pod.limit_send(&mut stream);
-    let most = pod.read_share();
+    let (most, limits) = (pod.read_share(), config.idle);
     forward::inbound(
         permit,
         admission,
         stream.into_split(),
         application,
         most,
+        limits,
         &[log],
     )
     .await

@@ -219,10 +219,19 @@ impl Way<'_> {
             }
         };
         let most = self.from.read_share().min(pod.read_share());
+        let limits = pod.shared.config.idle;
         let logs = [outbound.log(), inbound.log()];
         let downstream = into_split_reading(stream, most);
-        let carried =
-            forward::inbound(permit, admission, downstream, application, most, &logs).await;
+        let carried = forward::inbound(
+            permit,
+            admission,
+            downstream,
+            application,
+            most,
+            limits,
+            &logs,
+        )
+        .await;
         let result = carried.map_err(|error| (error.flag(), error.to_string()));
         inbound.end(result.clone());
         result

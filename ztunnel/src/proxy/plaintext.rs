@@ -98,9 +98,9 @@ async fn carry(
         let error = format!("connection closed due to policy change: {denial}");
         return Err((ResponseFlag::Deny, error));
     }
-    let most = pod.read_share();
+    let (most, limits) = (pod.read_share(), pod.shared.config.idle);
     let client = into_split_reading(stream, most);
-    forward::inbound(permit, admission, client, application, most, &[log])
+    forward::inbound(permit, admission, client, application, most, limits, &[log])
         .await
         .map_err(|error| (error.flag(), error.to_string()))
 }

@@ -127,6 +127,11 @@ impl AccessLog {
         }
     }
 
+    /// Bytes so far, in both directions.
+    pub fn moved(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed) + self.received.load(Ordering::Relaxed)
+    }
+
     /// Notes why the connection fails. The first reason stays: what follows is its consequence.
     pub fn fail(&mut self, flag: ResponseFlag, error: impl Display) {
         self.failure.get_or_insert_with(|| Failure {

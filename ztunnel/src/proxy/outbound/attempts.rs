@@ -137,15 +137,15 @@ pub(super) async fn carry(captured: Captured<'_>, stream: TcpStream, first: Rout
         }
     };
     let pod = captured.pod;
-    let most = pod.read_share();
+    let (most, limits) = (pod.read_share(), pod.shared.config.idle);
     let carried = match upstream {
         Upstream::Tunnel(mut upstream) => {
             pod.limit_send(&mut upstream);
-            forward::outbound(stream, upstream.into_split(), most, record.log()).await
+            forward::outbound(stream, upstream.into_split(), most, limits, record.log()).await
         }
         Upstream::Plain(upstream) => {
             let upstream = into_split_reading(upstream, most);
-            forward::outbound(stream, upstream, most, record.log()).await
+            forward::outbound(stream, upstream, most, limits, record.log()).await
         }
     };
     drop(in_use);

@@ -52,8 +52,9 @@ pub(super) async fn carry(captured: Captured<'_>, stream: TcpStream, route: Doub
         }
     };
     pod.limit_send(&mut upstream);
-    let most = pod.read_share();
-    let carried = forward::outbound(stream, upstream.into_split(), most, record.log()).await;
+    let (most, limits) = (pod.read_share(), pod.shared.config.idle);
+    let carried =
+        forward::outbound(stream, upstream.into_split(), most, limits, record.log()).await;
     record.end(carried.map_err(|error| (error.flag(), error)));
 }
 
