@@ -8,7 +8,7 @@ mod stored;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ use crate::{
     objects::{DOCUMENTS_FILE, GoodDocument, Issue, Loaded, ObjectKey, Objects, Origin, Severity},
     state_dir::StateDir,
     translate::{Captured, KeySets, MeshSettings, Resources, Translation, translate},
+    xds::AddressIndex,
 };
 use stored::Stored;
 
@@ -91,6 +92,8 @@ pub(crate) struct Published {
     pub(crate) translation: Translation,
     /// Since the generation before, so that each of many proxies need not look for them.
     pub(crate) address_changes: Option<Changes>,
+    /// For proxies that ask for addresses by name; made for the first of them.
+    pub(crate) address_index: OnceLock<AddressIndex>,
     /// Pods that are not to be captured, by uid, with the generation since which.
     pub(crate) unwanted_since: BTreeMap<String, u64>,
     /// Of reading and of translating.
@@ -98,6 +101,12 @@ pub(crate) struct Published {
 }
 
 impl Published {
+    pub(crate) fn address_index(&self) -> &AddressIndex {
+        let addresses = &self.translation.addresses;
+        self.address_index
+            .get_or_init(|| AddressIndex::of(addresses))
+    }
+
     /// Whether a live pod on the node has this namespace and service account.
     pub(crate) fn runs_on(&self, node: &str, identity: &Identity) -> bool {
         self.translation.runs_on(node, identity)
@@ -337,6 +346,7 @@ fn compute(
         Some(origin.warning(&advice.field, advice.reason.clone()))
     }));
     Published {
+        address_index: OnceLock::new(),
         generation,
         objects: Arc::clone(&loaded.objects),
         origins: Arc::clone(&loaded.origins),

@@ -1,5 +1,5 @@
-//! Delta ADS (the incremental Envoy v3 discovery protocol): workloads, services and policies for node proxies, all by
-//! wildcard subscription; listeners, clusters, endpoints and routes for waypoints.
+//! Delta ADS (the incremental Envoy v3 discovery protocol): workloads, services and policies for node proxies, all or by
+//! name; listeners, clusters, endpoints and routes for waypoints.
 //!
 //! `session` decides what to send and is pure; here are the stream and its deadlines. At most one response of a type is
 //! on its way, so that a slow proxy gets the latest state next and nothing piles up for it.
@@ -33,7 +33,7 @@ use crate::{
 };
 use session::{Pod, Received, Session};
 
-pub(crate) use session::TypeStatus;
+pub(crate) use session::{AddressIndex, TypeStatus};
 
 /// One response of each type may be on its way.
 const RESPONSES_ON_THE_WAY: usize = 6;
@@ -93,7 +93,7 @@ impl AggregatedDiscoveryService for DiscoveryService {
             connected,
             expiry: caller.expiry(),
             drain: self.drain.clone(),
-            session: Session::default(),
+            session: Session::of_node(caller.node.clone().unwrap_or_default()),
             account: NamespacedName {
                 namespace: caller.namespace.as_str().into(),
                 name: caller.service_account.as_str().into(),

@@ -1,10 +1,12 @@
 //! What one proxy knows and what it is to be told next. No I/O, no clock.
 //!
-//! Node proxies subscribe to everything of a type. Waypoints (`waypoint`) may name what they want, as Envoy does.
+//! Node proxies subscribe to everything of a type, or name the addresses that they want (`on_demand`). Waypoints
+//! (`waypoint`) may name what they want, as Envoy does.
 //!
 //! A proxy refuses traffic to a workload whose policies it does not have. Therefore policies are sent before the
 //! workloads that name them, and removed after the workloads that no longer do.
 
+mod on_demand;
 mod waypoint;
 
 use std::{
@@ -22,7 +24,10 @@ use crate::{
     mesh::{Changes, Published},
     translate::{Resource, Resources},
 };
+use on_demand::OnDemand;
 use waypoint::WaypointTypes;
+
+pub(crate) use on_demand::AddressIndex;
 
 pub(super) use waypoint::Pod;
 
@@ -292,6 +297,7 @@ impl TypeState {
 /// The state of one stream.
 pub(super) struct Session {
     addresses: TypeState,
+    on_demand: OnDemand,
     authorizations: TypeState,
     waypoint: WaypointTypes,
     nonces: u64,
@@ -301,6 +307,7 @@ impl Default for Session {
     fn default() -> Self {
         Self {
             addresses: TypeState::new(ADDRESS_TYPE),
+            on_demand: OnDemand::default(),
             authorizations: TypeState::new(AUTHORIZATION_TYPE),
             waypoint: WaypointTypes::default(),
             nonces: 0,
@@ -309,13 +316,23 @@ impl Default for Session {
 }
 
 impl Session {
+    /// Of a proxy on this node.
+    pub(super) fn of_node(node: String) -> Self {
+        let mut session = Self::default();
+        session.on_demand.set_node(node);
+        session
+    }
+
     /// Takes a request.
     pub(super) fn receive(
         &mut self,
-        request: DeltaDiscoveryRequest,
+        mut request: DeltaDiscoveryRequest,
     ) -> Result<Received, SessionError> {
         match request.type_url.as_str() {
-            ADDRESS_TYPE => self.addresses.receive(request),
+            ADDRESS_TYPE => {
+                self.on_demand.take_names(&self.addresses, &mut request)?;
+                self.addresses.receive(request)
+            }
             AUTHORIZATION_TYPE => self.authorizations.receive(request),
             _ => self.waypoint.receive(request),
         }
@@ -338,7 +355,11 @@ impl Session {
     fn next_of_node(&mut self, published: &Published) -> Option<DeltaDiscoveryResponse> {
         let translation = &published.translation;
         let changes = published.address_changes.as_ref();
-        let addresses = self.addresses.difference(&translation.addresses, changes);
+        let all = self.on_demand.wanted(&mut self.addresses, published);
+        let mut addresses = self.addresses.difference(&all, changes);
+        if self.addresses.on_the_way.is_none() {
+            self.on_demand.tell_absent(&mut addresses, published);
+        }
         let mut policies = self
             .authorizations
             .difference(&translation.authorizations, None);
@@ -359,11 +380,12 @@ impl Session {
         }
         if self.addresses.is_due(&addresses) && policies_arrived {
             let sent = on_the_way(&mut self.nonces, published.generation, true);
-            let all = &translation.addresses;
-            return Some(self.addresses.respond(addresses, &[], all, sent));
+            let mut response = self.addresses.respond(addresses, &[], &all, sent);
+            self.on_demand.answered(&mut response, published);
+            return Some(response);
         }
         if self.addresses.is_in_step(&addresses) {
-            self.addresses.known.set(&translation.addresses, &[]);
+            self.addresses.known.set(&all, &[]);
             self.addresses.status.acked_generation = published.generation;
         }
         if self.authorizations.is_in_step(&policies) && policies_complete {

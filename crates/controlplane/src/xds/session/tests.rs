@@ -209,7 +209,11 @@ fn what_is_not_served_is_said() {
         session.receive(request("x", "*")),
         Ok(Received::UnknownType("x".to_owned()))
     );
-    assert!(session.receive(request(ADDRESS_TYPE, "ns/host")).is_err());
+    assert!(
+        session
+            .receive(request(AUTHORIZATION_TYPE, "ns/host"))
+            .is_err()
+    );
     assert_eq!(
         session.receive(request(ADDRESS_TYPE, "*")),
         Ok(Received::Subscribed)
