@@ -71,7 +71,7 @@ pub(crate) fn redirect(exchange: &Exchange, matched: &PathMatch, action: &Redire
     reply
 }
 
-/// Port: the redirect's own, else that of the request unless scheme or host changes.
+/// Port: the redirect's own, else that of the request unless scheme or host changes, as Envoy does.
 fn host(exchange: &Exchange, action: &Redirect) -> String {
     let (name, port) = match exchange.authority.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => (name, Some(port)),
@@ -84,7 +84,9 @@ fn host(exchange: &Exchange, action: &Redirect) -> String {
     };
     match (action.port, port) {
         (Some(port), _) if port != default => format!("{host}:{port}"),
-        (None, Some(port)) if action.scheme.is_none() => format!("{host}:{port}"),
+        (None, Some(port)) if action.scheme.is_none() && action.host.is_none() => {
+            format!("{host}:{port}")
+        }
         (Some(_) | None, _) => host.to_owned(),
     }
 }

@@ -17,6 +17,8 @@ use crate::objects::{
 
 /// Istio's claim matches are written as headers.
 const CLAIM: &str = "@request.auth.claims";
+/// What HTTP/2 calls pseudo headers can be matched by these names too.
+const PSEUDO_HEADERS: [&str; 4] = [":authority", ":method", ":path", ":scheme"];
 
 /// VirtualService.
 pub(crate) fn virtual_service(object: &VirtualService, found: &mut Vec<Invalid>) {
@@ -112,7 +114,7 @@ fn http_match(field: &Field, matches: &HttpMatch, found: &mut Vec<Invalid>) {
     ] {
         for (name, text) in all {
             let field = field.key(part).key(name);
-            if !name.starts_with(CLAIM) {
+            if !name.starts_with(CLAIM) && !PSEUDO_HEADERS.contains(&name.as_str()) {
                 http::header_name(&field, name, found);
             }
             http::string_match(&field, text, Presence::Allowed, found);
