@@ -21,8 +21,9 @@ const SYSCTLS: [&str; 3] = [
     "/proc/sys/net/ipv6/fwmark_reflect",
 ];
 
+/// TestServiceDynamicEnroll: enrolling and releasing under load breaks no connection.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn enrolling_and_releasing_under_load_breaks_no_connection() {
+async fn service_dynamic_enroll() {
     let mesh = mesh().await;
     let cluster = mesh.cluster();
     let client = cluster.client("shop/client").unwrap();

@@ -41,8 +41,9 @@ async fn hand_over(mesh: &mut Mesh) -> Daemon {
     next
 }
 
+/// TestZtunnelRestart: the next proxy takes over under load.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_next_proxy_takes_over_under_load() {
+async fn ztunnel_restart() {
     let mut mesh = mesh().await;
     mesh.cluster()
         .config()
@@ -93,8 +94,9 @@ async fn the_next_proxy_takes_over_under_load() {
     mesh.stop().await.unwrap();
 }
 
+/// TestZtunnelSecureMetrics: a proxy that is a pod shows its metrics in tunnels.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_proxy_that_is_a_pod_shows_its_metrics_in_tunnels() {
+async fn ztunnel_secure_metrics() {
     let mut mesh = mesh().await;
     // As Istio's chart says that a pod speaks HBONE by itself.
     let labels = "ztunnel-next, labels: {networking.istio.io/tunnel: http},";

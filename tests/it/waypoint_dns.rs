@@ -85,8 +85,9 @@ async fn is_answered_by(mesh: &Mesh, target: SocketAddr, pod: &str) {
     .unwrap();
 }
 
+/// TestWaypointDNS: endpoints are found by name, or by what the client asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn endpoints_are_found_by_name_or_by_what_the_client_asked_for() {
+async fn waypoint_dns() {
     let (mesh, _vip) = Box::pin(mesh_with_waypoint(&[CANARY])).await;
     let address = |pod: &str| mesh.cluster().pod(pod).unwrap().addresses().v4;
     let legacy = address("legacy/legacy");

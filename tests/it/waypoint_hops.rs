@@ -247,8 +247,9 @@ async fn label_required(mesh: &Mesh) {
     known.await.unwrap();
 }
 
+/// TestSimpleHTTPSandwich: a waypoint behind a node proxy is told who calls, and what.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_waypoint_behind_a_node_proxy_is_told_who_calls_and_what() {
+async fn simple_http_sandwich() {
     let captured = WAYPOINT
         .replace(", istio.io/dataplane-mode: none", "")
         .replace(

@@ -85,8 +85,9 @@ async fn call(mesh: &Mesh, target: SocketAddr, token: Option<&str>) -> Result<St
     Ok(String::from_utf8(connection.read_to_end().await?)?)
 }
 
+/// TestL7JWT and jwtClaimRoute: tokens are verified, and their claims decide.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tokens_are_verified_and_their_claims_decide() {
+async fn l7_jwt() {
     let inline = authentication(&format!("jwks: '{}'", vectors()["jwks"]));
     let (mesh, vip) = Box::pin(mesh_with_waypoint(&[CANARY, POLICY, &inline])).await;
     eventually("a good token is let through", SOON, || async {

@@ -97,8 +97,9 @@ async fn seen(mesh: &Mesh) -> Result<Value> {
     serde_json::from_str(&body).context(body)
 }
 
+/// TestDestinationRule: TLS and PROXY headers are originated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_and_proxy_headers_are_originated() {
+async fn destination_rule() {
     let (mesh, _vip) = Box::pin(mesh_with_waypoint(&[CANARY])).await;
     let files = mesh.cluster().run().secrets_dir();
     let mut server = start_server(&mesh, &files);

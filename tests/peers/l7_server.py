@@ -1,11 +1,12 @@
 """gRPC and WebSocket servers that share no code with Leyline, for a pod of the demo: PyPI's grpcio and websockets.
 
-/demo.Echo/Say answers a message, /demo.Echo/Fail ends with a status, /demo.Echo/Chat answers each of a stream. A WebSocket
-gets back what it sends.
+/demo.Echo/Say answers a message, /demo.Echo/Headers says what came with it, /demo.Echo/Fail ends with a status,
+/demo.Echo/Chat answers each of a stream. Each call is a line of output. A WebSocket gets back what it sends.
 """
 
 import argparse
 import asyncio
+import json
 
 import grpc
 import websockets
@@ -20,6 +21,10 @@ class Echo(grpc.GenericRpcHandler):
             context.set_trailing_metadata((("x-server", self.name.decode()),))
             return self.name + b" heard " + request
 
+        async def headers(request, context):
+            seen = {"server": self.name.decode(), **dict(context.invocation_metadata())}
+            return json.dumps(seen, default=str).encode()
+
         async def fail(request, context):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "as asked for")
 
@@ -27,9 +32,13 @@ class Echo(grpc.GenericRpcHandler):
             async for request in requests:
                 yield request
 
-        match details.method.rsplit("/", 1)[1]:
+        method = details.method.rsplit("/", 1)[1]
+        print("called", method, flush=True)
+        match method:
             case "Say":
                 return grpc.unary_unary_rpc_method_handler(say)
+            case "Headers":
+                return grpc.unary_unary_rpc_method_handler(headers)
             case "Fail":
                 return grpc.unary_unary_rpc_method_handler(fail)
             case "Chat":

@@ -74,10 +74,10 @@ impl Session {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Answer> {
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(header::HOST, self.target.to_string());
+        let mut request = Request::builder().method(method).uri(path);
+        if !headers.iter().any(|(name, _)| *name == header::HOST) {
+            request = request.header(header::HOST, self.target.to_string());
+        }
         for (name, value) in headers {
             request = request.header(*name, *value);
         }

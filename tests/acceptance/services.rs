@@ -1,0 +1,199 @@
+//! Rows of `tests/integration/ambient` about who reaches which service or pod, and how.
+
+use anyhow::{Context, Result, ensure};
+use leyline_tests::{eventually::eventually, process::output, session::Session};
+
+use crate::{
+    case::get,
+    world::{SOON, World, program},
+};
+
+/// Captured or not, with a waypoint or without, in each protocol.
+pub(crate) async fn services(world: &World) -> Result<()> {
+    world
+        .expect(&[
+            get("echo:80", "/").status(200).through_waypoint(),
+            get("echo:8090", "/").status(200).through_waypoint(),
+            get("captured:80", "/").status(200).past_waypoint(),
+            get("captured:8090", "/").status(200).past_waypoint(),
+            get("stranger:80", "/").version("outside").past_waypoint(),
+            get("echo:80", "/")
+                .from("apps/echo-v1")
+                .status(200)
+                .through_waypoint(),
+            // Nothing serves the address of a service for who is not in the mesh: pods alone.
+            get("apps/echo-v1:8080", "/")
+                .from("outside/stranger")
+                .version("v1")
+                .past_waypoint(),
+        ])
+        .await?;
+    for to in ["echo", "captured", "stranger"] {
+        world.echoes("apps/client", &format!("{to}:9000")).await?;
+        let greeting = world.greeting("apps/client", &format!("{to}:9001")).await?;
+        ensure!(greeting.starts_with("220 "), "{to}: {greeting}");
+    }
+    for to in ["echo:7070", "captured:7070"] {
+        let answers = world.grpc(to, &["/demo.Echo/Say"; 2]).await?;
+        ensure!(
+            answers.iter().all(|it| it.contains("Say v")),
+            "{to}: {answers:?}"
+        );
+    }
+    Ok(())
+}
+
+pub(crate) async fn pod_ip(world: &World) -> Result<()> {
+    world
+        .expect(&[
+            // A waypoint of services alone is not for who calls a pod, and the other way round.
+            get("apps/echo-v1:8080", "/").version("v1").past_waypoint(),
+            get("addressed:80", "/").status(200).past_waypoint(),
+            get("outside/stranger:8080", "/")
+                .version("outside")
+                .past_waypoint(),
+        ])
+        .await
+}
+
+/// The requests of one connection reach all endpoints.
+pub(crate) async fn server_side_lb(world: &World) -> Result<()> {
+    let target = world.target("echo:80")?;
+    let mut session = Session::open(&world.client()?, target, SOON).await?;
+    let mut versions = std::collections::BTreeSet::new();
+    for _ in 0..40 {
+        versions.insert(session.get("/", &[]).await?.version()?);
+    }
+    ensure!(versions.len() == 2, "{versions:?}");
+    Ok(())
+}
+
+/// What the mesh does not know is reached as without it.
+pub(crate) async fn outbound_policy_allow_any(world: &World) -> Result<()> {
+    let mesh = &world.mesh;
+    let address = leyline_tests::fabric::CONTROL_PLANE[0];
+    let port = "18081";
+    let bind = address.to_string();
+    let args = ["python3", "-u", "-m", "http.server", "--bind", &bind, port];
+    let program = program("elsewhere", &args, mesh.cluster().fabric().infra());
+    let mut server = leyline_tests::process::Process::start(mesh.cluster().run(), &program)?;
+    server.wait_for_line("Serving HTTP", SOON).await?;
+    let target = format!("{address}:{port}").parse()?;
+    let reply = world.client()?.get(target, "/", SOON).await?;
+    ensure!(reply.status == 200, "{}", reply.status);
+    server.kill().await
+}
+
+fn entry(rest: &str) -> String {
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: row, namespace: apps, labels: {{}}}}
+spec:
+  hosts: [entry.example]
+  addresses: [10.97.3.1]
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8080}}]
+{rest}"
+    )
+}
+
+fn with_waypoint(entry: &str) -> String {
+    entry.replace("labels: {}", "labels: {istio.io/use-waypoint: waypoint}")
+}
+
+const ENTRY: &str = "10.97.3.1:80";
+
+/// With a waypoint and without.
+async fn both(world: &World, entry: &str, version: &'static str) -> Result<()> {
+    world
+        .applied(entry, &[get(ENTRY, "/").version(version).past_waypoint()])
+        .await?;
+    world
+        .applied(
+            &with_waypoint(entry),
+            &[get(ENTRY, "/").version(version).through_waypoint()],
+        )
+        .await
+}
+
+pub(crate) async fn service_entry_inlined_workload_entry(world: &World) -> Result<()> {
+    let address = world.target("apps/echo-v1:8080")?.ip();
+    let text = entry(&format!(
+        "  resolution: STATIC\n  endpoints: [{{address: {address}}}]\n"
+    ));
+    both(world, &text, "v1").await
+}
+
+pub(crate) async fn service_entry_selects_workload_entry(world: &World) -> Result<()> {
+    let address = world.target("outside/stranger:8080")?.ip();
+    let text = entry("  resolution: STATIC\n  workloadSelector: {labels: {app: selected}}\n");
+    let workload = format!(
+        "---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {{name: row, namespace: apps, labels: {{app: selected}}}}
+spec: {{address: {address}, labels: {{app: selected}}}}
+"
+    );
+    both(world, &(text + &workload), "outside").await
+}
+
+pub(crate) async fn service_entry_selects_uncaptured_pod(world: &World) -> Result<()> {
+    let text = entry("  resolution: STATIC\n  workloadSelector: {labels: {app: stranger}}\n");
+    let text = text.replace("namespace: apps", "namespace: outside");
+    world
+        .applied(&text, &[get(ENTRY, "/").version("outside").past_waypoint()])
+        .await?;
+    let labels = "labels: {istio.io/use-waypoint: waypoint, istio.io/use-waypoint-namespace: apps}";
+    world
+        .applied(
+            &text.replace("labels: {}", labels),
+            &[get(ENTRY, "/").version("outside").through_waypoint()],
+        )
+        .await
+}
+
+/// The client asks for the name, is told an address that was made for it, and reaches the endpoint.
+pub(crate) async fn service_entry_dns_with_auto_assign(world: &World) -> Result<()> {
+    let address = world.target("outside/stranger:8080")?.ip();
+    let text = entry(&format!(
+        "  resolution: DNS\n  endpoints: [{{address: {address}}}]\n"
+    ));
+    world.apply(&text.replace("  addresses: [10.97.3.1]\n", ""))?;
+    let resolver = format!("@{address}");
+    let args = [
+        "dig",
+        &resolver,
+        "+short",
+        "+tries=1",
+        "+time=5",
+        "entry.example",
+        "A",
+    ];
+    let client = world.mesh.cluster().pod("apps/client")?.namespace();
+    let program = program("dig", &args, client);
+    let (answer, _) = eventually("the name is known", SOON, || async {
+        let answer = output(&program, SOON).await?;
+        let line = answer.lines().next().context("no answer")?;
+        Ok(format!("{line}:80").parse::<std::net::SocketAddr>()?)
+    })
+    .await?;
+    let reply = world.client()?.get(answer, "/", SOON).await?;
+    ensure!(reply.description()?.version == "outside");
+    Ok(())
+}
+
+/// What is exported to its own namespace alone has no address elsewhere.
+pub(crate) async fn service_entry_visibility(world: &World) -> Result<()> {
+    let address = world.target("apps/echo-v1:8080")?.ip();
+    let text = entry(&format!(
+        "  resolution: STATIC\n  endpoints: [{{address: {address}}}]\n  exportTo: ['.']\n"
+    ));
+    world
+        .applied(&text, &[get(ENTRY, "/").version("v1")])
+        .await?;
+    let elsewhere = text.replace("namespace: apps", "namespace: outside");
+    world
+        .applied(&elsewhere, &[get(ENTRY, "/").refused()])
+        .await
+}
