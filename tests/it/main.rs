@@ -20,6 +20,7 @@ mod mesh;
 mod networks;
 mod observability;
 mod observe;
+mod on_demand;
 mod operator;
 mod peer;
 mod pending;

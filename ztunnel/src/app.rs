@@ -35,7 +35,7 @@ use crate::{
     config::{CaptureConfig, Config, PagesConfig},
     discovery::{self, Discovery},
     local_xds::LocalXds,
-    proxy::Shared,
+    proxy::{Shared, on_demand::OnDemand},
     version,
 };
 
@@ -225,13 +225,16 @@ fn follow_xds(
     }
     let channel = control_plane::channel(&config.xds).context("xDS address or root")?;
     let interceptor = control_plane::AuthInterceptor::new(&config.xds)?;
-    let settings = leyline_xds::client::Config::new(
+    let mut settings = leyline_xds::client::Config::new(
         node_of(config),
         vec![
             leyline_proto::ADDRESS_TYPE,
             leyline_proto::AUTHORIZATION_TYPE,
         ],
     );
+    if let Some(on_demand) = &discovery.shared().on_demand {
+        settings.interest = OnDemand::interest(on_demand);
+    }
     let ends = background.clone();
     let discovery = Arc::new(discovery);
     let synced = discovery.clone();

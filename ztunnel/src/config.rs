@@ -124,6 +124,8 @@ pub(crate) struct ProxyConfig {
     pub(crate) max_tunnels_per_source: usize,
     /// Whether application tunnels end at the pod's loopback address and not at its own.
     pub(crate) localhost_app_tunnel: bool,
+    /// Whether the control plane is asked about each destination, and does not tell all.
+    pub(crate) on_demand: bool,
     /// How long a connection may move nothing.
     pub(crate) idle: IdleLimits,
     /// Of the listeners in pods.
@@ -290,6 +292,7 @@ impl ProxyConfig {
             // A pool of ours opens half as many for one destination, and a gateway has a few for each of its threads.
             max_tunnels_per_source: within(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512, COUNT),
             idle: connections::idle_limits(env),
+            on_demand: connections::on_demand(env, &dns),
             localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true),
             families,
             redirection,
@@ -779,6 +782,7 @@ mod tests {
             ("INSTANCE_IP", "here"),
             ("LEYLINE_IDLE_TIMEOUT", "1ms"),
             ("TRUST_DOMAIN", "a/b"),
+            ("XDS_ON_DEMAND", "true"),
             ("ENABLE_PROXY", "false"),
         ];
         let error = read(bad).unwrap_err();

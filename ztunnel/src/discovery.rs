@@ -18,7 +18,11 @@ use leyline_xds::{
 use prost::Message;
 use tracing::{debug, info, warn};
 
-use crate::{agent::pods::PodSet, config::CertificatesFor, proxy::Shared};
+use crate::{
+    agent::pods::PodSet,
+    config::CertificatesFor,
+    proxy::{Shared, on_demand::Said},
+};
 
 /// Applies updates; owned by the xDS client's task.
 pub(crate) struct Discovery {
@@ -31,9 +35,14 @@ impl Discovery {
         Self { shared, pods }
     }
 
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
     /// Converts off the store, publishes once, then lets certificates and live connections follow. What cannot be
     /// converted is rejected alone, and its last good version stays.
     pub(crate) fn apply(&self, update: Update) -> Vec<Rejection> {
+        let said = self.shared.on_demand.as_ref().map(|_| Said::of(&update));
         let mut rejections = Vec::new();
         let mut changes = Vec::with_capacity(update.resources.len() + update.removed.len());
         for name in update.removed {
@@ -57,6 +66,9 @@ impl Discovery {
         }
         let before = self.shared.store.snapshot();
         let applied = self.shared.store.apply(changes);
+        if let (Some(on_demand), Some(said)) = (&self.shared.on_demand, said) {
+            on_demand.answered(&said, &self.shared.store.snapshot());
+        }
         self.shared.changed.send_modify(|version| *version += 1);
         self.follow(&before, &applied);
         rejections

@@ -147,6 +147,7 @@ fn entry(kind: &'static str, name: &str, reason: String) -> LocalXdsError {
 
 fn update(type_url: &'static str, resources: Vec<Resource>) -> Update {
     Update {
+        aliases: Vec::new(),
         type_url,
         resources,
         removed: Vec::new(),

@@ -13,6 +13,7 @@ mod inbound;
 mod labels;
 mod limits;
 mod local;
+pub(crate) mod on_demand;
 mod outbound;
 mod plaintext;
 mod record;
@@ -58,6 +59,7 @@ use self::{
     labels::LabelCache,
     limits::{Places, Sources},
     local::{LocalPods, OwnAddresses},
+    on_demand::OnDemand,
 };
 use crate::config::{Carries, PortUse, ProxyConfig, SourceAddress};
 
@@ -72,6 +74,8 @@ pub(crate) struct Shared {
     /// For connections that stay inside the process.
     local_pods: LocalPods,
     pub(crate) endpoints: Arc<EndpointTable>,
+    /// Where the control plane is asked about each destination.
+    pub(crate) on_demand: Option<Arc<OnDemand>>,
 }
 
 impl Shared {
@@ -81,7 +85,9 @@ impl Shared {
         certificates: Arc<CertificateStore>,
     ) -> Self {
         let labels = LabelCache::default();
+        let on_demand = config.on_demand.then(Arc::default);
         Self {
+            on_demand,
             config,
             store,
             changed: watch::Sender::new(0),

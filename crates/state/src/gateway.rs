@@ -186,6 +186,22 @@ impl Snapshot {
         }
     }
 
+    /// Whether anybody is known under a name or an address.
+    pub fn knows(&self, what: &GatewayDestination) -> bool {
+        match what {
+            GatewayDestination::Service(key) => self.services.contains_key(key),
+            GatewayDestination::Address(address) => {
+                let Some(network) = self.networks.get(&address.network) else {
+                    return false;
+                };
+                let ip = address.address;
+                network.workloads.contains_key(&ip)
+                    || network.vips.contains_key(&ip)
+                    || network.blocks.containing(ip).next().is_some()
+            }
+        }
+    }
+
     pub(crate) fn workload_of(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
         let network = self.networks.get(&address.network)?;
         let candidates = network.workloads.get(&address.address)?;

@@ -60,7 +60,32 @@ pub fn node_local_declined(reason: &'static str) {
     counter!("leyline_node_local_declined_total", "reason" => reason).increment(1);
 }
 
+/// What became of a question to the control plane about a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demanded {
+    /// It was answered.
+    Answered,
+    /// It was not, in time.
+    Deadline,
+    /// It could not be asked.
+    TooMany,
+}
+
+/// A connection had to ask about its destination.
+pub fn demanded(outcome: Demanded) {
+    let outcome = match outcome {
+        Demanded::Answered => "answered",
+        Demanded::Deadline => "deadline",
+        Demanded::TooMany => "too_many",
+    };
+    counter!("leyline_xds_on_demand_total", "outcome" => outcome).increment(1);
+}
+
 fn describe_agent() {
+    describe_counter!(
+        "leyline_xds_on_demand_total",
+        "Connections that had to ask about their destination, by outcome."
+    );
     describe_counter!(
         "leyline_workload_proxy_retries_total",
         "Attempts to serve a pod that could not be served before."

@@ -4,7 +4,7 @@
 //! Invariant: an update is applied before it is acknowledged, and nothing is taken back when a stream ends, so the
 //! data plane serves what it knows for as long as the control plane is away.
 
-use std::{collections::BTreeSet, future::Future, pin::pin, sync::Arc, time::Duration};
+use std::{future::Future, pin::pin, time::Duration};
 
 use leyline_proto::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse,
@@ -18,6 +18,10 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, service::Interceptor, transport::Channel};
 use tracing::{debug, info, warn};
+
+mod interest;
+
+pub use interest::{Interest, Names};
 
 use crate::{
     NodeInfo,
@@ -65,31 +69,6 @@ impl Config {
             silence_deadline: Duration::from_secs(300),
             send_deadline: Duration::from_secs(30),
         }
-    }
-}
-
-/// Tells which resources of a type are wanted; `None` is all of them.
-pub type Names = dyn Fn(&'static str) -> Option<BTreeSet<String>> + Send + Sync;
-
-/// What is wanted by name, as other resources tell: endpoints of the clusters that there are. Nothing by default.
-#[derive(Clone, Default)]
-pub struct Interest(Option<Arc<Names>>);
-
-impl Interest {
-    /// As the function says.
-    pub fn new(names: Arc<Names>) -> Self {
-        Self(Some(names))
-    }
-
-    fn names(&self, type_url: &'static str) -> Option<BTreeSet<String>> {
-        self.0.as_ref()?(type_url)
-    }
-}
-
-impl std::fmt::Debug for Interest {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let kind = if self.0.is_some() { "by name" } else { "all" };
-        f.write_str(kind)
     }
 }
 
@@ -196,8 +175,12 @@ pub async fn run<Connecting>(
 ) where
     Connecting: Future<Output = Result<Channel, BoxError>>,
 {
+    let mut session = Session::new(cfg.node.clone(), &cfg.types);
+    if let Some(type_url) = cfg.interest.type_on_demand() {
+        session.set_on_demand(type_url);
+    }
     let mut client = Client {
-        session: Session::new(cfg.node.clone(), &cfg.types),
+        session,
         cfg,
         apply,
         observe,
@@ -257,7 +240,15 @@ where
         let start = Instant::now();
         let mut messages = 0_usize;
         let end = loop {
-            let response = match self.next(&mut responses).await {
+            // Both can be dropped: a message is taken whole or not at all.
+            let next = tokio::select! {
+                next = self.next(&mut responses) => next,
+                () = self.cfg.interest.changed() => match self.send_wants(&requests).await {
+                    Ok(()) => continue,
+                    Err(end) => break end,
+                },
+            };
+            let response = match next {
                 Ok(Some(response)) => response,
                 Ok(None) => break End::Complete,
                 Err(end) => break end,
@@ -396,6 +387,16 @@ where
         named
             .filter_map(|(type_url, names)| session.want(type_url, names))
             .collect()
+    }
+
+    async fn send_wants(
+        &mut self,
+        requests: &mpsc::Sender<DeltaDiscoveryRequest>,
+    ) -> Result<(), End> {
+        for request in self.wants() {
+            self.send(requests, request).await?;
+        }
+        Ok(())
     }
 
     async fn send(

@@ -25,6 +25,8 @@ const MAX_RESOURCES: usize = 1_000_000;
 const MAX_NAME: usize = 1024;
 /// Longest explanation in a NACK: servers accept messages of 4 MiB, and an operator reads the first lines.
 const MAX_NACK_MESSAGE: usize = 16 * 1024;
+/// Everything of a type, where it is named (xDS protocol).
+const WILDCARD: &str = "*";
 /// `INVALID_ARGUMENT` of google.rpc.Code.
 const INVALID_ARGUMENT: i32 = 3;
 
@@ -37,6 +39,8 @@ pub struct Update {
     pub resources: Vec<Resource>,
     /// Names of resources that are gone; some may never have been known here.
     pub removed: Vec<String>,
+    /// Other names that the resources go by.
+    pub aliases: Vec<String>,
 }
 
 /// One resource as it came.
@@ -106,6 +110,8 @@ struct Subscription {
     type_url: &'static str,
     /// What is asked for by name; `None` is everything.
     names: Option<BTreeSet<String>>,
+    /// Names come one by one, and what the server sends without them counts too.
+    on_demand: bool,
     /// Names of the accepted resources with their versions.
     held: HashMap<String, String>,
     answered: bool,
@@ -117,6 +123,7 @@ impl Session {
         let subscriptions = types.iter().map(|type_url| Subscription {
             type_url,
             names: None,
+            on_demand: false,
             held: HashMap::new(),
             answered: false,
         });
@@ -124,6 +131,16 @@ impl Session {
             node: node.into(),
             subscriptions: subscriptions.collect(),
             stream: 0,
+        }
+    }
+
+    /// Asks for nothing of a type at first, and later for what [`Self::want`] says. The type is in step once the server has
+    /// answered for the first time, whatever is asked for then.
+    pub fn set_on_demand(&mut self, type_url: &'static str) {
+        let mut all = self.subscriptions.iter_mut();
+        if let Some(subscription) = all.find(|subscription| subscription.type_url == type_url) {
+            subscription.on_demand = true;
+            subscription.names.get_or_insert_default();
         }
     }
 
@@ -149,7 +166,7 @@ impl Session {
             return None;
         }
         // New names have not been answered, whatever was answered before.
-        subscription.answered &= added.is_empty();
+        subscription.answered &= added.is_empty() || subscription.on_demand;
         Some(DeltaDiscoveryRequest {
             type_url: type_url.to_owned(),
             resource_names_subscribe: added,
@@ -167,11 +184,12 @@ impl Session {
         let mut node = Some(self.node.clone());
         self.subscriptions
             .iter()
-            .filter(|subscription| subscription.names.as_ref().is_none_or(|it| !it.is_empty()))
+            .filter(|subscription| !subscription.wants_nothing())
             .map(|subscription| DeltaDiscoveryRequest {
                 node: node.take(),
                 type_url: subscription.type_url.to_owned(),
-                resource_names_subscribe: subscription.names.iter().flatten().cloned().collect(),
+                resource_names_subscribe: subscription.first_names(),
+                resource_names_unsubscribe: subscription.first_left(),
                 initial_resource_versions: subscription.held.clone(),
                 ..DeltaDiscoveryRequest::default()
             })
@@ -179,7 +197,7 @@ impl Session {
     }
 
     /// Takes a response of the current stream.
-    pub fn receive(&mut self, response: DeltaDiscoveryResponse) -> Received {
+    pub fn receive(&mut self, mut response: DeltaDiscoveryResponse) -> Received {
         let Some(subscription) = self
             .subscriptions
             .iter()
@@ -190,6 +208,9 @@ impl Session {
             };
         };
         let type_url = subscription.type_url;
+        let aliases = response.resources.iter_mut();
+        let aliases = aliases.flat_map(|resource| std::mem::take(&mut resource.aliases));
+        let aliases = aliases.collect();
         let (resources, rejections) = subscription.sort_out(response.resources);
         let pending = Pending {
             stream: self.stream,
@@ -206,6 +227,7 @@ impl Session {
             type_url,
             resources,
             removed: response.removed_resources,
+            aliases,
         };
         Received::Apply(update, pending)
     }
@@ -255,7 +277,24 @@ impl Session {
 
 impl Subscription {
     fn wants_nothing(&self) -> bool {
+        !self.on_demand && self.has_no_names()
+    }
+
+    fn has_no_names(&self) -> bool {
         self.names.as_ref().is_some_and(BTreeSet::is_empty)
+    }
+
+    /// No name in a first request means everything, so that who wants nothing yet says that it leaves everything.
+    fn first_names(&self) -> Vec<String> {
+        if self.on_demand && self.has_no_names() {
+            return vec![WILDCARD.to_owned()];
+        }
+        self.names.iter().flatten().cloned().collect()
+    }
+
+    fn first_left(&self) -> Vec<String> {
+        let leaves = self.on_demand && self.has_no_names();
+        leaves.then(|| WILDCARD.to_owned()).into_iter().collect()
     }
 
     /// Separates resources that can be handed on from those that cannot be resources at all.

@@ -3,16 +3,17 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
 use leyline_proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 use leyline_xds::{
     NodeInfo,
-    client::{Config, Observed, run},
+    client::{Config, Interest, Observed, run},
     node_id,
     session::{Rejection, Update},
 };
@@ -20,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
     process::{Child, ChildStdin, ChildStdout, Command},
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinSet,
     time::timeout,
 };
@@ -135,13 +136,17 @@ async fn succeed(mut command: Command) {
 }
 
 /// A client whose application takes everything that is not called bad.
-fn start_client(port: u16) -> (JoinSet<()>, watch::Receiver<Held>, mpsc::Receiver<String>) {
+fn start_client(
+    port: u16,
+    interest: Interest,
+) -> (JoinSet<()>, watch::Receiver<Held>, mpsc::Receiver<String>) {
     let mut node = NodeInfo {
         id: node_id("ztunnel", "10.0.0.1", "zt", "istio-system"),
         ..NodeInfo::default()
     };
     node.metadata.insert("NODE_NAME".into(), "node-a".into());
-    let cfg = Config::new(node, vec![ADDRESS_TYPE, AUTHORIZATION_TYPE]);
+    let mut cfg = Config::new(node, vec![ADDRESS_TYPE, AUTHORIZATION_TYPE]);
+    cfg.interest = interest;
     let channel = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).unwrap();
     let channel = channel.connect_lazy();
     let (held_sender, held) = watch::channel(Held::new());
@@ -170,7 +175,10 @@ fn apply(held: &watch::Sender<Held>, update: Update) -> Vec<Rejection> {
     let mut rejections = Vec::new();
     held.send_modify(|held| {
         for name in &update.removed {
-            held.remove(name);
+            if held.remove(name).is_none() {
+                // Asked for, and not there.
+                held.insert(name.clone(), format!("no {name}"));
+            }
         }
         for resource in update.resources {
             let name = resource.name;
@@ -201,7 +209,7 @@ async fn follows_a_grpcio_control_plane() {
     let ack = (0, String::new());
     server.set(ADDRESS_TYPE, "c1//Pod/shop/web", "1").await;
     server.set(ADDRESS_TYPE, "shop/web.example", "1").await;
-    let (_client, mut held, mut ended) = start_client(server.port);
+    let (_client, mut held, mut ended) = start_client(server.port, Interest::default());
 
     // First stream: everything, and an empty answer for the type without resources.
     assert_eq!(server.stream().await, [json!({}), json!({})]);
@@ -237,4 +245,65 @@ async fn follows_a_grpcio_control_plane() {
     assert_eq!(server.answer(ADDRESS_TYPE).await, ack);
     assert_eq!(server.answer(AUTHORIZATION_TYPE).await, nack);
     wait_held(&mut held, &["c1//Pod/shop/web@2"]).await;
+}
+
+#[tokio::test]
+async fn asks_a_grpcio_control_plane_for_single_names() {
+    let mut server = Server::start().await;
+    let ack = (0, String::new());
+    let web = "c1//Pod/shop/web";
+    server.set(ADDRESS_TYPE, web, "1").await;
+    server.set(ADDRESS_TYPE, "c1//Pod/shop/other", "1").await;
+    let alias = json!({"alias": ["net/10.0.0.1", web]});
+    server.command(alias).await;
+    let names = Arc::new(watch::Sender::new(BTreeSet::new()));
+    let changed = Arc::new(Notify::new());
+    let wanted = names.clone();
+    let wanted = move |kind| (kind == ADDRESS_TYPE).then(|| wanted.borrow().clone());
+    let interest = Interest::on_demand(ADDRESS_TYPE, Arc::new(wanted), changed.clone());
+    let (_client, mut held, mut ended) = start_client(server.port, interest);
+
+    // Not everything, and nothing yet.
+    assert!(server.event().await["stream"].is_string());
+    let first = server.event().await;
+    assert_eq!(first["added"], json!(["*"]), "{first}");
+    assert_eq!(first["dropped"], json!(["*"]), "{first}");
+    assert_eq!(server.event().await["added"], json!([]));
+    assert_eq!(server.answer(ADDRESS_TYPE).await, ack);
+    assert_eq!(server.answer(AUTHORIZATION_TYPE).await, ack);
+
+    // What is there comes under its own name, what is not is told so.
+    for (name, expected) in [
+        ("net/10.0.0.1", &["c1//Pod/shop/web@1"][..]),
+        ("net/10.9.9.9", &["c1//Pod/shop/web@1", "no net/10.9.9.9"]),
+    ] {
+        names.send_modify(|names| {
+            names.insert(name.to_owned());
+        });
+        changed.notify_one();
+        let asked = server.event().await;
+        assert_eq!(asked["added"], json!([name]), "{asked}");
+        assert_eq!(asked["nonce"], "");
+        assert_eq!(server.answer(ADDRESS_TYPE).await, ack);
+        wait_held(&mut held, expected).await;
+    }
+
+    // A new stream asks for the same, and says what it has; what was not there has come to be.
+    server.command(json!({"end": true})).await;
+    let alias = json!({"alias": ["net/10.9.9.9", "c1//Pod/shop/late"]});
+    server.command(alias).await;
+    server.set(ADDRESS_TYPE, "c1//Pod/shop/late", "1").await;
+    let end = timeout(PATIENCE, ended.recv()).await.unwrap().unwrap();
+    assert_eq!(end, "Complete");
+    assert!(server.event().await["stream"].is_string());
+    let again = server.event().await;
+    assert_eq!(again["added"], json!(["net/10.0.0.1", "net/10.9.9.9"]));
+    assert_eq!(again["dropped"], json!([]));
+    assert_eq!(again["held"], json!({web: "1"}));
+    let all = [
+        "c1//Pod/shop/late@1",
+        "c1//Pod/shop/web@1",
+        "no net/10.9.9.9",
+    ];
+    wait_held(&mut held, &all).await;
 }

@@ -7,7 +7,7 @@ use leyline_net::sockopt::Keepalive;
 use leyline_runtime::env::Reader;
 
 use super::{duration, within};
-use crate::proxy::IdleLimits;
+use crate::proxy::{DnsConfig, IdleLimits};
 
 /// The range of a signed 32 bit number of RFC 9113, 6.9.2; below the default a tunnel crawls.
 const WINDOW_SIZE: RangeInclusive<u32> = 65_535..=(1 << 31) - 1;
@@ -78,4 +78,15 @@ pub(super) fn idle_limits(env: &mut Reader<'_>) -> IdleLimits {
         half_closed: limit("LEYLINE_HALF_CLOSED_TIMEOUT", Duration::from_secs(3600)),
         open: limit("LEYLINE_IDLE_TIMEOUT", Duration::ZERO),
     }
+}
+
+/// The DNS proxy must know all names, so that there is one or the other.
+pub(super) fn on_demand(env: &mut Reader<'_>, dns: &DnsConfig) -> bool {
+    let on_demand = env.bool("XDS_ON_DEMAND", false);
+    if on_demand && dns.enabled {
+        let why =
+            "not with the DNS proxy, which must know all names: set ISTIO_META_DNS_CAPTURE=false";
+        env.reject("XDS_ON_DEMAND", true, why);
+    }
+    on_demand
 }

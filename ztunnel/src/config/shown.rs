@@ -6,8 +6,8 @@ use leyline_net::{Redirection, listen::Families};
 use leyline_tls::{KeyExchange, OldestVersion};
 use serde_json::{Value, json};
 
-use super::{Carries, Config, PodSource, PortUse, SourceAddress};
-use crate::proxy::{IdleLimits, connections::DecisionLevel};
+use super::{Carries, Config, PodSource, PortUse, ProxyConfig, SourceAddress};
+use crate::proxy::connections::DecisionLevel;
 
 impl Config {
     /// What the log and `/config_dump` show.
@@ -27,6 +27,7 @@ impl Config {
             "proxy": proxy.carries == Carries::Connections,
             "xdsAddress": self.xds.address,
             "caAddress": self.ca.address,
+            "xdsOnDemand": proxy.on_demand,
             "localXds": self.local_xds,
             "altXdsHostname": self.xds.alt_hostname,
             "altCaHostname": self.ca.alt_hostname,
@@ -62,10 +63,7 @@ impl Config {
                 KeyExchange::PreferHybrid => "",
             },
             "tls12Enabled": self.crypto.oldest == OldestVersion::Tls12,
-            "maxConnectionsPerPod": proxy.max_connections,
-            "maxHandshakesPerPod": proxy.max_handshakes,
-            "handshakeDeadline": seconds(proxy.handshake_deadline),
-            "idleLimits": idle(proxy.idle),
+            "limits": limits(proxy),
             "poolMaxStreamsPerConn": hbone.outbound_streams,
             "poolUnusedReleaseTimeout": seconds(hbone.idle),
             "windowSize": hbone.stream_window,
@@ -75,10 +73,14 @@ impl Config {
     }
 }
 
-fn idle(limits: IdleLimits) -> Value {
+fn limits(proxy: &ProxyConfig) -> Value {
     json!({
-        "halfClosed": limits.half_closed.map(seconds),
-        "open": limits.open.map(seconds),
+        "maxConnectionsPerPod": proxy.max_connections,
+        "maxHandshakesPerPod": proxy.max_handshakes,
+        "maxTunnelsPerSource": proxy.max_tunnels_per_source,
+        "handshakeDeadline": seconds(proxy.handshake_deadline),
+        "halfClosedTimeout": proxy.idle.half_closed.map(seconds),
+        "idleTimeout": proxy.idle.open.map(seconds),
     })
 }
 

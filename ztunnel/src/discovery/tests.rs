@@ -45,6 +45,7 @@ fn update(type_url: &'static str, resources: &[(&str, Vec<u8>)]) -> Update {
         body: body.clone(),
     });
     Update {
+        aliases: Vec::new(),
         type_url,
         resources: resources.collect(),
         removed: vec![],

@@ -40,15 +40,15 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         );
         forward::reset(stream);
     };
-    let Some((snapshot, source)) = pod.shared.workload(&pod.name).await else {
-        let error = "failed to fetch information about local workload";
-        return refused(stream, Refusal::UnknownSource, &error);
+    let (snapshot, source) = match Box::pin(both_ends(&pod, orig_dst)).await {
+        Ok(known) => known,
+        Err((refusal, error)) => return refused(stream, refusal, &error),
     };
     let decide = |snapshot: &Snapshot| {
         let view = pod.shared.endpoints.view(peer.ip(), &[]);
         snapshot.route_outbound_among(&source, orig_dst, &view, &mut rand::rng())
     };
-    let (mut snapshot, mut route) = pod.shared.decide(snapshot, decide).await;
+    let (mut snapshot, mut route) = pod.shared.decide_asking(snapshot, decide).await;
     if let OutboundRoute::Refused(OutboundRefusal::HostnameOnly { service, .. }) = &route {
         Box::pin(resolve(&pod, &snapshot, &source, service)).await;
         (snapshot, route) = pod.shared.decide(snapshot, decide).await;
@@ -80,6 +80,25 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         return Box::pin(carry_locally(captured, stream, route.clone(), to)).await;
     }
     Box::pin(attempts::carry(captured, stream, route)).await;
+}
+
+/// The pod's own workload and a snapshot that knows it, and the destination too where the control plane tells only what it
+/// is asked for.
+async fn both_ends(
+    pod: &Pod,
+    orig_dst: OrigDst,
+) -> Result<(Arc<Snapshot>, Arc<Workload>), (Refusal, String)> {
+    let Some((snapshot, source)) = pod.shared.workload(&pod.name).await else {
+        let error = "failed to fetch information about local workload".to_owned();
+        return Err((Refusal::UnknownSource, error));
+    };
+    let Some(on_demand) = &pod.shared.on_demand else {
+        return Ok((snapshot, source));
+    };
+    match on_demand.ask_address(&pod.shared, orig_dst.ip()).await {
+        Ok(()) => Ok((pod.shared.store.snapshot(), source)),
+        Err(error) => Err((Refusal::UnknownDestination, error.to_string())),
+    }
 }
 
 /// Lets the endpoints of a service have addresses (OUT-10).

@@ -458,3 +458,40 @@ fn what_is_wanted_by_name_is_asked_for_by_name_and_no_more() {
         ["b"]
     );
 }
+
+#[test]
+fn names_that_come_one_by_one_leave_the_type_in_step() {
+    let mut session = session();
+    session.set_on_demand(APPLE);
+    let first = &session.open_stream()[0];
+    assert_eq!(first.resource_names_subscribe, ["*"]);
+    assert_eq!(first.resource_names_unsubscribe, ["*"]);
+    for response in [apples("1", &[("near", "1")], &[]), pears("2")] {
+        assert!(!session.is_synced());
+        let Received::Apply(_, pending) = session.receive(response) else {
+            panic!("not asked for");
+        };
+        let _answer = session.answer(pending, Vec::new());
+    }
+    assert!(session.is_synced());
+    let asked = session.want(APPLE, BTreeSet::from(["far".to_owned()]));
+    assert_eq!(asked.unwrap().resource_names_subscribe, ["far"]);
+    assert!(session.is_synced(), "silence about one name is no trouble");
+    let again = &session.open_stream()[0];
+    assert_eq!(again.resource_names_subscribe, ["far"]);
+    assert!(again.resource_names_unsubscribe.is_empty());
+    // What came unasked is held too.
+    assert!(again.initial_resource_versions.contains_key("near"));
+}
+
+#[test]
+fn aliases_are_handed_on() {
+    let mut session = session();
+    session.open_stream();
+    let mut response = apples("1", &[("red", "1")], &[]);
+    response.resources[0].aliases = vec!["net/10.0.0.1".to_owned()];
+    let Received::Apply(update, _) = session.receive(response) else {
+        panic!("not asked for");
+    };
+    assert_eq!(update.aliases, ["net/10.0.0.1"]);
+}

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use leyline_proto::{
     envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     istio::workload::{
-        Address, GatewayAddress, NetworkAddress, Service, Workload, address::Type,
+        Address, GatewayAddress, NetworkAddress, NetworkMode, Service, Workload, address::Type,
         gateway_address::Destination,
     },
 };
@@ -65,7 +65,9 @@ impl AddressIndex {
     }
 
     fn add_workload(&mut self, name: &str, workload: &Workload) {
-        let addresses = workload.addresses.iter();
+        // The address of its node is not the workload's.
+        let own = workload.network_mode != i32::from(NetworkMode::HostNetwork);
+        let addresses = workload.addresses.iter().filter(|_| own);
         let addresses = addresses.filter_map(|bytes| key(&workload.network, bytes));
         let gateways = [&workload.waypoint, &workload.network_gateway];
         let links = Links {
