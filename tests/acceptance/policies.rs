@@ -196,6 +196,7 @@ pub(crate) async fn authorization_waypoint_default_deny(world: &World) -> Result
             &nothing,
             &[
                 get("echo:80", "/").status(403),
+                get("apps/addressed:8080", "/").status(403),
                 get("captured:80", "/").status(200),
             ],
         )

@@ -48,6 +48,9 @@ pub(crate) async fn pod_ip(world: &World) -> Result<()> {
         .expect(&[
             // A waypoint of services alone is not for who calls a pod, and the other way round.
             get("apps/echo-v1:8080", "/").version("v1").past_waypoint(),
+            get("apps/addressed:8080", "/")
+                .status(200)
+                .through_waypoint(),
             get("addressed:80", "/").status(200).past_waypoint(),
             get("outside/stranger:8080", "/")
                 .version("outside")

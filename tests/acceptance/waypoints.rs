@@ -168,7 +168,7 @@ pub(crate) async fn direct(world: &World) -> Result<()> {
     let pod = world.target("apps/addressed:8080")?;
     let unserved = world.target("captured:80")?;
     let own = address(world, "apps/waypoint")?;
-    let served = [("apps/waypoint", echo)];
+    let served = [("apps/waypoint", echo), ("apps/other", pod)];
     for (waypoint, asked) in served {
         let (outcome, status) = call(waypoint, asked.to_string()).await?;
         ensure!(

@@ -186,7 +186,8 @@ pub fn translate(
     let waypoint_pods = waypoint_pods(objects, &waypoints);
     let gateways = (waypoints.names(), &waypoint_pods);
     let given = (objects, mesh, keys);
-    let inputs = waypoint::Inputs::new(given, &all_services, &members, gateways);
+    let direct = waypoint::by_gateway(&members, &waypoints.addresses());
+    let inputs = waypoint::Inputs::new(given, &all_services, &members, gateways, direct);
     let configs = waypoint::configs(&inputs, before, &mut advice);
     let findings = waypoint::findings(&inputs);
     Translation {

@@ -34,7 +34,7 @@ use self::{
 };
 use super::{
     any::{decode, duration, text},
-    endpoints::EndpointSet,
+    endpoints::{EndpointSet, is_encap},
     error::{At, Compiled, Unsupported},
 };
 use crate::upstream::{balance::BalancerCell, state::ClusterState};
@@ -134,6 +134,9 @@ fn endpoints(proto: &proto::Cluster) -> Compiled<EndpointSource> {
         }
         Ok(DiscoveryType::Static) => {
             let assignment = proto.load_assignment.clone().unwrap_or_default();
+            if is_encap(&assignment) {
+                return Ok(EndpointSource::Client { port: None });
+            }
             let set = EndpointSet::compile(&assignment, None).at("load_assignment")?;
             Ok(EndpointSource::Static(Arc::new(set)))
         }

@@ -179,6 +179,31 @@ fn told_health(endpoint: &LbEndpoint) -> Option<bool> {
     }
 }
 
+/// Whether all that is there is the listener that opens tunnels, without a word where to: to where the client wants to go
+/// (the cluster `encap`).
+pub(super) fn is_encap(assignment: &ClusterLoadAssignment) -> bool {
+    let mut endpoints = assignment
+        .endpoints
+        .iter()
+        .flat_map(|it| &it.lb_endpoints)
+        .peekable();
+    let leads_nowhere = |endpoint: &LbEndpoint| {
+        let Some(HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else {
+            return false;
+        };
+        let address = host.address.as_ref().and_then(|it| it.address.as_ref());
+        let Some(Address::EnvoyInternalAddress(internal)) = address else {
+            return false;
+        };
+        let tunnels = matches!(
+            &internal.address_name_specifier,
+            Some(AddressNameSpecifier::ServerListenerName(name)) if name == CONNECT_ORIGINATE
+        );
+        tunnels && internal.endpoint_id.is_empty() && endpoint.metadata.is_none()
+    };
+    endpoints.peek().is_some() && endpoints.all(leads_nowhere)
+}
+
 fn address(endpoint: &LbEndpoint) -> Compiled<EndpointAddress> {
     let Some(HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else {
         return Err(Unsupported::missing("endpoint"));

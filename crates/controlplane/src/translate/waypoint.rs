@@ -5,6 +5,7 @@ mod authentication;
 mod authorizers;
 mod claims;
 mod clusters;
+mod direct;
 mod envoy_filters;
 mod findings;
 mod from_gateway_api;
@@ -25,6 +26,7 @@ mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -48,7 +50,7 @@ use settings::{BuiltClusters, Settings};
 use view::{PortView, ServiceView, View};
 
 pub use findings::Finding;
-pub(super) use {findings::findings, view::Member};
+pub(super) use {direct::by_gateway, findings::findings, view::Member};
 
 /// One type's resources by name, with the messages they were made of: maps in them have no order on the wire, so that
 /// only by the messages it can be told whether anything changed.
@@ -153,6 +155,8 @@ pub(super) struct Inputs<'a> {
     members: &'a [Member],
     gateways: BTreeSet<NamespacedName>,
     pods: &'a BTreeMap<NamespacedName, WaypointPod>,
+    /// Addresses of workloads by their waypoint.
+    direct: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
 }
 
 impl<'a> Inputs<'a> {
@@ -164,6 +168,7 @@ impl<'a> Inputs<'a> {
             BTreeSet<NamespacedName>,
             &'a BTreeMap<NamespacedName, WaypointPod>,
         ),
+        direct: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
     ) -> Self {
         Self {
             objects,
@@ -173,6 +178,7 @@ impl<'a> Inputs<'a> {
             members,
             gateways,
             pods,
+            direct,
         }
     }
 }
@@ -202,7 +208,8 @@ pub(super) fn configs(
         .map(|gateway| {
             let before = before.get(gateway).map(Arc::as_ref);
             let pods = standpoints(inputs, gateway);
-            let config = waypoint_config(&view, gateway, &pods, before, advice);
+            let direct = inputs.direct.get(gateway);
+            let config = waypoint_config(&view, gateway, &pods, direct, before, advice);
             (gateway.clone(), Arc::new(config))
         })
         .collect()
@@ -231,6 +238,7 @@ fn waypoint_config(
     view: &View<'_>,
     gateway: &NamespacedName,
     pods: &[(&NamespacedName, Standpoint)],
+    direct: Option<&BTreeSet<IpAddr>>,
     before: Option<&WaypointConfig>,
     advice: &mut Vec<Advice>,
 ) -> WaypointConfig {
@@ -239,29 +247,37 @@ fn waypoint_config(
         .filter(|service| service.waypoints.contains(gateway))
         .collect();
     let settings = Settings::new(view, gateway, &owned);
+    let context = |service| PortContext {
+        view,
+        gateway,
+        service,
+        settings: &settings,
+    };
     let mut routes = BTreeMap::new();
     let mut served = Vec::with_capacity(owned.len());
     for service in &owned {
         let ports = service.ports.iter();
-        let ports = ports.map(|port| {
-            let context = PortContext {
-                view,
-                gateway,
-                service,
-                settings: &settings,
-            };
-            context.serve(port, &mut routes, advice)
-        });
+        let ports = ports.map(|port| context(service).serve(port, &mut routes, advice));
         served.push(Served {
             service,
             ports: ports.collect(),
         });
     }
+    let workloads = direct.map(|addresses| direct::workloads(gateway, addresses));
+    if let Some(service) = &workloads {
+        let routes_of = direct::routes();
+        routes.insert(routes_of.name.clone(), routes_of);
+        let ports = vec![direct::serve(&context(service), advice)];
+        served.push(Served { service, ports });
+    }
     let BuiltClusters {
-        clusters,
+        mut clusters,
         endpoints,
         near,
     } = settings.into_clusters(&owned, pods);
+    if workloads.is_some() {
+        clusters.insert(clusters::ENCAP.to_owned(), clusters::encap());
+    }
     let listeners = listeners::listeners(&served, &view.mesh.trust_domain.to_string(), view.config);
     let listeners = listeners
         .into_iter()

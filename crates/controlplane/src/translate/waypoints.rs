@@ -131,6 +131,13 @@ impl<'a> Waypoints<'a> {
         }
     }
 
+    /// Where each is.
+    pub(super) fn addresses(&self) -> Vec<(GatewayAddress, NamespacedName)> {
+        let all = self.gateways.iter();
+        all.map(|(name, gateway)| (self.address(name, gateway), NamespacedName::clone(name)))
+            .collect()
+    }
+
     /// All Gateways of the class.
     pub(super) fn names(&self) -> BTreeSet<NamespacedName> {
         self.gateways.keys().map(|name| (*name).clone()).collect()

@@ -1,6 +1,7 @@
 //! Clusters and their endpoints (facts A.5, A.6): one cluster for each port, protocol and subset of a service.
 
 mod discovery;
+mod encap;
 mod endpoints;
 pub(super) mod locality;
 mod policy;
@@ -42,7 +43,10 @@ use crate::{objects::duration, translate::services::Resolution};
 use locality::{Nearness, Standpoint};
 use policy::{balance, circuit_breakers, connect_timeout, outlier_detection};
 
-pub(super) use policy::{Policy, TcpOptions};
+pub(super) use {
+    encap::{ENCAP, encap},
+    policy::{Policy, TcpOptions},
+};
 
 /// The listener inside a waypoint that opens tunnels.
 pub(super) const CONNECT_ORIGINATE: &str = "connect_originate";

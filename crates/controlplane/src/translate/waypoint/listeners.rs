@@ -70,6 +70,8 @@ use super::{
 };
 use crate::objects::mesh_config::MeshConfig;
 
+/// Where a chain is for whatever port the client asks for.
+pub(super) const ANY_PORT: u16 = 0;
 const MAIN_INTERNAL: &str = "main_internal";
 /// What the HTTP inspector calls HTTP, with the quotes of the matcher's form.
 const HTTP_PROTOCOLS: [&str; 2] = ["'h2c'", "'http/1.1'"];
@@ -319,10 +321,14 @@ fn xds_extension<M: Message + Name>(name: &str, message: &M) -> TypedExtensionCo
 
 fn range(served: &Served<'_>) -> ip::ip_matcher::IpRangeMatcher {
     let addresses = served.service.addresses.iter();
-    let by_port = served
-        .ports
-        .iter()
-        .map(|port| (port.port.to_string(), leaf(port)));
+    let on_match = match served.ports.as_slice() {
+        [only] if only.port == ANY_PORT => leaf(only),
+        ports => {
+            let by_port = ports.iter().map(|port| (port.port.to_string(), leaf(port)));
+            let input = xds_extension("port", &DestinationPortInput {});
+            ordered::OnMatch::map(input, by_port.collect(), None)
+        }
+    };
     ip::ip_matcher::IpRangeMatcher {
         ranges: addresses
             .map(|(address, length)| ip::CidrRange {
@@ -330,12 +336,7 @@ fn range(served: &Served<'_>) -> ip::ip_matcher::IpRangeMatcher {
                 prefix_len: Some(*length),
             })
             .collect(),
-        on_match: ordered::OnMatch::map(
-            xds_extension("port", &DestinationPortInput {}),
-            by_port.collect(),
-            None,
-        )
-        .encode_to_vec(),
+        on_match: on_match.encode_to_vec(),
         exclusive: false,
     }
 }

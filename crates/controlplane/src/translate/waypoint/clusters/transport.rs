@@ -47,11 +47,7 @@ pub(super) fn socket(policy: &Policy, host: &str, which: &Which, http2: bool) ->
         // The mesh's own TLS is there anyway.
         Some(_) | None => plain,
     };
-    let internal = InternalUpstreamTransport {
-        passthrough_metadata: vec![pass(ORIGINAL_DST), pass("istio")],
-        transport_socket: Some(inner),
-    };
-    let internal = wrapped("envoy.transport_sockets.internal_upstream", &internal);
+    let internal = through_tunnel(inner);
     match &policy.proxy_protocol {
         None => internal,
         Some(ProxyProtocol { version }) => {
@@ -73,6 +69,19 @@ pub(super) fn socket(policy: &Policy, host: &str, which: &Which, http2: bool) ->
             )
         }
     }
+}
+
+/// Bytes as they are, into the tunnel.
+pub(super) fn passed_through() -> TransportSocket {
+    through_tunnel(wrapped("envoy.transport_sockets.raw_buffer", &RawBuffer {}))
+}
+
+fn through_tunnel(inner: TransportSocket) -> TransportSocket {
+    let internal = InternalUpstreamTransport {
+        passthrough_metadata: vec![pass(ORIGINAL_DST), pass("istio")],
+        transport_socket: Some(inner),
+    };
+    wrapped("envoy.transport_sockets.internal_upstream", &internal)
 }
 
 fn wrapped<M: Message + Name>(name: &str, message: &M) -> TransportSocket {
