@@ -58,6 +58,18 @@ pub(crate) async fn mesh_ports(world: &World) -> Result<()> {
             ],
         )
         .await?;
+    let named = "{group: '', kind: Service, name: echo-v1, sectionName: http-alt}";
+    world
+        .applied(
+            &with_parent(named, rules),
+            &[
+                get("echo-v1:8080", "/").answered("x-header-set", "v1"),
+                get("echo-v1:80", "/")
+                    .status(200)
+                    .not_answered("x-header-set"),
+            ],
+        )
+        .await?;
     let all = "{group: '', kind: Service, name: echo-v1}";
     world
         .applied(

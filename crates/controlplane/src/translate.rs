@@ -171,8 +171,7 @@ pub fn translate(
         networks: &networks,
         waypoints: &waypoints,
     };
-    let mut required = require_waypoint::RequireWaypoint::default();
-    let mut members = Vec::new();
+    let (mut required, mut members) = (require_waypoint::RequireWaypoint::default(), Vec::new());
     let all = all_services(&services, &hosts);
     let placed = of_pods(&context, all, &mut required, &mut members, &mut advice);
     let endpoints = endpoints::workloads(&context).into_iter();
@@ -185,9 +184,9 @@ pub fn translate(
     let authorizations = authorizations(policies.chain(required.into_wire()));
     let waypoint_pods = waypoint_pods(objects, &waypoints);
     let gateways = (waypoints.names(), &waypoint_pods);
-    let given = (objects, mesh, keys);
     let direct = waypoint::by_gateway(&members, &waypoints.addresses());
-    let inputs = waypoint::Inputs::new(given, &all_services, &members, gateways, direct);
+    let inputs = (objects, mesh, keys, direct);
+    let inputs = waypoint::Inputs::new(inputs, &all_services, &members, gateways);
     let configs = waypoint::configs(&inputs, before, &mut advice);
     let findings = waypoint::findings(&inputs);
     Translation {

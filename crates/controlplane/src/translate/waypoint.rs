@@ -159,16 +159,23 @@ pub(super) struct Inputs<'a> {
     direct: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
 }
 
+/// Objects, settings, keys of token issuers, and addresses of workloads by their waypoint.
+type Given<'a> = (
+    &'a Objects,
+    &'a MeshSettings,
+    &'a KeySets,
+    BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
+);
+
 impl<'a> Inputs<'a> {
     pub(super) fn new(
-        (objects, mesh, keys): (&'a Objects, &'a MeshSettings, &'a KeySets),
+        (objects, mesh, keys, direct): Given<'a>,
         services: &'a [&'a MeshService],
         members: &'a [Member],
         (gateways, pods): (
             BTreeSet<NamespacedName>,
             &'a BTreeMap<NamespacedName, WaypointPod>,
         ),
-        direct: BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
     ) -> Self {
         Self {
             objects,
@@ -265,8 +272,7 @@ fn waypoint_config(
     }
     let workloads = direct.map(|addresses| direct::workloads(gateway, addresses));
     if let Some(service) = &workloads {
-        let routes_of = direct::routes();
-        routes.insert(routes_of.name.clone(), routes_of);
+        routes.insert(direct::HTTP.to_owned(), direct::routes());
         let ports = vec![direct::serve(&context(service), advice)];
         served.push(Served { service, ports });
     }
@@ -278,11 +284,9 @@ fn waypoint_config(
     if workloads.is_some() {
         clusters.insert(clusters::ENCAP.to_owned(), clusters::encap());
     }
-    let listeners = listeners::listeners(&served, &view.mesh.trust_domain.to_string(), view.config);
-    let listeners = listeners
-        .into_iter()
-        .map(|one| (one.name.clone(), one))
-        .collect();
+    let trust_domain = view.mesh.trust_domain.to_string();
+    let listeners = listeners::listeners(&served, &trust_domain, view.config);
+    let listeners = listeners.into_iter().map(|one| (one.name.clone(), one));
     let endpoints = Built::new(endpoints, before.map(|before| &before.endpoints));
     let near = near.into_iter().map(|(pod, messages)| {
         let before = before.and_then(|before| before.near.get(&pod));
@@ -291,7 +295,7 @@ fn waypoint_config(
     });
     WaypointConfig {
         near: near.collect(),
-        listeners: Built::new(listeners, before.map(|before| &before.listeners)),
+        listeners: Built::new(listeners.collect(), before.map(|before| &before.listeners)),
         clusters: Built::new(clusters, before.map(|before| &before.clusters)),
         endpoints,
         routes: Built::new(routes, before.map(|before| &before.routes)),

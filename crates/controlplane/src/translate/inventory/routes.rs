@@ -8,7 +8,7 @@ use crate::{
     objects::{
         Kind, Objects,
         l7::{
-            gateway_route::{BackendRef, HttpFilter, ParentRef, RouteSpec, StreamRule},
+            gateway_route::{BackendRef, HttpFilter, RouteSpec, StreamRule},
             virtual_service::{TcpMatch, TlsMatch, TlsRoute, VirtualServiceSpec},
         },
     },
@@ -164,13 +164,6 @@ fn of_spec<Rule>(spec: &RouteSpec<Rule>, teller: &mut Teller<'_>) {
         "spec.useDefaultGateways",
         "has no effect: routes are attached to Services and ServiceEntries",
     );
-    for (index, ParentRef { section_name, .. }) in spec.parent_refs.iter().enumerate() {
-        teller.tell_if(
-            section_name.is_some(),
-            format!("spec.parentRefs[{index}].sectionName"),
-            "is not looked at: the route counts for all ports of the service, or that of `port`",
-        );
-    }
 }
 
 /// As the Gateway API has it for meshes.

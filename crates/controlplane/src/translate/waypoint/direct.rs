@@ -20,7 +20,8 @@ use super::{
 };
 use crate::translate::{Advice, services::Resolution};
 
-const HTTP: &str = "direct-http";
+/// Of the chain of HTTP, and of its routes.
+pub(super) const HTTP: &str = "direct-http";
 const TCP: &str = "direct-tcp";
 /// A port of a workload, whichever it is.
 const PORT: PortView = PortView {
@@ -60,6 +61,7 @@ pub(super) fn workloads<'a>(
         host: "",
         addresses: addresses.iter().map(whole).collect(),
         ports: Vec::new(),
+        sections: Vec::new(),
         endpoints: Vec::new(),
         waypoints: &NO_WAYPOINTS,
         preference: Vec::new(),

@@ -159,6 +159,16 @@ impl Known<'_> {
             }
         };
         let field = field.to_owned();
+        if let Some(section) = &of.section_name
+            && self.lacks_port(&host, section)
+        {
+            let message = format!(
+                "Service {namespace}/{} has no port `{section}`: the route has no effect",
+                of.name
+            );
+            let why = ("Accepted", "NoMatchingParent");
+            return self.add(object, why, format!("{field}.sectionName"), message);
+        }
         match self.hosts.get(host.as_str()) {
             None => {
                 let message = format!("there is no Service {namespace}/{}", of.name);
@@ -179,6 +189,13 @@ impl Known<'_> {
             }
             Some(true) => {}
         }
+    }
+
+    /// Whether a service that is there has no port of this name.
+    fn lacks_port(&self, host: &str, name: &str) -> bool {
+        let mut services = self.inputs.services.iter();
+        let service = services.find(|service| service.wire.hostname == host);
+        service.is_some_and(|service| !service.ports.iter().any(|port| port.name == name))
     }
 
     fn backend(

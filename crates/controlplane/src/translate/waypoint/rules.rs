@@ -268,6 +268,11 @@ pub(super) fn is_attached(
             && route.namespace.as_str() == service.namespace
             && parent.name == service.name
             && parent.port.is_none_or(|wanted| wanted == i64::from(port))
+            && parent.section_name.as_ref().is_none_or(|wanted| {
+                service
+                    .sections
+                    .contains(&(wanted.as_str(), u32::from(port)))
+            })
     })
 }
 

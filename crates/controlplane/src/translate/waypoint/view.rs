@@ -57,6 +57,8 @@ pub(super) struct ServiceView<'a> {
     /// With the length of the block: `10.0.0.1` and 32.
     pub(super) addresses: Vec<(String, u32)>,
     pub(super) ports: Vec<PortView>,
+    /// Names of ports, by which routes may ask for one.
+    pub(super) sections: Vec<(&'a str, u32)>,
     pub(super) endpoints: Vec<EndpointView<'a>>,
     pub(super) waypoints: &'a BTreeSet<NamespacedName>,
     /// Labels by which it prefers endpoints that are near.
@@ -182,6 +184,11 @@ fn service_view<'a>(
                     protocol: protocol(port.app_protocol),
                 })
             })
+            .collect(),
+        sections: service
+            .ports
+            .iter()
+            .map(|port| (port.name.as_str(), port.service_port))
             .collect(),
         endpoints,
         waypoints: &service.waypoints,
