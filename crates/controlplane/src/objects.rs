@@ -19,8 +19,9 @@ mod validate;
 mod watch;
 
 pub use gateway::{
-    AllowedRoutes, EAST_WEST_CLASS, Gateway, GatewayAddress, GatewayListener, GatewaySpec,
-    GatewayStatus, HBONE, REMOTE_CLASS, RouteNamespaces, WAYPOINT_CLASS,
+    AllowedRoutes, EAST_WEST_CLASS, Gateway, GatewayAddress, GatewayClass, GatewayClassSpec,
+    GatewayListener, GatewaySpec, GatewayStatus, HBONE, MESH_CONTROLLERS, REMOTE_CLASS,
+    RouteNamespaces, WAYPOINT_CLASS,
 };
 pub use key::{Kind, ObjectKey};
 pub(crate) use loader::DOCUMENTS_FILE;

@@ -239,6 +239,7 @@ fn decode_kind(kind: Kind, part: Part, tree: &Node) -> KindResult {
             Object::PeerAuthentication(strict(value, validate::peer_authentication)?)
         }
         Kind::Gateway => Object::Gateway(strict(value, validate::gateway)?),
+        Kind::GatewayClass => Object::GatewayClass(strict(value, validate::gateway_class)?),
         Kind::ServiceEntry => Object::ServiceEntry(strict(value, validate::service_entry)?),
         Kind::WorkloadEntry => Object::WorkloadEntry(strict(value, validate::workload_entry)?),
         Kind::RequestAuthentication => {

@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::l7::Custom;
+
 /// The class of waypoints.
 pub const WAYPOINT_CLASS: &str = "istio-waypoint";
 /// The class of gateways that let other networks in.
@@ -15,6 +17,25 @@ pub const EAST_WEST_CLASS: &str = "istio-east-west";
 pub const REMOTE_CLASS: &str = "istio-remote";
 /// The protocol of a tunnel's listener.
 pub const HBONE: &str = "HBONE";
+
+/// The controllers of waypoints and of other networks' gateways, which we take the place of.
+pub const MESH_CONTROLLERS: [&str; 2] =
+    ["istio.io/mesh-controller", "istio.io/eastwest-controller"];
+
+/// Who makes the Gateways of a class work. The classes themselves are known by their names.
+pub type GatewayClass = Custom<GatewayClassSpec>;
+
+/// The body of a GatewayClass.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct GatewayClassSpec {
+    /// Such as `istio.io/mesh-controller`.
+    pub controller_name: String,
+    /// For people.
+    pub description: Option<String>,
+    /// Settings of the class.
+    pub parameters_ref: Option<Value>,
+}
 
 /// A place where traffic goes through.
 #[derive(Clone, Debug, Default, Deserialize)]

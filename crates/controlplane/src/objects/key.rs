@@ -23,6 +23,8 @@ pub enum Kind {
     PeerAuthentication,
     /// Of the Gateway API.
     Gateway,
+    /// Of the Gateway API.
+    GatewayClass,
     /// Of Istio, for waypoints.
     RequestAuthentication,
     /// Of Istio, for waypoints.
@@ -69,7 +71,7 @@ struct Facts {
 }
 
 impl Kind {
-    const ALL: [Self; 23] = [
+    const ALL: [Self; 24] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -79,6 +81,7 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
         Self::Gateway,
+        Self::GatewayClass,
         Self::RequestAuthentication,
         Self::VirtualService,
         Self::DestinationRule,
@@ -133,6 +136,10 @@ impl Kind {
             Self::AuthorizationPolicy => of("AuthorizationPolicy", SECURITY),
             Self::PeerAuthentication => of("PeerAuthentication", SECURITY),
             Self::Gateway => of("Gateway", GATEWAY),
+            Self::GatewayClass => Facts {
+                versions: GATEWAY,
+                ..of_cluster("GatewayClass")
+            },
             Self::RequestAuthentication => of("RequestAuthentication", SECURITY),
             Self::VirtualService => of("VirtualService", NETWORKING),
             Self::DestinationRule => of("DestinationRule", NETWORKING),

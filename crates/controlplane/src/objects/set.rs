@@ -10,7 +10,7 @@ use leyline_types::NamespacedName;
 use serde::Serialize;
 
 use crate::objects::{
-    gateway::Gateway,
+    gateway::{Gateway, GatewayClass},
     key::{Kind, ObjectKey},
     l7::{
         destination_rule::DestinationRule,
@@ -47,6 +47,8 @@ pub struct Objects {
     pub peer_authentications: BTreeMap<NamespacedName, Arc<PeerAuthentication>>,
     /// Gateways of all classes.
     pub gateways: BTreeMap<NamespacedName, Arc<Gateway>>,
+    /// Classes of Gateways by name.
+    pub gateway_classes: BTreeMap<String, Arc<GatewayClass>>,
     /// Services that Kubernetes does not know.
     pub service_entries: BTreeMap<NamespacedName, Arc<ServiceEntry>>,
     /// Instances that are no pods.
@@ -94,6 +96,7 @@ impl Objects {
                 self.request_authentications.len(),
             ),
             (Kind::Gateway, self.gateways.len()),
+            (Kind::GatewayClass, self.gateway_classes.len()),
             (Kind::ServiceEntry, self.service_entries.len()),
             (Kind::WorkloadEntry, self.workload_entries.len()),
             (Kind::VirtualService, self.virtual_services.len()),
@@ -141,6 +144,7 @@ pub(crate) enum Object {
     AuthorizationPolicy(Arc<AuthorizationPolicy>),
     PeerAuthentication(Arc<PeerAuthentication>),
     Gateway(Arc<Gateway>),
+    GatewayClass(Arc<GatewayClass>),
     ServiceEntry(Arc<ServiceEntry>),
     WorkloadEntry(Arc<WorkloadEntry>),
     RequestAuthentication(Arc<RequestAuthentication>),
@@ -178,6 +182,9 @@ impl Objects {
                 drop(self.peer_authentications.insert(name, object));
             }
             Object::Gateway(object) => drop(self.gateways.insert(name, object)),
+            Object::GatewayClass(object) => {
+                drop(self.gateway_classes.insert(key.name.clone(), object));
+            }
             Object::ServiceEntry(object) => drop(self.service_entries.insert(name, object)),
             Object::WorkloadEntry(object) => drop(self.workload_entries.insert(name, object)),
             Object::RequestAuthentication(object) => {

@@ -32,7 +32,7 @@ use crate::objects::{field::Field, key::Kind};
 
 pub(crate) use destination::destination_rule;
 pub(crate) use envoy_filter::envoy_filter;
-pub(crate) use gateway::gateway;
+pub(crate) use gateway::{gateway, gateway_class};
 pub(crate) use gateway_route::{grpc_route, http_route, reference_grant, tcp_route, tls_route};
 pub(crate) use limit::rate_limit;
 pub(crate) use mesh_config::mesh_config;

@@ -6,8 +6,8 @@ use super::{Invalid, metadata_of, net, push, text};
 use crate::objects::{
     field::Field,
     gateway::{
-        EAST_WEST_CLASS, Gateway, GatewayAddress, GatewayListener, HBONE, REMOTE_CLASS,
-        WAYPOINT_CLASS,
+        EAST_WEST_CLASS, Gateway, GatewayAddress, GatewayClass, GatewayListener, HBONE,
+        REMOTE_CLASS, WAYPOINT_CLASS,
     },
     key::Kind,
 };
@@ -34,6 +34,21 @@ pub(crate) fn gateway(object: &Gateway, found: &mut Vec<Invalid>) {
         WAYPOINT_CLASS => waypoint(object, found),
         EAST_WEST_CLASS | REMOTE_CLASS => network_gateway(object, found),
         _ => {}
+    }
+}
+
+/// GatewayClass.
+pub(crate) fn gateway_class(object: &GatewayClass, found: &mut Vec<Invalid>) {
+    metadata_of(Kind::GatewayClass, &object.metadata, found);
+    let name = &object.spec.controller_name;
+    let path = name.split_once('/').filter(|(_, path)| !path.is_empty());
+    if path.is_none_or(|(domain, _)| text::dns_subdomain(domain).is_err()) {
+        let field = Field::of("spec").key("controllerName");
+        push(
+            found,
+            field,
+            format!("`{name}` is not a domain with a path"),
+        );
     }
 }
 

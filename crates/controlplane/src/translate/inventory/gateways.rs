@@ -2,13 +2,16 @@
 
 use super::Teller;
 use crate::{
-    objects::{Kind, Objects, WAYPOINT_CLASS},
+    objects::{
+        EAST_WEST_CLASS, Kind, MESH_CONTROLLERS, ObjectKey, Objects, REMOTE_CLASS, WAYPOINT_CLASS,
+    },
     translate::Advice,
 };
 
 const FOR: [&str; 4] = ["service", "workload", "all", "none"];
 
 pub(super) fn advise(objects: &Objects, advice: &mut Vec<Advice>) {
+    classes(objects, advice);
     for (name, gateway) in &objects.gateways {
         if !gateway.is_of_class(WAYPOINT_CLASS) {
             continue;
@@ -47,6 +50,34 @@ pub(super) fn advise(objects: &Objects, advice: &mut Vec<Advice>) {
             kinds.is_some_and(|kinds| !kinds.is_empty()),
             format!("{field}.allowedRoutes.kinds"),
             unused,
+        );
+    }
+}
+
+/// Gateways are served by the names of their classes, whatever the object of the class says.
+fn classes(objects: &Objects, advice: &mut Vec<Advice>) {
+    for (name, class) in &objects.gateway_classes {
+        let mut teller = Teller {
+            object: ObjectKey::new(Kind::GatewayClass, None, name),
+            advice,
+        };
+        let controller = class.spec.controller_name.as_str();
+        let known = [WAYPOINT_CLASS, EAST_WEST_CLASS, REMOTE_CLASS].contains(&name.as_str());
+        let ours = MESH_CONTROLLERS.contains(&controller);
+        teller.tell_if(
+            known && !ours,
+            "spec.controllerName",
+            "is not the controller of this class: its Gateways are served here all the same",
+        );
+        teller.tell_if(
+            ours && !known,
+            "metadata.name",
+            "is no class that is known here: its Gateways are not served",
+        );
+        teller.tell_if(
+            known && class.spec.parameters_ref.is_some(),
+            "spec.parametersRef",
+            "has no effect: there is nothing to set for a whole class",
         );
     }
 }

@@ -366,3 +366,39 @@ fn of_labels_and_annotations() {
         assert_eq!(told("v1", "Service", metadata, spec).join(" "), expected);
     }
 }
+
+#[test]
+fn of_gateway_classes() {
+    for (name, controller, more, expected) in [
+        ("istio-waypoint", "istio.io/mesh-controller", "", ""),
+        ("istio-remote", "istio.io/mesh-controller", "", ""),
+        (
+            "nginx",
+            "nginx.org/gateway",
+            ", parametersRef: {name: a}",
+            "",
+        ),
+        ("istio-waypoint", "a.example/b", "", "spec.controllerName"),
+        ("one", "istio.io/mesh-controller", "", "metadata.name"),
+        (
+            "istio-waypoint",
+            "istio.io/mesh-controller",
+            ", parametersRef: {name: a}",
+            "spec.parametersRef",
+        ),
+    ] {
+        let yaml = format!(
+            "{MESH}---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {{name: {name}}}
+spec: {{controllerName: {controller}{more}}}
+"
+        );
+        let advice = translated(&yaml, &[]).advice;
+        let of_class = |one: &&Advice| one.object.kind.as_str() == "GatewayClass";
+        let fields = advice.iter().filter(of_class);
+        let fields: Vec<&str> = fields.map(|one| one.field.as_str()).collect();
+        assert_eq!(fields.join(" "), expected, "{name} {controller}");
+    }
+}
