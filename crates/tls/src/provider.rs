@@ -73,11 +73,20 @@ fn provider(policy: CryptoPolicy) -> CryptoProvider {
             kx_groups.extend([kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1])
         }
     }
+    // The short key first, as browsers do: its cipher takes four fifths of the time of the long one's, and its hash,
+    // which processors have instructions for, a third. A peer that wants the long one still gets it. Who demands a
+    // key exchange that stands against quantum computers gets a key that does.
+    let mut cipher_suites = match policy.key_exchange {
+        KeyExchange::PreferHybrid => vec![
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+        ],
+        KeyExchange::HybridOnly => vec![
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+        ],
+    };
     // Without suites of TLS 1.2 it is off wherever this provider is used.
-    let mut cipher_suites = vec![
-        cipher_suite::TLS13_AES_256_GCM_SHA384,
-        cipher_suite::TLS13_AES_128_GCM_SHA256,
-    ];
     match policy.oldest {
         OldestVersion::Tls13 => {}
         OldestVersion::Tls12 => cipher_suites.extend([
@@ -133,11 +142,11 @@ pub fn install_crypto_policy(policy: CryptoPolicy) {
 
 #[cfg(test)]
 mod tests {
-    use rustls::NamedGroup;
+    use rustls::{CipherSuite, NamedGroup};
 
     use super::*;
 
-    fn check(policy: CryptoPolicy, groups: &[NamedGroup], suites: usize) {
+    fn check(policy: CryptoPolicy, groups: &[NamedGroup], first: CipherSuite, suites: usize) {
         let provider = provider(policy);
         let names: Vec<_> = provider
             .kx_groups
@@ -145,23 +154,25 @@ mod tests {
             .map(|group| group.name())
             .collect();
         assert_eq!(names, groups, "{policy:?}");
+        assert_eq!(provider.cipher_suites[0].suite(), first, "{policy:?}");
         assert_eq!(provider.cipher_suites.len(), suites, "{policy:?}");
     }
 
     #[test]
     fn policies() {
+        use CipherSuite::{TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384};
         use NamedGroup::{X25519, X25519MLKEM768, secp256r1, secp384r1};
         let all = [X25519MLKEM768, X25519, secp256r1, secp384r1];
-        check(CryptoPolicy::default(), &all, 2);
+        check(CryptoPolicy::default(), &all, TLS13_AES_128_GCM_SHA256, 2);
         let hybrid_only = CryptoPolicy {
             key_exchange: KeyExchange::HybridOnly,
             ..CryptoPolicy::default()
         };
-        check(hybrid_only, &[X25519MLKEM768], 2);
+        check(hybrid_only, &[X25519MLKEM768], TLS13_AES_256_GCM_SHA384, 2);
         let older = CryptoPolicy {
             oldest: OldestVersion::Tls12,
             ..CryptoPolicy::default()
         };
-        check(older, &all, 6);
+        check(older, &all, TLS13_AES_128_GCM_SHA256, 6);
     }
 }
