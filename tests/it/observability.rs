@@ -34,6 +34,7 @@ fn metrics(expression: &str) -> BTreeSet<String> {
         "tokio_",
         "process_",
         "workload_manager_",
+        "citadel_",
     ];
     words
         .filter(|word| prefixes.iter().any(|prefix| word.starts_with(prefix)))
