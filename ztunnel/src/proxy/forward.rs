@@ -3,8 +3,9 @@
 use leyline_authz::Permit;
 use leyline_hbone::HboneStream;
 use leyline_net::{
+    TcpReader, TcpWriter,
     copy::{self, CopyError, Reader, Side, Writer},
-    into_split_reading, sockopt,
+    sockopt,
 };
 use leyline_telemetry::{
     idle,
@@ -68,17 +69,14 @@ impl ForwardError {
     }
 }
 
-/// Carries an outbound connection of the pod. The application's side is read in pieces of at most `most` bytes.
+/// Carries an outbound connection of the pod.
 pub(super) async fn outbound<UR: Reader, UW: Writer>(
-    downstream: TcpStream,
-    upstream: (UR, UW),
-    most: usize,
+    (down_read, mut down_write): (TcpReader, TcpWriter),
+    (up_read, mut up_write): (UR, UW),
     limits: IdleLimits,
     log: &AccessLog,
 ) -> Result<(), ForwardError> {
     let watch = Watch::new(limits);
-    let (down_read, mut down_write) = into_split_reading(downstream, most);
-    let (up_read, mut up_write) = upstream;
     let (mut down_read, mut up_read) = (watch.over(down_read), watch.over(up_read));
     // The copy may be dropped: what it had is reset.
     let idle = tokio::select! {
@@ -96,19 +94,16 @@ pub(super) async fn outbound<UR: Reader, UW: Writer>(
 }
 
 /// Carries an inbound connection to the pod's application for as long as it stays admitted. The permit is the proof
-/// that policies were asked. The application's side is read in pieces of at most `most` bytes. `logs` are of all that report it.
+/// that policies were asked. `logs` are of all that report it.
 pub(super) async fn inbound<DR: Reader, DW: Writer>(
     _permit: Permit,
     mut admission: Admission,
-    downstream: (DR, DW),
-    application: TcpStream,
-    most: usize,
+    (down_read, mut down_write): (DR, DW),
+    (up_read, mut up_write): (TcpReader, TcpWriter),
     limits: IdleLimits,
     logs: &[&AccessLog],
 ) -> Result<(), ForwardError> {
     let watch = Watch::new(limits);
-    let (down_read, mut down_write) = downstream;
-    let (up_read, mut up_write) = into_split_reading(application, most);
     let (mut down_read, mut up_read) = (watch.over(down_read), watch.over(up_read));
     let total = || logs.first().map_or(0, |log| log.moved());
     // All branches may be dropped: the copy loses at most what neither end will see completed anyway.

@@ -6,16 +6,16 @@ mod source;
 use std::{net::SocketAddr, sync::Arc};
 
 use http::StatusCode;
-use leyline_authz::ConnectionFacts;
+use leyline_authz::{ConnectionFacts, Permit};
 use leyline_hbone::{
     HboneError, HboneStream,
     server::{self, BadRequest, Request},
 };
-use leyline_net::Accepted;
+use leyline_net::{Accepted, into_split_reading};
 use leyline_state::{InboundTarget, Service, Snapshot, Workload};
 use leyline_telemetry::traffic::{
-    AccessLog, Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security,
-    WorkloadLabels, early_failure,
+    Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security, WorkloadLabels,
+    early_failure,
 };
 use leyline_tls::{ServerTls, TlsError, WorkloadCertificate};
 use leyline_types::{Identity, canonical};
@@ -24,12 +24,14 @@ use tracing::debug;
 
 use super::{
     Pod,
-    connections::{Protocol, Shown},
+    connections::{Admission, Protocol, Shown},
     forward, labels,
-    limits::{Kind, TunnelPlace},
+    limits::{Kind, Place, TunnelPlace},
     no_original_destination,
     record::Record,
 };
+
+const UNAVAILABLE: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
 
 /// What all connections of one tunnel share.
 struct Tunnel {
@@ -42,7 +44,7 @@ struct Tunnel {
 }
 
 /// One tunnel, from accept to end.
-pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted) {
+pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place: Place) {
     let _open = OpenSocket::new(Reporter::Destination);
     let Accepted { stream, peer } = accepted;
     let peer = peer.addr();
@@ -204,6 +206,43 @@ fn note_bad_request(tunnel: &Tunnel, reason: BadRequest) {
 
 /// One connection of a tunnel, from CONNECT to end.
 async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
+    // What only the set-up needs is given back before bytes flow: a connection may last for days.
+    if let Some(admitted) = Box::pin(set_up(&tunnel, request)).await {
+        admitted.carry(&tunnel.pod).await;
+    }
+}
+
+/// A connection that policies allow, to an application that has taken it.
+struct Admitted {
+    _place: Place,
+    record: Record,
+    permit: Permit,
+    admission: Admission,
+    stream: HboneStream,
+    application: TcpStream,
+}
+
+impl Admitted {
+    /// A box, because a future would hold what it is given beside what it takes out of it.
+    async fn carry(self: Box<Self>, pod: &Pod) {
+        let Self {
+            _place,
+            record,
+            permit,
+            admission,
+            stream,
+            application,
+        } = *self;
+        let application = into_split_reading(application, pod.read_share());
+        let (stream, limits) = (stream.into_split(), pod.shared.config.idle);
+        let logs = [record.log()];
+        let carried = forward::inbound(permit, admission, stream, application, limits, &logs).await;
+        record.end(carried.map_err(|error| (error.flag(), error.to_string())));
+    }
+}
+
+/// `None` where it was refused, and that was told.
+async fn set_up(tunnel: &Arc<Tunnel>, request: Request) -> Option<Box<Admitted>> {
     let refuse = |request: Request, status, refusal, error: &dyn std::fmt::Display| {
         early_failure(
             Direction::Inbound,
@@ -213,25 +252,16 @@ async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
             error,
         );
         request.refuse(status);
+        None
     };
     let pod = &tunnel.pod;
-    let Some(_place) = pod.inbound_places.take() else {
+    let Some(place) = pod.inbound_places.take() else {
         let error = format!("{} has too many connections", pod.name);
-        return refuse(
-            request,
-            StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::Limit,
-            &error,
-        );
+        return refuse(request, UNAVAILABLE, Refusal::Limit, &error);
     };
     let Some((snapshot, workload)) = pod.shared.workload(&pod.name).await else {
         let error = "failed to fetch information about local workload";
-        return refuse(
-            request,
-            StatusCode::SERVICE_UNAVAILABLE,
-            Refusal::UnknownDestination,
-            &error,
-        );
+        return refuse(request, UNAVAILABLE, Refusal::UnknownDestination, &error);
     };
     let target = match snapshot.resolve_inbound(&workload, tunnel.local.ip(), request.authority()) {
         Ok(target) => target,
@@ -239,7 +269,7 @@ async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
             let status = if error.is_bad_request() {
                 StatusCode::BAD_REQUEST
             } else {
-                StatusCode::SERVICE_UNAVAILABLE
+                UNAVAILABLE
             };
             return refuse(request, status, Refusal::WrongTarget, &error);
         }
@@ -249,20 +279,31 @@ async fn handle_stream(tunnel: Arc<Tunnel>, request: Request) {
         .service
         .clone()
         .or_else(|| called_service(&snapshot, &workload, &request));
-    let source = source::labels_of(&tunnel, &snapshot, &workload, &request);
-    let record = open_record(&tunnel, &workload, source, service, &request);
-    let result = carry(&tunnel, &workload, &target, request, record.log()).await;
-    record.end(result);
+    let source = source::labels_of(tunnel, &snapshot, &workload, &request);
+    let record = open_record(tunnel, &workload, source, service, &request);
+    match admit(tunnel, &workload, &target, request).await {
+        Ok((permit, admission, stream, application)) => Some(Box::new(Admitted {
+            _place: place,
+            record,
+            permit,
+            admission,
+            stream,
+            application,
+        })),
+        Err(failure) => {
+            record.end(Err(failure));
+            None
+        }
+    }
 }
 
 /// Admission, the application, then the answer: a peer is told 200 only once somebody listens.
-async fn carry(
+async fn admit(
     tunnel: &Arc<Tunnel>,
     workload: &Workload,
     target: &InboundTarget,
     mut request: Request,
-    log: &AccessLog,
-) -> Result<(), (ResponseFlag, String)> {
+) -> Result<(Permit, Admission, HboneStream, TcpStream), (ResponseFlag, String)> {
     let pod = &tunnel.pod;
     let shown = Shown {
         src: tunnel.peer,
@@ -286,7 +327,7 @@ async fn carry(
     let application = match application::reach(tunnel, target, &mut request).await {
         Ok(application) => application,
         Err((flag, error)) => {
-            request.refuse(StatusCode::SERVICE_UNAVAILABLE);
+            request.refuse(UNAVAILABLE);
             return Err((flag, error));
         }
     };
@@ -296,24 +337,12 @@ async fn carry(
         let error = format!("connection closed due to policy change: {denial}");
         return Err((ResponseFlag::Deny, error));
     }
-    let config = &pod.shared.config;
-    let baggage = (config.response_baggage).then(|| labels::baggage(workload).encode());
+    let baggage = (pod.shared.config.response_baggage).then(|| labels::baggage(workload).encode());
     let mut stream: HboneStream = request
         .accept(baggage.as_deref())
         .map_err(|error| (ResponseFlag::None, error.to_string()))?;
     pod.limit_send(&mut stream);
-    let (most, limits) = (pod.read_share(), config.idle);
-    forward::inbound(
-        permit,
-        admission,
-        stream.into_split(),
-        application,
-        most,
-        limits,
-        &[log],
-    )
-    .await
-    .map_err(|error| (error.flag(), error.to_string()))
+    Ok((permit, admission, stream, application))
 }
 
 /// The service that the client called, as its proxy says (HB-13). Believed only where this workload serves it.

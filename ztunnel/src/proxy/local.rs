@@ -226,8 +226,7 @@ impl Way<'_> {
             permit,
             admission,
             downstream,
-            application,
-            most,
+            into_split_reading(application, most),
             limits,
             &logs,
         )

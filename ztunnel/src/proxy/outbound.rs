@@ -16,20 +16,28 @@ use leyline_telemetry::{
 use leyline_types::{OrigDst, PeerAddr, ServiceKey};
 use tokio::net::TcpStream;
 
-use self::plain::PlainRoute;
-use super::{Pod, Shared, forward, local, no_original_destination};
+use self::{attempts::Reached, plain::PlainRoute};
+use super::{Pod, Shared, forward, limits::Place, local, no_original_destination};
 
 /// Host names of one service that a connection asks for; more would take longer than it waits.
 const MAX_HOSTNAMES: usize = 16;
 
 /// One connection, from accept to end.
-pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
+pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted, _place: Place) {
     let _open = OpenSocket::new(Reporter::Source);
+    // What only the set-up needs, the mesh as it was then above all, is given back before bytes flow: a connection may
+    // last for days.
+    if let Some(reached) = Box::pin(set_up(&pod, accepted)).await {
+        reached.carry(&pod).await;
+    }
+}
+
+/// `None` where the connection has ended: it was refused, or it has another path and was carried on that.
+async fn set_up(pod: &Arc<Pod>, accepted: Accepted) -> Option<Box<Reached>> {
     let Accepted { stream, peer } = accepted;
-    let orig_dst = match orig_dst::of_redirected(&stream, pod.shared.config.redirection) {
-        Ok(orig_dst) => orig_dst,
-        Err(error) => return no_original_destination(Direction::Outbound, peer.addr(), &error),
-    };
+    let orig_dst = orig_dst::of_redirected(&stream, pod.shared.config.redirection)
+        .inspect_err(|error| no_original_destination(Direction::Outbound, peer.addr(), error))
+        .ok()?;
     let refused = |stream: TcpStream, refusal, error: &dyn std::fmt::Display| {
         early_failure(
             Direction::Outbound,
@@ -39,8 +47,9 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
             error,
         );
         forward::reset(stream);
+        None
     };
-    let (snapshot, source) = match Box::pin(both_ends(&pod, orig_dst)).await {
+    let (snapshot, source) = match Box::pin(both_ends(pod, orig_dst)).await {
         Ok(known) => known,
         Err((refusal, error)) => return refused(stream, refusal, &error),
     };
@@ -50,11 +59,11 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
     };
     let (mut snapshot, mut route) = pod.shared.decide_asking(snapshot, decide).await;
     if let OutboundRoute::Refused(OutboundRefusal::HostnameOnly { service, .. }) = &route {
-        Box::pin(resolve(&pod, &snapshot, &source, service)).await;
+        Box::pin(resolve(pod, &snapshot, &source, service)).await;
         (snapshot, route) = pod.shared.decide(snapshot, decide).await;
     }
     let captured = Captured {
-        pod: &pod,
+        pod,
         source: &source,
         peer,
         orig_dst,
@@ -69,17 +78,19 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
         } => plain_route(target, Some(workload), service),
         OutboundRoute::Passthrough { target, service } => plain_route(target, None, service),
         OutboundRoute::DoubleHbone(route) => {
-            return Box::pin(double::carry(captured, stream, route)).await;
+            Box::pin(double::carry(captured, stream, route)).await;
+            return None;
         }
         OutboundRoute::Refused(error) => return refused(stream, refusal_of(&error), &error),
     };
     if let Route::Tunnel(route) = &route
-        && let Some(to) = local::destination(&pod, &snapshot, &source, peer, route)
+        && let Some(to) = local::destination(pod, &snapshot, &source, peer, route)
     {
         // Inside the process, as both pods are ours.
-        return Box::pin(carry_locally(captured, stream, route.clone(), to)).await;
+        Box::pin(carry_locally(captured, stream, route.clone(), to)).await;
+        return None;
     }
-    Box::pin(attempts::carry(captured, stream, route)).await;
+    Box::pin(attempts::open(captured, stream, route)).await
 }
 
 /// The pod's own workload and a snapshot that knows it, and the destination too where the control plane tells only what it

@@ -14,12 +14,14 @@ use tokio::net::TcpStream;
 use super::{
     Pod,
     connections::{Protocol, Shown},
-    forward, no_original_destination,
+    forward,
+    limits::Place,
+    no_original_destination,
     record::Record,
 };
 
 /// One connection, from accept to end.
-pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted) {
+pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted, _place: Place) {
     let _open = OpenSocket::new(Reporter::Destination);
     let peer = accepted.peer.addr();
     let target = match orig_dst::of_redirected(&accepted.stream, pod.shared.config.redirection) {
@@ -100,7 +102,8 @@ async fn carry(
     }
     let (most, limits) = (pod.read_share(), pod.shared.config.idle);
     let client = into_split_reading(stream, most);
-    forward::inbound(permit, admission, client, application, most, limits, &[log])
+    let application = into_split_reading(application, most);
+    forward::inbound(permit, admission, client, application, limits, &[log])
         .await
         .map_err(|error| (error.flag(), error.to_string()))
 }

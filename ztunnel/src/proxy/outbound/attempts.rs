@@ -19,6 +19,7 @@ use super::{
     tunnel,
 };
 use crate::proxy::{
+    Pod,
     connections::{Protocol, Registration, Shown},
     endpoints::Load,
     forward,
@@ -126,30 +127,60 @@ impl Captured<'_> {
     }
 }
 
-/// Carries the connection to its end.
-pub(super) async fn carry(captured: Captured<'_>, stream: TcpStream, first: Route) {
+/// A connection that an endpoint has taken.
+pub(super) struct Reached {
+    stream: TcpStream,
+    upstream: Upstream,
+    in_use: InUse,
+    record: Record,
+}
+
+impl Reached {
+    /// Carries it to its end. A box, because a future would hold what it is given beside what it takes out of it.
+    pub(super) async fn carry(self: Box<Self>, pod: &Pod) {
+        let Self {
+            stream,
+            upstream,
+            in_use,
+            record,
+        } = *self;
+        let (most, limits) = (pod.read_share(), pod.shared.config.idle);
+        let downstream = into_split_reading(stream, most);
+        let carried = match upstream {
+            Upstream::Tunnel(mut upstream) => {
+                pod.limit_send(&mut upstream);
+                forward::outbound(downstream, upstream.into_split(), limits, record.log()).await
+            }
+            Upstream::Plain(upstream) => {
+                let upstream = into_split_reading(upstream, most);
+                forward::outbound(downstream, upstream, limits, record.log()).await
+            }
+        };
+        drop(in_use);
+        record.end(carried.map_err(|error| (error.flag(), error)));
+    }
+}
+
+/// Opens the connection's other leg; `None` where no endpoint took it, and that was told.
+pub(super) async fn open(
+    captured: Captured<'_>,
+    stream: TcpStream,
+    first: Route,
+) -> Option<Box<Reached>> {
     let mut record = Record::open(captured.connection(&first));
-    let (upstream, in_use) = match Box::pin(reach(captured, first, &mut record)).await {
-        Ok(reached) => reached,
+    match Box::pin(reach(captured, first, &mut record)).await {
+        Ok((upstream, in_use)) => Some(Box::new(Reached {
+            stream,
+            upstream,
+            in_use,
+            record,
+        })),
         Err(failure) => {
             forward::reset(stream);
-            return record.end(Err((failure.flag, failure.error)));
+            record.end(Err((failure.flag, failure.error)));
+            None
         }
-    };
-    let pod = captured.pod;
-    let (most, limits) = (pod.read_share(), pod.shared.config.idle);
-    let carried = match upstream {
-        Upstream::Tunnel(mut upstream) => {
-            pod.limit_send(&mut upstream);
-            forward::outbound(stream, upstream.into_split(), most, limits, record.log()).await
-        }
-        Upstream::Plain(upstream) => {
-            let upstream = into_split_reading(upstream, most);
-            forward::outbound(stream, upstream, most, limits, record.log()).await
-        }
-    };
-    drop(in_use);
-    record.end(carried.map_err(|error| (error.flag(), error)));
+    }
 }
 
 /// Tries endpoints until one takes the connection.

@@ -7,6 +7,7 @@
 use std::sync::{Arc, OnceLock};
 
 use leyline_hbone::{Baggage, ConnectRequest, DialError, HboneStream, Pool, PoolKey};
+use leyline_net::into_split_reading;
 use leyline_state::DoubleHboneRoute;
 use leyline_telemetry::traffic::{
     Connection, Direction, Reporter, ResponseFlag, Security, WorkloadLabels,
@@ -52,9 +53,9 @@ pub(super) async fn carry(captured: Captured<'_>, stream: TcpStream, route: Doub
         }
     };
     pod.limit_send(&mut upstream);
-    let (most, limits) = (pod.read_share(), pod.shared.config.idle);
-    let carried =
-        forward::outbound(stream, upstream.into_split(), most, limits, record.log()).await;
+    let downstream = into_split_reading(stream, pod.read_share());
+    let limits = pod.shared.config.idle;
+    let carried = forward::outbound(downstream, upstream.into_split(), limits, record.log()).await;
     record.end(carried.map_err(|error| (error.flag(), error)));
 }
 
