@@ -84,9 +84,10 @@ pub(super) fn patches<'a>(
     port: u16,
 ) -> Patches {
     let root = view.mesh.root_namespace.as_str();
-    let mut filters: Vec<(&NamespacedName, &EnvoyFilter)> = settings
-        .about(&view.index.envoy_filters, service)
-        .into_iter()
+    let index = &view.index.envoy_filters;
+    let aimed = settings.aimed_at(index, service).into_iter();
+    let mut filters: Vec<(&NamespacedName, &EnvoyFilter)> = aimed
+        .chain(index.untargeted())
         .filter(|(name, filter)| {
             let namespace = name.namespace.as_str();
             let near = namespace == root || namespace == gateway.namespace.as_str();

@@ -171,8 +171,8 @@ impl<'a, T> ByTarget<'a, T> {
         found.into_iter().flatten().copied()
     }
 
-    /// All that may be about a service, its waypoint, the class of waypoints, or everything, in the order of their names.
-    pub(super) fn about(
+    /// All whose targets may be a service, its waypoint or the class of waypoints, in the order of their names.
+    pub(super) fn aimed_at(
         &self,
         (namespace, name): (&str, &str),
         gateway: &NamespacedName,
@@ -181,11 +181,15 @@ impl<'a, T> ByTarget<'a, T> {
         let of_service = self.named(namespace, name);
         let of_gateway = self.named(gateway.namespace.as_str(), gateway.name.as_str());
         let of_class = self.named(root_namespace, WAYPOINT_CLASS);
-        let all = of_service.chain(of_gateway).chain(of_class);
-        let mut all: Vec<_> = all.chain(self.untargeted.iter().copied()).collect();
+        let mut all: Vec<_> = of_service.chain(of_gateway).chain(of_class).collect();
         all.sort_by_key(|(name, _)| *name);
         all.dedup_by_key(|(name, _)| *name);
         all
+    }
+
+    /// Those without targets, in the order of their names.
+    pub(super) fn untargeted(&self) -> impl Iterator<Item = Known<'a, T>> {
+        self.untargeted.iter().copied()
     }
 }
 
@@ -229,15 +233,18 @@ mod tests {
             .collect();
         let index = ByTarget::new(&policies, |targets| targets.iter());
         let gateway = object("mesh", "waypoint");
-        let found = index.about(("shop", "server"), &gateway, "istio-system");
-        let found: Vec<String> = found.iter().map(|(name, _)| name.to_string()).collect();
+        let names = |found: Vec<Known<'_, Vec<TargetRef>>>| -> Vec<String> {
+            found.iter().map(|(name, _)| name.to_string()).collect()
+        };
+        let untargeted = names(index.untargeted().collect());
+        assert_eq!(untargeted, ["istio-system/of-all"]);
+        let aimed = names(index.aimed_at(("shop", "server"), &gateway, "istio-system"));
         let expected = [
-            "istio-system/of-all",
             "istio-system/of-class",
             "mesh/of-gateway",
             "shop/of-service",
             "shop/of-service-twice",
         ];
-        assert_eq!(found, expected);
+        assert_eq!(aimed, expected);
     }
 }

@@ -61,7 +61,7 @@ pub(super) fn filters<'a>(
     settings: &Settings<'a>,
     service: &ServiceView<'_>,
 ) -> Vec<HttpFilter> {
-    let limits = settings.about(&view.index.rate_limits, service);
+    let limits = settings.aimed_at(&view.index.rate_limits, service);
     let targeted = limits.into_iter().filter(|(name, limit)| {
         let mut targets = limit.spec.target_refs.iter();
         targets.any(|target| settings.targets(target, name.namespace.as_str(), service))

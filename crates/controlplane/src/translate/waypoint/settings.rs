@@ -160,7 +160,7 @@ impl<'a> Settings<'a> {
 
     /// Policies of the service, of the waypoint, and of its class, in the order of their names.
     pub(super) fn policies_of(&self, service: &ServiceView<'_>) -> Vec<Named<'a>> {
-        let policies = self.about(&self.view.index.authorization_policies, service);
+        let policies = self.aimed_at(&self.view.index.authorization_policies, service);
         let applying = policies.into_iter().filter(|(name, policy)| {
             let mut targets = policy
                 .spec
@@ -183,7 +183,7 @@ impl<'a> Settings<'a> {
         &self,
         service: &ServiceView<'_>,
     ) -> Vec<&'a RequestAuthentication> {
-        let policies = self.about(&self.view.index.request_authentications, service);
+        let policies = self.aimed_at(&self.view.index.request_authentications, service);
         let applying = policies.into_iter().filter(|(name, policy)| {
             let mut targets = policy
                 .spec
@@ -195,14 +195,14 @@ impl<'a> Settings<'a> {
         applying.map(|(_, policy)| policy).collect()
     }
 
-    /// Objects that may be about a service of this waypoint, in the order of their names.
-    pub(super) fn about<T>(
+    /// Objects whose targets may be a service of this waypoint, in the order of their names.
+    pub(super) fn aimed_at<T>(
         &self,
         index: &ByTarget<'a, T>,
         service: &ServiceView<'_>,
     ) -> Vec<Known<'a, T>> {
         let service = (service.namespace, service.name);
-        index.about(service, self.gateway, &self.view.mesh.root_namespace)
+        index.aimed_at(service, self.gateway, &self.view.mesh.root_namespace)
     }
 
     /// Whether a reference of an object in `namespace` means this service or this waypoint.

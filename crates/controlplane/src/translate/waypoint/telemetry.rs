@@ -174,8 +174,10 @@ fn applying<'a>(
             _ => None,
         }
     };
-    let all = settings.about(&view.index.telemetries, service).into_iter();
-    let mut found: Vec<(u8, &Telemetry)> = all
+    let index = &view.index.telemetries;
+    let aimed = settings.aimed_at(index, service).into_iter();
+    let mut found: Vec<(u8, &Telemetry)> = aimed
+        .chain(index.untargeted())
         .filter_map(|(name, object)| Some((distance(name, object)?, object)))
         .collect();
     found.sort_by_key(|(distance, _)| *distance);
