@@ -196,12 +196,12 @@ async fn strangers_are_refused_with_a_reason() {
 }
 
 #[tokio::test]
-async fn subscriptions_by_name_are_refused_clearly() {
+async fn subscriptions_to_policies_by_name_are_refused_clearly() {
     let fixture = Fixture::start(&[]).await;
     let mut subscriber = fixture.subscriber("a").await;
     let request = DeltaDiscoveryRequest {
-        type_url: ADDRESS_TYPE.to_owned(),
-        resource_names_subscribe: vec!["shop/web".to_owned()],
+        type_url: AUTHORIZATION_TYPE.to_owned(),
+        resource_names_subscribe: vec!["shop/p".to_owned()],
         ..DeltaDiscoveryRequest::default()
     };
     subscriber.send(request).await;

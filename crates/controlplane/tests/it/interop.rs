@@ -246,7 +246,7 @@ async fn a_client_of_others_makes_leaves_and_talks_nonsense() {
     assert_eq!(end["code"], "INVALID_ARGUMENT", "{end}");
     client.command(json!({"open": "three"})).await;
     client
-        .command(json!({"send": "three", "type": ADDRESS_TYPE, "subscribe": ["by/name"]}))
+        .command(json!({"send": "three", "type": AUTHORIZATION_TYPE, "subscribe": ["by/name"]}))
         .await;
     let end = client.event().await;
     assert_eq!(
