@@ -54,6 +54,13 @@ pub struct AuthorizationPolicySpec {
     pub provider: Option<Provider>,
 }
 
+impl AuthorizationPolicySpec {
+    /// What it is attached to, by either field.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &TargetRef> {
+        self.target_ref.iter().chain(&self.target_refs)
+    }
+}
+
 /// Chooses workloads by labels.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]

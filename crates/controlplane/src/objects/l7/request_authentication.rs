@@ -22,6 +22,13 @@ pub struct RequestAuthenticationSpec {
     pub jwt_rules: Vec<JwtRule>,
 }
 
+impl RequestAuthenticationSpec {
+    /// What it is attached to, by either field.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &TargetRef> {
+        self.target_ref.iter().chain(&self.target_refs)
+    }
+}
+
 /// Tokens of one issuer (RFC 7519).
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]

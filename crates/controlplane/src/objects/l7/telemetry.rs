@@ -28,6 +28,13 @@ pub struct TelemetrySpec {
     pub access_logging: Vec<AccessLogging>,
 }
 
+impl TelemetrySpec {
+    /// What it is attached to, by either field.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &TargetRef> {
+        self.target_ref.iter().chain(&self.target_refs)
+    }
+}
+
 /// Names a provider of the mesh configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]

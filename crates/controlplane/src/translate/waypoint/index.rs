@@ -53,14 +53,12 @@ impl<'a> Index<'a> {
             http_routes: ByParent::new(&objects.http_routes, |one| &one.spec.parent_refs),
             grpc_routes: ByParent::new(&objects.grpc_routes, |one| &one.spec.parent_refs),
             authorization_policies: ByTarget::new(&objects.authorization_policies, |one| {
-                one.spec.target_ref.iter().chain(&one.spec.target_refs)
+                one.spec.targets()
             }),
             request_authentications: ByTarget::new(&objects.request_authentications, |one| {
-                one.spec.target_ref.iter().chain(&one.spec.target_refs)
+                one.spec.targets()
             }),
-            telemetries: ByTarget::new(&objects.telemetries, |one| {
-                one.spec.target_ref.iter().chain(&one.spec.target_refs)
-            }),
+            telemetries: ByTarget::new(&objects.telemetries, |one| one.spec.targets()),
             rate_limits: ByTarget::new(&objects.rate_limits, |one| one.spec.target_refs.iter()),
             envoy_filters: ByTarget::new(&objects.envoy_filters, |one| one.spec.target_refs.iter()),
         }

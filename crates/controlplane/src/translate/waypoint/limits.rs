@@ -61,12 +61,9 @@ pub(super) fn filters<'a>(
     settings: &Settings<'a>,
     service: &ServiceView<'_>,
 ) -> Vec<HttpFilter> {
-    let limits = settings.aimed_at(&view.index.rate_limits, service);
-    let targeted = limits.into_iter().filter(|(name, limit)| {
-        let mut targets = limit.spec.target_refs.iter();
-        targets.any(|target| settings.targets(target, name.namespace.as_str(), service))
-    });
-    targeted
+    let limits = &view.index.rate_limits;
+    settings
+        .applying(limits, service, |limit| limit.spec.target_refs.iter())
         .flat_map(|(name, limit)| filters_of(name, limit, settings))
         .collect()
 }

@@ -160,16 +160,10 @@ impl<'a> Settings<'a> {
 
     /// Policies of the service, of the waypoint, and of its class, in the order of their names.
     pub(super) fn policies_of(&self, service: &ServiceView<'_>) -> Vec<Named<'a>> {
-        let policies = self.aimed_at(&self.view.index.authorization_policies, service);
-        let applying = policies.into_iter().filter(|(name, policy)| {
-            let mut targets = policy
-                .spec
-                .target_ref
-                .iter()
-                .chain(&policy.spec.target_refs);
-            targets.any(|target| self.targets(target, name.namespace.as_str(), service))
+        let policies = self.applying(&self.view.index.authorization_policies, service, |policy| {
+            policy.spec.targets()
         });
-        applying
+        policies
             .map(|(name, policy)| Named {
                 namespace: name.namespace.as_str(),
                 name: name.name.as_str(),
@@ -183,16 +177,26 @@ impl<'a> Settings<'a> {
         &self,
         service: &ServiceView<'_>,
     ) -> Vec<&'a RequestAuthentication> {
-        let policies = self.aimed_at(&self.view.index.request_authentications, service);
-        let applying = policies.into_iter().filter(|(name, policy)| {
-            let mut targets = policy
-                .spec
-                .target_ref
-                .iter()
-                .chain(&policy.spec.target_refs);
-            targets.any(|target| self.targets(target, name.namespace.as_str(), service))
-        });
-        applying.map(|(_, policy)| policy).collect()
+        let policies = self.applying(
+            &self.view.index.request_authentications,
+            service,
+            |policy| policy.spec.targets(),
+        );
+        policies.map(|(_, policy)| policy).collect()
+    }
+
+    /// Objects one of whose targets is this service, this waypoint or its class, in the order of their names.
+    pub(super) fn applying<T, Targets: Iterator<Item = &'a TargetRef>>(
+        &self,
+        index: &ByTarget<'a, T>,
+        service: &ServiceView<'_>,
+        targets: impl Fn(&'a T) -> Targets,
+    ) -> impl Iterator<Item = Known<'a, T>> {
+        let aimed = self.aimed_at(index, service).into_iter();
+        aimed.filter(move |(name, object)| {
+            let namespace = name.namespace.as_str();
+            targets(object).any(|target| self.targets(target, namespace, service))
+        })
     }
 
     /// Objects whose targets may be a service of this waypoint, in the order of their names.

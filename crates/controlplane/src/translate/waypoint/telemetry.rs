@@ -159,7 +159,7 @@ fn applying<'a>(
     let distance = |name: &NamespacedName, object: &Telemetry| {
         let namespace = name.namespace.as_str();
         let spec = &object.spec;
-        let mut targets = spec.target_ref.iter().chain(&spec.target_refs).peekable();
+        let mut targets = spec.targets().peekable();
         if targets.peek().is_some() {
             let hit = targets.any(|target| settings.targets(target, namespace, service));
             return hit.then_some(2);
