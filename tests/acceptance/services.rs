@@ -1,11 +1,15 @@
 //! Rows of `tests/integration/ambient` about who reaches which service or pod, and how.
 
 use anyhow::{Context, Result, ensure};
-use leyline_tests::{eventually::eventually, process::output, session::Session};
+use leyline_tests::{
+    eventually::eventually,
+    process::{Program, output},
+    session::Session,
+};
 
 use crate::{
     case::get,
-    world::{SOON, World, program},
+    world::{SOON, World},
 };
 
 /// Captured or not, with a waypoint or without, in each protocol.
@@ -78,7 +82,7 @@ pub(crate) async fn outbound_policy_allow_any(world: &World) -> Result<()> {
     let port = "18081";
     let bind = address.to_string();
     let args = ["python3", "-u", "-m", "http.server", "--bind", &bind, port];
-    let program = program("elsewhere", &args, mesh.cluster().fabric().infra());
+    let program = Program::of_machine("elsewhere", args, mesh.cluster().fabric().infra());
     let mut server = leyline_tests::process::Process::start(mesh.cluster().run(), &program)?;
     server.wait_for_line("Serving HTTP", SOON).await?;
     let target = format!("{address}:{port}").parse()?;
@@ -174,7 +178,7 @@ pub(crate) async fn service_entry_dns_with_auto_assign(world: &World) -> Result<
         "A",
     ];
     let client = world.mesh.cluster().pod("apps/client")?.namespace();
-    let program = program("dig", &args, client);
+    let program = Program::of_machine("dig", args, client);
     let (answer, _) = eventually("the name has an address of its own", SOON, || async {
         let answer = output(&program, SOON).await?;
         let line = answer.lines().next().context("no answer")?;

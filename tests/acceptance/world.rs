@@ -1,15 +1,8 @@
 //! The mesh that all rows share: it is started once, and each row brings documents of its own and takes them away again.
 
-use std::{
-    collections::BTreeMap,
-    ffi::OsString,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use leyline_net::NetNs;
 use leyline_tests::{
     client::Client,
     cluster::{Binaries, Family},
@@ -17,7 +10,7 @@ use leyline_tests::{
     mesh::{Limits, Mesh, Options, uid},
     peers::Peers,
     preflight,
-    process::{Process, Program},
+    process::Process,
     run::{self, Run},
     session::Session,
 };
@@ -175,16 +168,5 @@ impl World {
         let namespace = self.mesh.cluster().pod("apps/client")?.namespace();
         let printed = self.peers.run_script(namespace, "grpc_call.py", &args);
         Ok(printed.await?.lines().map(str::to_owned).collect())
-    }
-}
-
-/// A program of the machine's, in a namespace.
-pub(crate) fn program(name: &str, args: &[&str], namespace: &NetNs) -> Program {
-    Program {
-        name: name.to_owned(),
-        path: PathBuf::from("/usr/bin/env"),
-        args: args.iter().map(OsString::from).collect(),
-        env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
-        namespace: namespace.clone(),
     }
 }

@@ -1,7 +1,7 @@
 //! DNS of captured pods, asked by `dig` and by the resolvers of glibc and musl. The resolver behind it is dnsmasq, in a pod
 //! that is not in the mesh.
 
-use std::{collections::BTreeMap, ffi::OsString, fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{fs, net::IpAddr, time::Duration};
 
 use anyhow::ensure;
 use leyline_net::NetNs;
@@ -65,16 +65,6 @@ struct Scene {
     dnsmasq: Process,
 }
 
-fn program(name: &str, args: &[&str], namespace: &NetNs) -> Program {
-    Program {
-        name: name.to_owned(),
-        path: PathBuf::from("/usr/bin/env"),
-        args: args.iter().map(OsString::from).collect(),
-        env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
-        namespace: namespace.clone(),
-    }
-}
-
 impl Scene {
     async fn start() -> Self {
         let mesh = mesh().await;
@@ -106,8 +96,11 @@ impl Scene {
         ];
         args.extend(texts.iter().map(String::as_str));
         let namespace = cluster.pod("legacy/legacy").unwrap().namespace();
-        let mut dnsmasq =
-            Process::start(cluster.run(), &program("dnsmasq", &args, namespace)).unwrap();
+        let mut dnsmasq = Process::start(
+            cluster.run(),
+            &Program::of_machine("dnsmasq", &args, namespace),
+        )
+        .unwrap();
         dnsmasq.wait_for_line("started", SOON).await.unwrap();
         let client = cluster.pod("shop/client").unwrap().namespace().clone();
         let entries = ENTRIES.replace("LEGACY", &resolver.to_string());
@@ -130,7 +123,7 @@ impl Scene {
     }
 
     async fn run(&self, name: &str, args: &[&str]) -> String {
-        let program = program(name, args, &self.client);
+        let program = Program::of_machine(name, args, &self.client);
         output(&program, SOON).await.unwrap()
     }
 
@@ -305,9 +298,9 @@ async fn resolver_libraries_find_services_and_reach_them() {
         let here = NetNs::current().unwrap();
         let compile = [compiler, "-static", "-o", &binary, &source];
         let compile = if compiler == "gcc" {
-            program(compiler, &[compiler, "-o", &binary, &source], &here)
+            Program::of_machine(compiler, [compiler, "-o", &binary, &source], &here)
         } else {
-            program(compiler, &compile, &here)
+            Program::of_machine(compiler, compile, &here)
         };
         output(&compile, Duration::from_secs(60)).await.unwrap();
         for (name, expected) in [

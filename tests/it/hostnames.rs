@@ -1,6 +1,6 @@
 //! Endpoints that have only a host name: resolved by the proxy's own resolver when a connection needs them.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf};
+use std::ffi::OsString;
 
 use anyhow::ensure;
 use leyline_tests::{
@@ -65,14 +65,7 @@ async fn they_are_resolved_for_connections() {
         &half_dead,
         &half_alive,
     ];
-    let path = BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]);
-    let program = Program {
-        name: "dnsmasq".to_owned(),
-        path: PathBuf::from("/usr/bin/env"),
-        args: args.iter().map(OsString::from).collect(),
-        env: path,
-        namespace: namespace.clone(),
-    };
+    let program = Program::of_machine("dnsmasq", args, namespace);
     let mut dnsmasq = Process::start(mesh.cluster().run(), &program).unwrap();
     dnsmasq.wait_for_line("started", SOON).await.unwrap();
 

@@ -1,7 +1,7 @@
 //! Services outside of the mesh behind a waypoint: their endpoints are found by DNS, or the client says where it wants to go.
 //! The name server is dnsmasq, in a pod that is not in the mesh.
 
-use std::{collections::BTreeMap, ffi::OsString, fs, net::SocketAddr, path::PathBuf};
+use std::{ffi::OsString, fs, net::SocketAddr};
 
 use anyhow::{Result, ensure};
 use leyline_tests::{
@@ -53,18 +53,8 @@ fn dnsmasq(mesh: &Mesh, records: &[String]) -> Process {
     .map(OsString::from)
     .into();
     args.extend(records.iter().map(OsString::from));
-    let program = Program {
-        name: "dnsmasq".to_owned(),
-        path: PathBuf::from("/usr/bin/env"),
-        args,
-        env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
-        namespace: mesh
-            .cluster()
-            .pod("legacy/legacy")
-            .unwrap()
-            .namespace()
-            .clone(),
-    };
+    let namespace = mesh.cluster().pod("legacy/legacy").unwrap().namespace();
+    let program = Program::of_machine("dnsmasq", args, namespace);
     Process::start(mesh.cluster().run(), &program).unwrap()
 }
 

@@ -1,6 +1,6 @@
 //! What clients may do to a waypoint without others noticing.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{ffi::OsString, net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use leyline_tests::{
@@ -40,24 +40,15 @@ fn resident(mesh: &Mesh) -> Result<u64> {
 /// What became of a flood of frames from the client's pod.
 async fn flood(mesh: &Mesh, vip: SocketAddr, kind: &str) -> Value {
     let script = root().join("tests/peers/h2_flood.py");
-    let program = Program {
-        name: format!("flood-{kind}"),
-        path: "/usr/bin/env".into(),
-        args: vec![
-            "python3".into(),
-            script.into(),
-            vip.ip().to_string().into(),
-            vip.port().to_string().into(),
-            kind.into(),
-        ],
-        env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
-        namespace: mesh
-            .cluster()
-            .pod("shop/client")
-            .unwrap()
-            .namespace()
-            .clone(),
-    };
+    let command: [OsString; 5] = [
+        "python3".into(),
+        script.into(),
+        vip.ip().to_string().into(),
+        vip.port().to_string().into(),
+        kind.into(),
+    ];
+    let namespace = mesh.cluster().pod("shop/client").unwrap().namespace();
+    let program = Program::of_machine(format!("flood-{kind}"), command, namespace);
     let printed = output(&program, Duration::from_secs(60)).await.unwrap();
     serde_json::from_str(&printed).unwrap()
 }

@@ -1,6 +1,6 @@
 //! TLS and PROXY headers of a waypoint towards an application that wants them, inside of the mesh's own encryption.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{ffi::OsString, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use leyline_tests::{
@@ -65,25 +65,16 @@ fn start_server(mesh: &Mesh, files: &Path) -> Process {
     let trusted = files.join("root.crt");
     std::fs::copy(run.state_dir().join("root-cert.pem"), &trusted).unwrap();
     let script = root().join("tests/peers/tls_server.py");
-    let program = Program {
-        name: "tls-server".to_owned(),
-        path: "/usr/bin/env".into(),
-        args: vec![
-            "python3".into(),
-            script.into(),
-            "8443".into(),
-            server.certificate.into(),
-            server.key.into(),
-            trusted.into(),
-        ],
-        env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
-        namespace: mesh
-            .cluster()
-            .pod("shop/server-v1")
-            .unwrap()
-            .namespace()
-            .clone(),
-    };
+    let command: [OsString; 6] = [
+        "python3".into(),
+        script.into(),
+        "8443".into(),
+        server.certificate.into(),
+        server.key.into(),
+        trusted.into(),
+    ];
+    let namespace = mesh.cluster().pod("shop/server-v1").unwrap().namespace();
+    let program = Program::of_machine("tls-server", command, namespace);
     Process::start(run, &program).unwrap()
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, OpenOptions},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -41,6 +41,24 @@ pub struct Program {
     pub env: BTreeMap<String, OsString>,
     /// Where it runs.
     pub namespace: NetNs,
+}
+
+impl Program {
+    /// A program of the machine's: the first of `command`, with the others as its arguments.
+    pub fn of_machine(
+        name: impl Into<String>,
+        command: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        namespace: &NetNs,
+    ) -> Self {
+        let command = command.into_iter();
+        Self {
+            name: name.into(),
+            path: PathBuf::from("/usr/bin/env"),
+            args: command.map(|word| word.as_ref().to_owned()).collect(),
+            env: BTreeMap::from([("PATH".to_owned(), "/usr/sbin:/usr/bin:/sbin:/bin".into())]),
+            namespace: namespace.clone(),
+        }
+    }
 }
 
 /// A running program. Dropping it leaves the process alone: the [`Run`] ends it.
