@@ -12,6 +12,7 @@ mod idle;
 mod inbound;
 mod labels;
 mod limits;
+mod listeners;
 mod local;
 pub(crate) mod on_demand;
 mod outbound;
@@ -21,20 +22,16 @@ mod record;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    os::fd::AsFd,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use anyhow::Context;
 use leyline_authz::PolicySet;
-use leyline_capture::{PodCapture, PodSockets};
+use leyline_capture::PodCapture;
 use leyline_hbone::{HboneStream, Pool};
-use leyline_net::{
-    Accepted, ConnectOptions, ListenOptions, NetNs, Redirection, Source, accept, listen, sockopt,
-};
+use leyline_net::{Accepted, ConnectOptions, NetNs, Redirection, Source, accept};
 use leyline_runtime::{Drain, spawn};
 use leyline_state::{OutboundRoute, Snapshot, Store, Workload};
 use leyline_telemetry::{
@@ -42,7 +39,7 @@ use leyline_telemetry::{
     traffic::{Direction, Refusal, early_failure},
 };
 use leyline_tls::CertificateStore;
-use leyline_types::{Identity, NamespacedName, WorkloadName, WorkloadUid, ports};
+use leyline_types::{Identity, NamespacedName, WorkloadName, WorkloadUid};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -50,18 +47,17 @@ use tokio::{
 };
 use tracing::{Span, error, warn};
 
-pub(crate) use self::dns::DnsConfig;
-use self::dns::DnsListeners;
-pub(crate) use self::idle::IdleLimits;
 use self::{
     connections::Connections,
     endpoints::EndpointTable,
     labels::LabelCache,
     limits::{Place, Places, Sources},
+    listeners::TcpListeners,
     local::{LocalPods, OwnAddresses},
     on_demand::OnDemand,
 };
-use crate::config::{Carries, PortUse, ProxyConfig, SourceAddress};
+pub(crate) use self::{dns::DnsConfig, idle::IdleLimits, listeners::Listeners};
+use crate::config::{ProxyConfig, SourceAddress};
 
 /// What all pods of the node share.
 pub(crate) struct Shared {
@@ -419,74 +415,6 @@ fn no_original_destination(direction: Direction, peer: SocketAddr, error: &io::E
     let unknown = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
     let reason = Refusal::NoOriginalDestination;
     early_failure(direction, peer, unknown, reason, error);
-}
-
-/// The sockets of one pod, open in its namespace.
-pub(crate) struct Listeners {
-    /// None where only DNS is captured.
-    tcp: Option<TcpListeners>,
-    /// What became of them; none where DNS is not captured.
-    dns: Option<io::Result<DnsListeners>>,
-}
-
-/// Those that take connections.
-struct TcpListeners {
-    outbound: TcpListener,
-    inbound: TcpListener,
-    hbone: TcpListener,
-}
-
-impl Listeners {
-    /// Marks as facts/capture.md 2.2: what the application opened stays on loopback, what came from outside leaves again.
-    /// Behind istio-cni's rules all are the proxy's (facts A4).
-    pub(crate) fn open(netns: &NetNs, config: &ProxyConfig) -> anyhow::Result<Self> {
-        let open = |port: u16, mark: u32| {
-            let options = ListenOptions {
-                mark: Some(mark),
-                transparent: true,
-                // A pod that is enrolled again listens while its earlier instance still drains.
-                reuse_port: config.port_use == PortUse::Shared,
-                loopback_only: false,
-                keepalive: config.keepalive,
-                families: config.families,
-            };
-            let listener = listen(netns, port, &options)
-                .with_context(|| format!("cannot listen on port {port} in the pod"))?;
-            if config.port_use == PortUse::Shared {
-                sockopt::prefer_newest_listener(&listener)
-                    .with_context(|| format!("cannot take port {port} over"))?;
-            }
-            anyhow::Ok(listener)
-        };
-        let tcp = match config.carries {
-            Carries::Nothing => None,
-            Carries::Connections => Some(TcpListeners {
-                outbound: open(ports::OUTBOUND, config.application_mark())?,
-                inbound: open(ports::INBOUND_PLAINTEXT, config.bypass_mark)?,
-                hbone: open(ports::HBONE, config.bypass_mark)?,
-            }),
-        };
-        Ok(Self {
-            tcp,
-            dns: config
-                .dns
-                .enabled
-                .then(|| DnsListeners::open(netns, config)),
-        })
-    }
-
-    /// For capture, which takes connections or nothing.
-    pub(crate) fn sockets(&self) -> Option<PodSockets<'_>> {
-        let tcp = self.tcp.as_ref()?;
-        let dns = self.dns.as_ref().and_then(|dns| dns.as_ref().ok());
-        Some(PodSockets {
-            outbound: tcp.outbound.as_fd(),
-            inbound: tcp.inbound.as_fd(),
-            hbone: tcp.hbone.as_fd(),
-            dns_udp: dns.map(DnsListeners::udp_fd),
-            dns_tcp: dns.map(DnsListeners::tcp_fd),
-        })
-    }
 }
 
 #[cfg(test)]
