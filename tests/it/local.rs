@@ -8,7 +8,7 @@ use leyline_tests::{
     mesh::{Enrolment, Mesh},
 };
 
-use crate::support::{SOON, addr, enrolled_with, hold, inbound_of};
+use crate::support::{SOON, addr, enrolled_with, hold, in_force, inbound_of};
 
 const CLIENT: &str = "shop/client";
 /// On the client's node.
@@ -47,16 +47,6 @@ async fn counted(mesh: &Mesh) -> Result<(f64, [f64; 2])> {
         metrics.sum("istio_tcp_connections_opened_total", &labels)
     });
     Ok((metrics.sum("leyline_hbone_dials_total", &[]), opened))
-}
-
-async fn in_force(mesh: &Mesh, name: &str) {
-    let key = format!("shop/{name}");
-    let done = eventually(format!("{key} is in force"), SOON, || async {
-        let dumps = mesh.dumps().await?;
-        ensure!(dumps["node-a"].policies.contains(&key), "not yet");
-        Ok(())
-    });
-    done.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -102,7 +92,7 @@ async fn policies_hold_between_pods_of_a_node() {
     assert_eq!(inbound_of(&mesh, SERVER).await.unwrap(), 1);
     mesh.write_check_file("policy", ONLY_STRANGERS).unwrap();
     assert_eq!(held.ended(SOON).await.unwrap(), End::Reset);
-    in_force(&mesh, "only-strangers").await;
+    in_force(&mesh, "node-a", "shop/only-strangers").await;
     let client = mesh.cluster().client(CLIENT).unwrap();
     let server = addr(&mesh, SERVER, 9000);
     // The reset may come before the connect has returned.

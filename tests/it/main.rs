@@ -28,6 +28,7 @@ mod policy;
 mod robustness;
 mod rotation;
 mod shutdown;
+mod socks5;
 mod spire;
 mod support;
 mod takeover;

@@ -7,11 +7,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use leyline_runtime::env::{EnvSource, OsEnv};
 use leyline_tests::{
     client::{Client, Connection},
     cluster::{Binaries, Cluster, Family},
+    eventually::eventually,
     mesh::{Enrolment, Limits, Mesh, Options},
     preflight,
     process::{Process, Program},
@@ -112,6 +113,16 @@ pub(crate) async fn hold(mesh: &Mesh, from: &str, to: &str) -> Connection {
     let mut held = client.connect(addr(mesh, to, 9000), SOON).await.unwrap();
     held.echo(b"hello").await.unwrap();
     held
+}
+
+/// Waits until a node's proxy has a policy.
+pub(crate) async fn in_force(mesh: &Mesh, node: &str, policy: &str) {
+    let done = eventually(format!("{policy} is in force"), SOON, || async {
+        let dumps = mesh.dumps().await?;
+        ensure!(dumps[node].policies.contains(policy), "not yet");
+        Ok(())
+    });
+    done.await.unwrap();
 }
 
 /// How many connections into a pod its proxy carries.

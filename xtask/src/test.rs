@@ -19,7 +19,7 @@ use leyline_devtools::tools::{Tool, ensure_tools};
 use crate::{codegen, ebpf, tidy};
 
 /// What the tests need besides Rust and gcc: peers that share no code with us.
-const TOOLS: [Tool; 8] = [
+const TOOLS: [Tool; 9] = [
     Tool {
         probe: &["python3", "-c", "import ensurepip, venv"],
         package: "python3-venv",
@@ -35,6 +35,10 @@ const TOOLS: [Tool; 8] = [
     Tool {
         probe: &["openssl", "version"],
         package: "openssl",
+    },
+    Tool {
+        probe: &["curl", "--version"],
+        package: "curl",
     },
     Tool {
         probe: &["dig", "-v"],

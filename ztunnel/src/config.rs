@@ -142,6 +142,8 @@ pub(crate) struct ProxyConfig {
     pub(crate) decisions: DecisionLevel,
     /// Whether connections between pods of this node stay inside the process.
     pub(crate) node_local: bool,
+    /// Whether applications may ask for connections by SOCKS5.
+    pub(crate) socks5: bool,
     pub(crate) hbone: HboneConfig,
     pub(crate) dns: DnsConfig,
 }
@@ -306,6 +308,7 @@ impl ProxyConfig {
             response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true),
             decisions: decisions(env),
             node_local: env.bool("LEYLINE_NODE_LOCAL", true),
+            socks5: env.bool("UNSTABLE_ENABLE_SOCKS5", false),
             hbone: connections::hbone(env),
             dns,
         }
@@ -368,15 +371,11 @@ fn istiod(env: &mut Reader<'_>, mesh: &MeshDefaults) -> String {
     }
 }
 
-/// What Istio has in builds for tests, or calls unstable, and ours does not have.
+/// What Istio has in builds for tests, and ours does not have.
 fn refuse_test_features(env: &mut Reader<'_>) {
-    for (name, why) in [
-        ("FAKE_CA", "a CA that anybody knows is not built in"),
-        ("UNSTABLE_ENABLE_SOCKS5", "SOCKS5 is not supported"),
-    ] {
-        if env.bool(name, false) {
-            env.reject(name, true, why);
-        }
+    if env.bool("FAKE_CA", false) {
+        let why = "a CA that anybody knows is not built in";
+        env.reject("FAKE_CA", true, why);
     }
 }
 
@@ -768,7 +767,7 @@ mod tests {
             ("TLS12_ENABLED", ""),
             ("AUTHZ_POLICY_INFO_LOGGING", "on"),
             ("FAKE_CA", "true"),
-            ("UNSTABLE_ENABLE_SOCKS5", "true"),
+            ("UNSTABLE_ENABLE_SOCKS5", "1"),
             ("PROXY_CONFIG", "concurrency: x"),
             ("ISTIO_METAJSON_A", "{"),
             ("ZTUNNEL_WORKER_THREADS", "0%"),

@@ -3,6 +3,7 @@
 //! `outbound`, `inbound` and `plaintext` are the three ways in; each has one `handle` that lists its steps. They share
 //! what is here: the node's state, and the pod's own listeners, tunnels and connections.
 
+mod client;
 pub(crate) mod connections;
 mod dns;
 pub(crate) mod endpoints;
@@ -18,6 +19,7 @@ pub(crate) mod on_demand;
 mod outbound;
 mod plaintext;
 mod record;
+mod socks5;
 
 use std::{
     io,
@@ -36,6 +38,7 @@ use leyline_runtime::{Drain, spawn};
 use leyline_state::{OutboundRoute, Snapshot, Store, Workload};
 use leyline_telemetry::{
     dns::dns_listen_failed,
+    mesh::socks5_listen_failed,
     traffic::{Direction, Refusal, early_failure},
 };
 use leyline_tls::CertificateStore;
@@ -49,6 +52,7 @@ use tracing::{Span, error, warn};
 
 use self::{
     connections::Connections,
+    dns::DnsProxy,
     endpoints::EndpointTable,
     labels::LabelCache,
     limits::{Place, Places, Sources},
@@ -258,18 +262,38 @@ impl Pod {
 
     /// Starts to accept; ends with the pod's drain.
     pub(crate) fn serve(self: &Arc<Self>, listeners: Listeners) {
-        let Listeners { tcp, dns } = listeners;
+        let Listeners { tcp, dns, socks5 } = listeners;
         if let Some(tcp) = tcp {
             self.serve_tcp(tcp);
         }
-        match dns {
-            Some(Ok(dns)) => dns.serve(self),
-            Some(Err(error)) => {
-                // Its other traffic is carried all the same.
+        // What is not captured does not stop what is.
+        let names = match dns.transpose() {
+            Ok(dns) => dns.map(|dns| dns.serve(self)),
+            Err(error) => {
                 dns_listen_failed();
                 warn!(pod = %self.name, %error, "port 15053 cannot be opened in the pod; its DNS is not captured");
+                None
             }
-            None => {}
+        };
+        match socks5.transpose() {
+            Ok(listeners) => self.serve_socks5(listeners.unwrap_or_default(), names.as_ref()),
+            Err(error) => {
+                socks5_listen_failed();
+                warn!(pod = %self.name, %error, "port 15080 cannot be opened in the pod; it has no SOCKS5");
+            }
+        }
+    }
+
+    fn serve_socks5(
+        self: &Arc<Self>,
+        listeners: Vec<TcpListener>,
+        names: Option<&Arc<DnsProxy>>,
+    ) {
+        for listener in listeners {
+            let names = names.cloned();
+            let handle =
+                move |pod, accepted, place| socks5::handle(pod, accepted, place, names.clone());
+            self.serve_one("socks5", Direction::Outbound, listener, handle);
         }
     }
 
@@ -310,7 +334,7 @@ impl Pod {
         name: &'static str,
         direction: Direction,
         listener: TcpListener,
-        handle: fn(Arc<Self>, Accepted, Place) -> F,
+        handle: impl Fn(Arc<Self>, Accepted, Place) -> F + Send + 'static,
     ) where
         F: Future<Output = ()> + Send + 'static,
     {

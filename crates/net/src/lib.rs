@@ -17,7 +17,7 @@ pub mod udp;
 
 pub use accept::{Accepted, accept};
 pub use connect::{Announce, ConnectError, ConnectOptions, Source, connect};
-pub use listen::{ListenOptions, listen};
+pub use listen::{ListenOptions, listen, listen_on_loopback};
 pub use netns::{NetNs, has_address};
 pub use orig_dst::Redirection;
 pub use read_ahead::ReadAhead;

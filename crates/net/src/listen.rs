@@ -59,6 +59,27 @@ pub fn listen(netns: &NetNs, port: u16, options: &ListenOptions) -> io::Result<T
     }
 }
 
+/// Listens on a port of the loopback addresses of `netns`; where IPv6 is off, of IPv4's alone.
+///
+/// # Errors
+/// As [`listen`].
+pub fn listen_on_loopback(
+    netns: &NetNs,
+    port: u16,
+    options: &ListenOptions,
+) -> io::Result<Vec<TcpListener>> {
+    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let mut all = vec![listen_on(netns, v4, options)?];
+    if options.families == Families::Both {
+        let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+        match listen_on(netns, v6, options) {
+            Err(e) if is_no_ipv6(&e) => {}
+            other => all.push(other?),
+        }
+    }
+    Ok(all)
+}
+
 /// Listens on one address of `netns`; the unspecified IPv6 address includes IPv4.
 ///
 /// # Errors

@@ -55,6 +55,11 @@ pub fn workload_proxy_stopped() {
     counter!("workload_manager_proxies_stopped_total").increment(1);
 }
 
+/// A pod's SOCKS5 port could not be opened, so that its applications are refused there.
+pub fn socks5_listen_failed() {
+    counter!("leyline_socks5_listen_failures_total").increment(1);
+}
+
 /// A connection between two pods of this node goes by a tunnel, for this reason.
 pub fn node_local_declined(reason: &'static str) {
     counter!("leyline_node_local_declined_total", "reason" => reason).increment(1);
@@ -82,6 +87,10 @@ pub fn demanded(outcome: Demanded) {
 }
 
 fn describe_agent() {
+    describe_counter!(
+        "leyline_socks5_listen_failures_total",
+        "Pods whose SOCKS5 port could not be opened."
+    );
     describe_counter!(
         "leyline_xds_on_demand_total",
         "Connections that had to ask about their destination, by outcome."

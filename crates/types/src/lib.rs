@@ -33,6 +33,8 @@ pub mod ports {
     pub const HBONE: u16 = 15008;
     /// Captured DNS, in each pod.
     pub const DNS: u16 = 15053;
+    /// SOCKS5, loopback of each pod, where it is wanted.
+    pub const SOCKS5: u16 = 15080;
     /// Admin server, loopback of the node.
     pub const ADMIN: u16 = 15000;
     /// Prometheus metrics.

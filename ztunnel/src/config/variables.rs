@@ -210,7 +210,7 @@ const VARIABLES: &[(&str, &str, &str)] = &[
     (
         "UNSTABLE_ENABLE_SOCKS5",
         "false",
-        "only false: there is no SOCKS5",
+        "SOCKS5 for applications, on port 15080 of each pod's loopback addresses",
     ),
     (
         "COMPLIANCE_POLICY",

@@ -3,6 +3,7 @@
 //! Names of the mesh are answered from the state; everything else goes to the resolver that the pod asked, out of the
 //! pod's own namespace, and comes back as it is. Nothing here is shared between pods.
 
+mod address;
 mod cache;
 pub(crate) mod config;
 pub(super) mod lookup;
@@ -44,7 +45,7 @@ const PORT: u16 = 53;
 const CONF_AGE: Duration = Duration::from_secs(30);
 
 /// The DNS proxy of one pod.
-struct DnsProxy {
+pub(super) struct DnsProxy {
     pod: Arc<Pod>,
     cache: Cache,
     conf: Mutex<Option<(Instant, Arc<ResolvConf>)>>,

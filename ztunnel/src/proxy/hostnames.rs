@@ -11,10 +11,7 @@ use std::{
     time::Duration,
 };
 
-use hickory_proto::{
-    op::{Message, OpCode, Query},
-    rr::{Name, RData, RecordType},
-};
+use hickory_proto::rr::{Name, RecordType};
 use leyline_net::{ConnectOptions, NetNs, Source, listen::Families};
 use leyline_types::Str;
 use parking_lot::RwLock;
@@ -210,48 +207,13 @@ async fn ask_of_type(
     name: &Name,
     kind: RecordType,
 ) -> io::Result<Vec<(IpAddr, u32)>> {
-    let mut query = Message::query();
-    query.metadata.op_code = OpCode::Query;
-    query.metadata.recursion_desired = true;
-    query.add_query(Query::query(name.clone(), kind));
-    let query = query.to_vec().map_err(io::Error::other)?;
-    let response = lookup.ask(&query).await?;
-    addresses_of(&response)
-}
-
-/// Whatever names lead to them: aliases are followed by the resolver.
-fn addresses_of(response: &[u8]) -> io::Result<Vec<(IpAddr, u32)>> {
-    let response = Message::from_vec(response).map_err(io::Error::other)?;
-    let address = |data: &RData| match data {
-        RData::A(v4) => Some(IpAddr::V4(v4.0)),
-        RData::AAAA(v6) => Some(IpAddr::V6(v6.0)),
-        _ => None,
-    };
-    let answers = response.answers.iter();
-    Ok(answers
-        .filter_map(|record| Some((address(&record.data)?, record.ttl)))
-        .collect())
+    let response = lookup.ask(&lookup::address_query(name, kind)?).await?;
+    lookup::addresses_of(&response)
 }
 
 #[cfg(test)]
 mod tests {
-    use hickory_proto::rr::{Record, rdata};
-
     use super::*;
-
-    #[test]
-    fn addresses_of_a_response_come_with_their_lifetimes() {
-        let name = Name::from_ascii("db.example.").unwrap();
-        let alias = Name::from_ascii("real.example.").unwrap();
-        let mut response = Message::response(1, OpCode::Query);
-        let cname = RData::CNAME(rdata::CNAME(alias.clone()));
-        response.add_answer(Record::from_rdata(name, 5, cname));
-        let v4 = RData::A(rdata::A([192, 0, 2, 1].into()));
-        response.add_answer(Record::from_rdata(alias, 60, v4));
-        let found = addresses_of(&response.to_vec().unwrap()).unwrap();
-        assert_eq!(found, [(IpAddr::from([192, 0, 2, 1]), 60)]);
-        addresses_of(b"nonsense").unwrap_err();
-    }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_known_ends_and_prefers_the_family() {

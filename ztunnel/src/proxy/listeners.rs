@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd};
 
 use anyhow::Context;
 use leyline_capture::PodSockets;
-use leyline_net::{ListenOptions, NetNs, listen, sockopt};
+use leyline_net::{ListenOptions, NetNs, listen, listen_on_loopback, sockopt};
 use leyline_types::ports;
 use tokio::net::TcpListener;
 
@@ -17,6 +17,8 @@ pub(crate) struct Listeners {
     pub(super) tcp: Option<TcpListeners>,
     /// What became of them; none where DNS is not captured.
     pub(super) dns: Option<io::Result<DnsListeners>>,
+    /// Likewise; one for each family.
+    pub(super) socks5: Option<io::Result<Vec<TcpListener>>>,
 }
 
 /// Those that take connections.
@@ -31,21 +33,10 @@ impl Listeners {
     /// Behind istio-cni's rules all are the proxy's (facts A4).
     pub(crate) fn open(netns: &NetNs, config: &ProxyConfig) -> anyhow::Result<Self> {
         let open = |port: u16, mark: u32| {
-            let options = ListenOptions {
-                mark: Some(mark),
-                transparent: true,
-                // A pod that is enrolled again listens while its earlier instance still drains.
-                reuse_port: config.port_use == PortUse::Shared,
-                loopback_only: false,
-                keepalive: config.keepalive,
-                families: config.families,
-            };
-            let listener = listen(netns, port, &options)
+            let listener = listen(netns, port, &options(config, mark))
                 .with_context(|| format!("cannot listen on port {port} in the pod"))?;
-            if config.port_use == PortUse::Shared {
-                sockopt::prefer_newest_listener(&listener)
-                    .with_context(|| format!("cannot take port {port} over"))?;
-            }
+            take_over(&listener, config)
+                .with_context(|| format!("cannot take port {port} over"))?;
             anyhow::Ok(listener)
         };
         let tcp = match config.carries {
@@ -57,6 +48,7 @@ impl Listeners {
             }),
         };
         Ok(Self {
+            socks5: (config.socks5 && tcp.is_some()).then(|| open_socks5(netns, config)),
             tcp,
             dns: config
                 .dns
@@ -77,4 +69,36 @@ impl Listeners {
             dns_tcp: dns.map(DnsListeners::tcp_fd),
         })
     }
+}
+
+fn options(config: &ProxyConfig, mark: u32) -> ListenOptions {
+    ListenOptions {
+        mark: Some(mark),
+        transparent: true,
+        // A pod that is enrolled again listens while its earlier instance still drains.
+        reuse_port: config.port_use == PortUse::Shared,
+        loopback_only: false,
+        keepalive: config.keepalive,
+        families: config.families,
+    }
+}
+
+/// Where the port is shared, new connections are for the newest of those that listen.
+fn take_over(listener: &TcpListener, config: &ProxyConfig) -> io::Result<()> {
+    match config.port_use {
+        PortUse::Shared => sockopt::prefer_newest_listener(listener),
+        PortUse::Exclusive => Ok(()),
+    }
+}
+
+fn open_socks5(netns: &NetNs, config: &ProxyConfig) -> io::Result<Vec<TcpListener>> {
+    let options = ListenOptions {
+        transparent: false,
+        ..options(config, config.application_mark())
+    };
+    let listeners = listen_on_loopback(netns, ports::SOCKS5, &options)?;
+    for listener in &listeners {
+        take_over(listener, config)?;
+    }
+    Ok(listeners)
 }

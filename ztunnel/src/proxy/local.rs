@@ -30,6 +30,7 @@ use tracing::debug;
 
 use super::{
     Pod,
+    client::{Client, client_gone},
     connections::{Admission, Protocol, Shown},
     forward,
     record::Record,
@@ -134,7 +135,7 @@ fn has_own_address(pod: &Pod, ip: IpAddr) -> bool {
 pub(super) async fn carry(
     pod: &Arc<Pod>,
     source: &Arc<Workload>,
-    stream: TcpStream,
+    client: Client,
     peer: PeerAddr,
     orig_dst: OrigDst,
     service: Option<Arc<Service>>,
@@ -162,7 +163,7 @@ pub(super) async fn carry(
         to: &destination,
     };
     // Cut at the destination's deadline it drops what it has, which is reset.
-    match within(drain, Box::pin(way.carry(stream, &outbound))).await {
+    match within(drain, Box::pin(way.carry(client, &outbound))).await {
         Some(result) => outbound.end(result),
         None => drop(outbound),
     }
@@ -181,12 +182,12 @@ impl Way<'_> {
     /// The destination's part, in the order of the wire: a place, a record, admission, the application, bytes.
     async fn carry(
         &self,
-        stream: TcpStream,
+        client: Client,
         outbound: &Record,
     ) -> Result<(), (ResponseFlag, String)> {
         let pod = &self.to.pod;
         if let Err(failure) = self.certified().await {
-            forward::reset(stream);
+            client.turn_away(failure.0).await;
             return Err(failure);
         }
         let Some(_place) = pod.inbound_places.take() else {
@@ -199,7 +200,7 @@ impl Way<'_> {
                 Refusal::Limit,
                 &error,
             );
-            forward::reset(stream);
+            client.turn_away(ResponseFlag::Connect).await;
             return Err((ResponseFlag::Connect, error));
         };
         let inbound = open_record(
@@ -213,9 +214,17 @@ impl Way<'_> {
         let (permit, admission, application) = match self.reach().await {
             Ok(reached) => reached,
             Err((flag, error)) => {
-                forward::reset(stream);
+                client.turn_away(flag).await;
                 inbound.end(Err((flag, error.clone())));
                 return Err((flag, error));
+            }
+        };
+        let stream = match client.welcome().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                let gone = client_gone(&error);
+                inbound.end(Err(gone.clone()));
+                return Err(gone);
             }
         };
         let most = self.from.read_share().min(pod.read_share());

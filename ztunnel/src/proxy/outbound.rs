@@ -1,4 +1,5 @@
-//! Outbound (port 15001): a connection that an application of the pod made, captured on its way out.
+//! Outbound (port 15001): a connection that an application of the pod made, captured on its way out. What an application
+//! asks for by SOCKS5 goes the same way from [`carry`] on.
 
 mod attempts;
 mod double;
@@ -14,10 +15,9 @@ use leyline_telemetry::{
     traffic::{Direction, OpenSocket, Refusal, Reporter, ResponseFlag, early_failure},
 };
 use leyline_types::{OrigDst, PeerAddr, ServiceKey};
-use tokio::net::TcpStream;
 
 use self::{attempts::Reached, plain::PlainRoute};
-use super::{Pod, Shared, forward, limits::Place, local, no_original_destination};
+use super::{Pod, Shared, client::Client, limits::Place, local, no_original_destination};
 
 /// Host names of one service that a connection asks for; more would take longer than it waits.
 const MAX_HOSTNAMES: usize = 16;
@@ -25,34 +25,40 @@ const MAX_HOSTNAMES: usize = 16;
 /// One connection, from accept to end.
 pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted, _place: Place) {
     let _open = OpenSocket::new(Reporter::Source);
+    let Accepted { stream, peer } = accepted;
+    match orig_dst::of_redirected(&stream, pod.shared.config.redirection) {
+        Ok(orig_dst) => carry(&pod, Client::captured(stream), peer, orig_dst).await,
+        Err(error) => no_original_destination(Direction::Outbound, peer.addr(), &error),
+    }
+}
+
+/// A connection of which it is known where the client wants to go, to its end.
+pub(super) async fn carry(pod: &Arc<Pod>, client: Client, peer: PeerAddr, orig_dst: OrigDst) {
     // What only the set-up needs, the mesh as it was then above all, is given back before bytes flow: a connection may
     // last for days.
-    if let Some(reached) = Box::pin(set_up(&pod, accepted)).await {
-        reached.carry(&pod).await;
+    if let Some(reached) = Box::pin(set_up(pod, client, peer, orig_dst)).await {
+        reached.carry(pod).await;
     }
 }
 
 /// `None` where the connection has ended: it was refused, or it has another path and was carried on that.
-async fn set_up(pod: &Arc<Pod>, accepted: Accepted) -> Option<Box<Reached>> {
-    let Accepted { stream, peer } = accepted;
-    let orig_dst = orig_dst::of_redirected(&stream, pod.shared.config.redirection)
-        .inspect_err(|error| no_original_destination(Direction::Outbound, peer.addr(), error))
-        .ok()?;
-    let refused = |stream: TcpStream, refusal, error: &dyn std::fmt::Display| {
-        early_failure(
-            Direction::Outbound,
-            peer.addr(),
-            orig_dst.addr(),
-            refusal,
-            error,
-        );
-        forward::reset(stream);
+async fn set_up(
+    pod: &Arc<Pod>,
+    client: Client,
+    peer: PeerAddr,
+    orig_dst: OrigDst,
+) -> Option<Box<Reached>> {
+    let refused = async |client: Client, refusal, error: String| {
+        let (from, to) = (peer.addr(), orig_dst.addr());
+        early_failure(Direction::Outbound, from, to, refusal, error);
+        client.turn_away(refusal).await;
         None
     };
     let (snapshot, source) = match Box::pin(both_ends(pod, orig_dst)).await {
         Ok(known) => known,
-        Err((refusal, error)) => return refused(stream, refusal, &error),
+        Err((refusal, error)) => return refused(client, refusal, error).await,
     };
+    let peer = client.seen_as(peer, &source, orig_dst);
     let decide = |snapshot: &Snapshot| {
         let view = pod.shared.endpoints.view(peer.ip(), &[]);
         snapshot.route_outbound_among(&source, orig_dst, &view, &mut rand::rng())
@@ -78,19 +84,21 @@ async fn set_up(pod: &Arc<Pod>, accepted: Accepted) -> Option<Box<Reached>> {
         } => plain_route(target, Some(workload), service),
         OutboundRoute::Passthrough { target, service } => plain_route(target, None, service),
         OutboundRoute::DoubleHbone(route) => {
-            Box::pin(double::carry(captured, stream, route)).await;
+            Box::pin(double::carry(captured, client, route)).await;
             return None;
         }
-        OutboundRoute::Refused(error) => return refused(stream, refusal_of(&error), &error),
+        OutboundRoute::Refused(error) => {
+            return refused(client, refusal_of(&error), error.to_string()).await;
+        }
     };
     if let Route::Tunnel(route) = &route
         && let Some(to) = local::destination(pod, &snapshot, &source, peer, route)
     {
         // Inside the process, as both pods are ours.
-        Box::pin(carry_locally(captured, stream, route.clone(), to)).await;
+        Box::pin(carry_locally(captured, client, route.clone(), to)).await;
         return None;
     }
-    Box::pin(attempts::open(captured, stream, route)).await
+    Box::pin(attempts::open(captured, client, route)).await
 }
 
 /// The pod's own workload and a snapshot that knows it, and the destination too where the control plane tells only what it
@@ -140,7 +148,7 @@ fn plain_route(
 
 async fn carry_locally(
     captured: Captured<'_>,
-    stream: TcpStream,
+    client: Client,
     route: HboneRoute,
     to: local::Destination,
 ) {
@@ -156,7 +164,7 @@ async fn carry_locally(
     if let Some(service) = &route.service {
         endpoints.keep(peer.ip(), service, &route.workload.uid);
     }
-    local::carry(pod, source, stream, peer, orig_dst, route.service, to).await;
+    local::carry(pod, source, client, peer, orig_dst, route.service, to).await;
 }
 
 /// A captured connection, and the mesh that it is decided on.

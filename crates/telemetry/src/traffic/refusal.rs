@@ -19,6 +19,10 @@ pub enum Refusal {
     UnknownWaypoint,
     /// No endpoint of the service is healthy.
     NoHealthyUpstream,
+    /// The host that the client named has no address.
+    UnknownHost,
+    /// A client of the SOCKS5 port that is not understood, or is too slow.
+    Socks5,
     /// The socket does not tell where the connection was going.
     NoOriginalDestination,
     /// The connection goes to a port of the proxy itself.
@@ -70,6 +74,8 @@ impl Refusal {
             Self::EnrolmentPending => "enrolment_pending",
             Self::UnknownWaypoint => "unknown_waypoint",
             Self::NoHealthyUpstream => "no_healthy_upstream",
+            Self::UnknownHost => "unknown_host",
+            Self::Socks5 => "socks5",
             Self::NoOriginalDestination => "no_original_destination",
             Self::SelfCall => "self_call",
             Self::NoCertificate => "no_certificate",

@@ -72,14 +72,15 @@ impl DnsListeners {
         self.tcp.as_fd()
     }
 
-    /// Answers until the pod drains.
-    pub(crate) fn serve(self, pod: &Arc<Pod>) {
+    /// Answers until the pod drains. What is given back answers the pod's own proxy.
+    pub(in crate::proxy) fn serve(self, pod: &Arc<Pod>) -> Arc<DnsProxy> {
         let proxy = Arc::new(DnsProxy::new(Arc::clone(pod)));
         let Self { udp, tcp } = self;
         let datagrams = serve_datagrams(Arc::clone(&proxy), Arc::new(udp));
         spawn("dns over udp", Span::none(), &pod.drain, datagrams);
-        let connections = serve_connections(proxy, tcp);
+        let connections = serve_connections(Arc::clone(&proxy), tcp);
         spawn("dns over tcp", Span::none(), &pod.drain, connections);
+        proxy
     }
 }
 

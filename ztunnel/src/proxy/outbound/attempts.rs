@@ -20,6 +20,7 @@ use super::{
 };
 use crate::proxy::{
     Pod,
+    client::{Client, client_gone},
     connections::{Protocol, Registration, Shown},
     endpoints::Load,
     forward,
@@ -129,7 +130,7 @@ impl Captured<'_> {
 
 /// A connection that an endpoint has taken.
 pub(super) struct Reached {
-    stream: TcpStream,
+    client: Client,
     upstream: Upstream,
     in_use: InUse,
     record: Record,
@@ -139,11 +140,15 @@ impl Reached {
     /// Carries it to its end. A box, because a future would hold what it is given beside what it takes out of it.
     pub(super) async fn carry(self: Box<Self>, pod: &Pod) {
         let Self {
-            stream,
+            client,
             upstream,
             in_use,
             record,
         } = *self;
+        let stream = match client.welcome().await {
+            Ok(stream) => stream,
+            Err(error) => return record.end(Err(client_gone(&error))),
+        };
         let (most, limits) = (pod.read_share(), pod.shared.config.idle);
         let downstream = into_split_reading(stream, most);
         let carried = match upstream {
@@ -164,19 +169,19 @@ impl Reached {
 /// Opens the connection's other leg; `None` where no endpoint took it, and that was told.
 pub(super) async fn open(
     captured: Captured<'_>,
-    stream: TcpStream,
+    client: Client,
     first: Route,
 ) -> Option<Box<Reached>> {
     let mut record = Record::open(captured.connection(&first));
     match Box::pin(reach(captured, first, &mut record)).await {
         Ok((upstream, in_use)) => Some(Box::new(Reached {
-            stream,
+            client,
             upstream,
             in_use,
             record,
         })),
         Err(failure) => {
-            forward::reset(stream);
+            client.turn_away(failure.flag).await;
             record.end(Err((failure.flag, failure.error)));
             None
         }

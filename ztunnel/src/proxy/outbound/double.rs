@@ -13,7 +13,6 @@ use leyline_telemetry::traffic::{
     Connection, Direction, Reporter, ResponseFlag, Security, WorkloadLabels,
 };
 use leyline_types::Identity;
-use tokio::net::TcpStream;
 
 use super::{
     Captured, Failure,
@@ -21,6 +20,7 @@ use super::{
 };
 use crate::proxy::{
     Pod,
+    client::{Client, client_gone},
     connections::{Protocol, Shown},
     forward, labels,
     record::Record,
@@ -34,7 +34,7 @@ struct Inner {
 }
 
 /// Carries the connection to its end.
-pub(super) async fn carry(captured: Captured<'_>, stream: TcpStream, route: DoubleHboneRoute) {
+pub(super) async fn carry(captured: Captured<'_>, client: Client, route: DoubleHboneRoute) {
     let Captured { pod, peer, .. } = captured;
     let _registered = pod.connections.track(Shown {
         src: peer.addr(),
@@ -48,9 +48,13 @@ pub(super) async fn carry(captured: Captured<'_>, stream: TcpStream, route: Doub
     let mut upstream = match opened {
         Ok(inner) => inner.stream,
         Err(failure) => {
-            forward::reset(stream);
+            client.turn_away(failure.0).await;
             return record.end(Err(failure));
         }
+    };
+    let stream = match client.welcome().await {
+        Ok(stream) => stream,
+        Err(error) => return record.end(Err(client_gone(&error))),
     };
     pod.limit_send(&mut upstream);
     let downstream = into_split_reading(stream, pod.read_share());
