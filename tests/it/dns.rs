@@ -332,3 +332,37 @@ async fn resolver_libraries_find_services_and_reach_them() {
     assert_eq!(called[1], "200");
     scene.mesh.stop().await.unwrap();
 }
+
+/// A pod's own word wins over the proxy's setting, while the pod runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_may_keep_its_dns_out_of_capture() {
+    let scene = Box::pin(Scene::start()).await;
+    let config = scene.mesh.cluster().config();
+    let captured = config.read("shop.yaml").unwrap();
+    let label = "    app: client\n";
+    let exempt = format!("{label}    ambient.istio.io/dns-capture: \"false\"\n");
+    let exempt = captured.replacen(label, &exempt, 1);
+    let question = ["server.shop.svc.cluster.local"];
+    for (yaml, expected) in [(&exempt, &[][..]), (&captured, &["10.96.0.20"])] {
+        config.write("shop.yaml", yaml).unwrap();
+        let answered = eventually(format!("{expected:?} is answered"), SOON, || async {
+            let answer = scene.dig(&question).await;
+            ensure!(answer == expected, "{answer:?}");
+            Ok(())
+        });
+        answered.await.unwrap();
+        // Its connections are the mesh's all the same.
+        let node = scene.mesh.ztunnel_of("shop/client").unwrap();
+        let opened = async || {
+            let metrics = node.metrics().await.unwrap();
+            let labels = [("reporter", "source"), ("source_workload", "client")];
+            metrics.sum("istio_tcp_connections_opened_total", &labels)
+        };
+        let before = opened().await;
+        let client = scene.mesh.cluster().client("shop/client").unwrap();
+        let service = "10.96.0.20:80".parse().unwrap();
+        client.get(service, "/", SOON).await.unwrap();
+        assert_eq!(opened().await - before, 1.0);
+    }
+    scene.mesh.stop().await.unwrap();
+}

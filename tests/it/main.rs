@@ -11,6 +11,7 @@ mod cni;
 mod dedicated;
 mod dns;
 mod enrolment;
+mod exempt;
 mod hostnames;
 mod idle;
 mod lifecycle;

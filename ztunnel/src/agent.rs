@@ -21,7 +21,7 @@ use tracing::Span;
 use self::pods::{Command, Order, Outcome, PodManager, PodSet};
 use crate::{
     config::{CaptureConfig, Config, PodSource},
-    proxy::Shared,
+    proxy::{Exempt, Shared},
 };
 
 /// The running agent.
@@ -109,7 +109,12 @@ fn only_workload(
     Ok(async move {
         let all = [
             Command::SnapshotBegins,
-            Command::Add { uid, name, netns },
+            Command::Add {
+                uid,
+                name,
+                netns,
+                exempt: Exempt::default(),
+            },
             Command::SnapshotSent,
         ];
         for command in all {

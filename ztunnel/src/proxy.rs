@@ -60,7 +60,11 @@ use self::{
     local::{LocalPods, OwnAddresses},
     on_demand::OnDemand,
 };
-pub(crate) use self::{dns::DnsConfig, idle::IdleLimits, listeners::Listeners};
+pub(crate) use self::{
+    dns::DnsConfig,
+    idle::IdleLimits,
+    listeners::{Exempt, Listeners},
+};
 use crate::config::{ProxyConfig, SourceAddress};
 
 /// What all pods of the node share.
@@ -284,11 +288,7 @@ impl Pod {
         }
     }
 
-    fn serve_socks5(
-        self: &Arc<Self>,
-        listeners: Vec<TcpListener>,
-        names: Option<&Arc<DnsProxy>>,
-    ) {
+    fn serve_socks5(self: &Arc<Self>, listeners: Vec<TcpListener>, names: Option<&Arc<DnsProxy>>) {
         for listener in listeners {
             let names = names.cloned();
             let handle =

@@ -91,8 +91,20 @@ pub struct PodSockets<'a> {
 /// Settings of one pod.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct PodOptions {
+    /// Who takes inbound connections that do not come in a tunnel.
+    pub inbound: Inbound,
     /// What inbound connections meet while no proxy runs.
     pub when_down: WhenDown,
+}
+
+/// Who takes inbound connections that do not come in a tunnel. Tunnels are the proxy's in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Inbound {
+    /// The proxy.
+    #[default]
+    Captured,
+    /// The application. Tunnels then come to the listener of [`PodSockets::hbone`] by its port, not by the map.
+    Direct,
 }
 
 /// What inbound connections meet while no proxy runs. Outbound connections are always refused.

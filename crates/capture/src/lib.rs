@@ -21,7 +21,7 @@ mod pod;
 mod removal;
 mod sysctl;
 
-pub use config::{HostProbes, NodeConfig, PodOptions, PodSockets, SteerProgram, WhenDown};
+pub use config::{HostProbes, Inbound, NodeConfig, PodOptions, PodSockets, SteerProgram, WhenDown};
 pub use error::{CaptureError, Cause, NodeStep, PodStep};
 pub use leyline_ebpf_abi::{BYPASS_MARK, CAPTURE_MARK, NodeCounter, PodCounter};
 pub use netlink::{RULE_PRIORITY_DNS, RULE_PRIORITY_MARK, TABLE};

@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 
 use crate::{
     addresses::{self, PodAddresses},
-    config::{PodOptions, PodSockets, WhenDown},
+    config::{Inbound, PodOptions, PodSockets, WhenDown},
     ebpf,
     error::{CaptureError, Cause, PodStep},
     layout::STEER_LINK,
@@ -296,7 +296,10 @@ fn put_on(
     let dns = if sockets.dns {
         enrolment_flag::DNS | enrolment_flag::DNS_ANSWERS
     } else {
-        0
+        // Of a pod whose DNS was captured before, queries may be under way.
+        let former = node.enrolment(cookie);
+        let former = former.map_err(CaptureError::pod(cookie, PodStep::WriteEnrolment))?;
+        former.map_or(0, |former| former.flags & enrolment_flag::DNS_ANSWERS)
     };
     node.set_enrolment(
         cookie,
@@ -322,7 +325,10 @@ fn save_state(
     let failed = || CaptureError::pod(netns.cookie(), PodStep::WriteFlags);
     let former = maps.pod.get(&0, 0).map_err(failed())?;
     let sysctls = inside(netns, PodStep::Sysctls, || sysctl::save(former.sysctls))?;
-    let mut flags = pod_flag::INBOUND;
+    let mut flags = match options.inbound {
+        Inbound::Captured => pod_flag::INBOUND,
+        Inbound::Direct => 0,
+    };
     if sockets.dns {
         flags |= pod_flag::DNS;
     }

@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
 };
 
-use leyline_proto::istio::security::Authorization;
+use leyline_proto::istio::{security::Authorization, workload::zds::Exempt};
 use leyline_types::{Identity, NamespacedName, TrustDomain, WorkloadName};
 
 use crate::objects::{ObjectKey, Objects};
@@ -84,6 +84,8 @@ pub struct WantedPod {
     pub name: WorkloadName,
     /// Tells it from an earlier pod of the same name: its node, account, addresses, and Kubernetes' uid where given.
     pub instance: String,
+    /// What of it is left alone.
+    pub exempt: Exempt,
 }
 
 /// The pods of a node that are to be enrolled, by uid.

@@ -19,6 +19,19 @@ pub struct AddWorkload {
     pub uid: ::prost::alloc::string::String,
     #[prost(message, optional, tag = "2")]
     pub workload_info: ::core::option::Option<WorkloadInfo>,
+    /// Leyline's own; istio-cni knows it already when it makes its rules and does not send it.
+    #[prost(message, optional, tag = "1000")]
+    pub exempt: ::core::option::Option<Exempt>,
+}
+/// What of a pod is not captured.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Exempt {
+    /// Its DNS queries go to its resolvers directly.
+    #[prost(bool, tag = "1")]
+    pub dns: bool,
+    /// Connections that do not come in a tunnel reach the application directly.
+    #[prost(bool, tag = "2")]
+    pub inbound: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeepWorkload {

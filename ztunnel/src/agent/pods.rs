@@ -5,6 +5,7 @@
 
 mod command;
 mod location;
+mod managed;
 mod parting;
 mod pending;
 mod set;
@@ -19,7 +20,7 @@ use std::{
 };
 
 use anyhow::Context;
-use leyline_capture::{NodeCapture, PodCapture, PodOptions};
+use leyline_capture::{NodeCapture, PodCapture};
 use leyline_net::NetNs;
 use leyline_runtime::{Drain, ReadinessTask, spawn};
 use leyline_telemetry::mesh;
@@ -32,12 +33,13 @@ use tracing::{Span, debug, info, warn};
 
 pub(crate) use self::command::{Command, Order, Outcome};
 use self::location::{Found, LOOK, Location};
+use self::managed::Managed;
 use self::parting::{Parting, drained};
 use self::pending::{Pending, until};
 pub(crate) use self::set::{PodSet, Pods, Waiting};
 use crate::{
     config::{CaptureConfig, PodSource},
-    proxy::{Listeners, Pod, Shared},
+    proxy::{Exempt, Listeners, Pod, Shared},
 };
 
 /// First pause before a failed pod is tried again; doubled up to [`RETRY_MAX`].
@@ -73,13 +75,6 @@ pub(crate) struct PodManager {
     complete: bool,
     /// Ready once the first full set was carried out; what fails then is that pod's trouble.
     ready: ReadinessTask,
-}
-
-struct Managed {
-    pod: Arc<Pod>,
-    capture: Option<Arc<PodCapture>>,
-    location: Location,
-    generation: u64,
 }
 
 impl PodManager {
@@ -171,12 +166,17 @@ impl PodManager {
         match command {
             // An earlier stream may have broken before it had named all.
             Command::SnapshotBegins => self.named.clear(),
-            Command::Add { uid, name, netns } => {
+            Command::Add {
+                uid,
+                name,
+                netns,
+                exempt,
+            } => {
                 self.named.insert(uid.clone());
                 // A new stream is told again what is known already.
                 self.pending.remove(&uid);
                 let pause = self.first_pause();
-                return self.add(uid, name, netns, pause).await;
+                return self.add(uid, name, netns, exempt, pause).await;
             }
             Command::Keep { uid } => {
                 self.named.insert(uid);
@@ -227,20 +227,26 @@ impl PodManager {
         uid: WorkloadUid,
         name: WorkloadName,
         netns: Option<NetNs>,
+        exempt: Exempt,
         pause: Duration,
     ) -> Result<(), String> {
         if let Some(managed) = self.enrolled.get(&uid) {
-            if managed.is_in(&name, netns.as_ref()) {
+            if !managed.is_in(&name, netns.as_ref()) {
+                self.leave(&uid);
+            } else if managed.exempt == exempt {
                 self.report(Outcome::Enrolled { uid }).await;
                 return Ok(());
             }
-            self.leave(&uid);
+            // Else the pod is captured anew while it is captured, so that there is no moment without.
         }
         // Looked at before the attempt: what comes during it is a change to be told of.
         let unknown = self.shared.workload_now(&name).is_none();
-        let error = match self.enroll(&uid, &name, netns.as_ref()).await {
-            Ok(()) => {
-                info!(pod = %name, "pod enrolled");
+        let error = match self.enroll(&uid, &name, netns.as_ref(), exempt).await {
+            Ok(former) => {
+                info!(pod = %name, ?exempt, "pod enrolled");
+                if let Some(former) = former {
+                    self.part(former);
+                }
                 mesh::workload_proxy_started();
                 self.pending.remove(&uid);
                 self.report(Outcome::Enrolled { uid }).await;
@@ -257,6 +263,7 @@ impl PodManager {
         let pending = Pending {
             name,
             netns,
+            exempt,
             pause,
             at: Instant::now() + pause,
             error: error.clone(),
@@ -267,13 +274,15 @@ impl PodManager {
     }
 
     /// Listeners first, then capture: from the first captured connection on there is somebody to take it. The pod is
-    /// published before it accepts, so that no connection is admitted that a change of policy does not find.
+    /// published before it accepts, so that no connection is admitted that a change of policy does not find. Gives back
+    /// the same pod as it was captured before.
     async fn enroll(
         &mut self,
         uid: &WorkloadUid,
         name: &WorkloadName,
         given: Option<&NetNs>,
-    ) -> anyhow::Result<()> {
+        exempt: Exempt,
+    ) -> anyhow::Result<Option<Managed>> {
         // istio-cni may name a pod before the control plane does; its connections wait for that (OUT-1).
         let workload = self.shared.workload_now(name);
         let (netns, location) = if let Some(netns) = given {
@@ -284,12 +293,12 @@ impl PodManager {
             Location::open(path.clone())
                 .with_context(|| format!("cannot open its network namespace {}", path.display()))?
         };
-        let listeners = Listeners::open(&netns, &self.shared.config)?;
+        let listeners = Listeners::open(&netns, &self.shared.config, exempt)?;
         let addresses = workload
             .as_ref()
             .map(|workload| workload.addresses.to_vec());
         let capture = self
-            .capture(&netns, addresses.unwrap_or_default(), &listeners)
+            .capture(&netns, addresses.unwrap_or_default(), &listeners, exempt)
             .await?;
         if let Some(workload) = &workload {
             self.shared.certificates.prefetch(workload.identity.clone());
@@ -308,12 +317,13 @@ impl PodManager {
             pod: pod.clone(),
             capture,
             location,
+            exempt,
             generation: self.generation,
         };
-        self.enrolled.insert(uid.clone(), managed);
+        let former = self.enrolled.insert(uid.clone(), managed);
         self.publish();
         pod.serve(listeners);
-        Ok(())
+        Ok(former)
     }
 
     async fn capture(
@@ -321,6 +331,7 @@ impl PodManager {
         netns: &NetNs,
         addresses: Vec<IpAddr>,
         listeners: &Listeners,
+        exempt: Exempt,
     ) -> anyhow::Result<Option<Arc<PodCapture>>> {
         let Some(capture) = &self.capture else {
             return Ok(None);
@@ -329,23 +340,23 @@ impl PodManager {
             return Ok(None);
         };
         let captured = capture
-            .enroll(netns, addresses, sockets, PodOptions::default())
+            .enroll(netns, addresses, sockets, exempt.options())
             .await?;
         Ok(Some(Arc::new(captured)))
     }
 
     /// A pod that was made anew under the same name has another namespace, and nothing of it is captured.
     async fn follow_replaced(&mut self) {
-        let replaced: Vec<(WorkloadUid, WorkloadName)> = self
+        let replaced: Vec<(WorkloadUid, WorkloadName, Exempt)> = self
             .enrolled
             .iter()
             .filter(|(_, managed)| managed.location.look() == Found::Other)
-            .map(|(uid, managed)| (uid.clone(), managed.pod.name.clone()))
+            .map(|(uid, managed)| (uid.clone(), managed.pod.name.clone(), managed.exempt))
             .collect();
-        for (uid, name) in replaced {
+        for (uid, name, exempt) in replaced {
             info!(pod = %name, "pod has another network namespace");
             // An error is told and tried again.
-            self.add(uid, name, None, RETRY_MIN).await.ok();
+            self.add(uid, name, None, exempt, RETRY_MIN).await.ok();
         }
     }
 
@@ -366,14 +377,20 @@ impl PodManager {
         let Some(managed) = self.enrolled.remove(uid) else {
             return;
         };
-        let pod = &managed.pod;
-        pod.set_draining();
         if let Some(capture) = &managed.capture
             && let Err(error) = capture.stop_new()
         {
-            warn!(pod = %pod.name, %error, "capture cannot be switched off");
+            warn!(pod = %managed.pod.name, %error, "capture cannot be switched off");
         }
-        info!(pod = %pod.name, connections = pod.connections.count(), "pod released");
+        let connections = managed.pod.connections.count();
+        info!(pod = %managed.pod.name, connections, "pod released");
+        self.part(managed);
+    }
+
+    /// The connections of a pod that takes no new ones go on.
+    fn part(&mut self, managed: Managed) {
+        let pod = &managed.pod;
+        pod.set_draining();
         let parting = Parting::of(&self.config.source);
         if parting == Parting::Cut {
             pod.drain.start();
@@ -431,10 +448,11 @@ impl PodManager {
                 continue;
             };
             let (name, netns) = (pending.name.clone(), pending.netns.clone());
+            let exempt = pending.exempt;
             let pause = (pending.pause * 2).min(RETRY_MAX);
             mesh::workload_proxy_retried();
             // An error is told and tried again.
-            self.add(uid, name, netns, pause).await.ok();
+            self.add(uid, name, netns, exempt, pause).await.ok();
         }
     }
 
@@ -462,17 +480,6 @@ impl PodManager {
             waiting: waiting.collect(),
         });
         mesh::workload_proxies(self.enrolled.len() as u32, self.pending.len() as u32);
-    }
-}
-
-impl Managed {
-    /// Whether this is the pod that is named now.
-    fn is_in(&self, name: &WorkloadName, given: Option<&NetNs>) -> bool {
-        let same_place = match given {
-            Some(netns) => netns.cookie() == self.pod.netns.cookie(),
-            None => self.location.look() != Found::Other,
-        };
-        self.pod.name == *name && same_place
     }
 }
 

@@ -3,13 +3,43 @@
 use std::{io, os::fd::AsFd};
 
 use anyhow::Context;
-use leyline_capture::PodSockets;
+use leyline_capture::{Inbound, PodOptions, PodSockets};
 use leyline_net::{ListenOptions, NetNs, listen, listen_on_loopback, sockopt};
+use leyline_proto::istio::workload::zds as wire;
 use leyline_types::ports;
 use tokio::net::TcpListener;
 
 use super::dns::DnsListeners;
 use crate::config::{Carries, PortUse, ProxyConfig};
+
+/// What of a pod is not captured, though the pod is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Exempt {
+    /// `ambient.istio.io/dns-capture: "false"`: its queries go to its resolvers.
+    pub(crate) dns: bool,
+    /// `ambient.istio.io/bypass-inbound-capture: "true"`: what does not come in a tunnel goes to the application.
+    pub(crate) inbound: bool,
+}
+
+impl Exempt {
+    /// Nothing, unless it is said.
+    pub(crate) fn from_wire(said: Option<wire::Exempt>) -> Self {
+        let wire::Exempt { dns, inbound } = said.unwrap_or_default();
+        Self { dns, inbound }
+    }
+
+    /// For capture.
+    pub(crate) fn options(self) -> PodOptions {
+        PodOptions {
+            inbound: if self.inbound {
+                Inbound::Direct
+            } else {
+                Inbound::Captured
+            },
+            ..PodOptions::default()
+        }
+    }
+}
 
 /// The sockets of one pod, open in its namespace.
 pub(crate) struct Listeners {
@@ -31,7 +61,11 @@ pub(super) struct TcpListeners {
 impl Listeners {
     /// Marks as facts/capture.md 2.2: what the application opened stays on loopback, what came from outside leaves again.
     /// Behind istio-cni's rules all are the proxy's (facts A4).
-    pub(crate) fn open(netns: &NetNs, config: &ProxyConfig) -> anyhow::Result<Self> {
+    pub(crate) fn open(
+        netns: &NetNs,
+        config: &ProxyConfig,
+        exempt: Exempt,
+    ) -> anyhow::Result<Self> {
         let open = |port: u16, mark: u32| {
             let listener = listen(netns, port, &options(config, mark))
                 .with_context(|| format!("cannot listen on port {port} in the pod"))?;
@@ -50,10 +84,7 @@ impl Listeners {
         Ok(Self {
             socks5: (config.socks5 && tcp.is_some()).then(|| open_socks5(netns, config)),
             tcp,
-            dns: config
-                .dns
-                .enabled
-                .then(|| DnsListeners::open(netns, config)),
+            dns: (config.dns.enabled && !exempt.dns).then(|| DnsListeners::open(netns, config)),
         })
     }
 

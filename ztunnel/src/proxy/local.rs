@@ -180,11 +180,7 @@ struct Way<'a> {
 
 impl Way<'_> {
     /// The destination's part, in the order of the wire: a place, a record, admission, the application, bytes.
-    async fn carry(
-        &self,
-        client: Client,
-        outbound: &Record,
-    ) -> Result<(), (ResponseFlag, String)> {
+    async fn carry(&self, client: Client, outbound: &Record) -> Result<(), (ResponseFlag, String)> {
         let pod = &self.to.pod;
         if let Err(failure) = self.certified().await {
             client.turn_away(failure.0).await;

@@ -199,6 +199,7 @@ fn inbound_can_be_left_open_without_a_proxy() {
     let proxy = Proxy::start(&lab.server, Dns::Off);
     let options = PodOptions {
         when_down: WhenDown::InboundDirect,
+        ..PodOptions::default()
     };
     let _pod = proxy.enroll_with(&node, options).unwrap();
     ask(&lab.client.netns, at(lab.server.v4)).unwrap();

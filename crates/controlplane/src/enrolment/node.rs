@@ -173,6 +173,7 @@ impl NodeStream {
             self.send(Payload::Add(AddWorkload {
                 uid: uid.clone(),
                 workload_info: Some(info),
+                exempt: Some(pod.exempt),
             }))
             .await?;
             self.told.insert(uid.clone(), pod.clone());

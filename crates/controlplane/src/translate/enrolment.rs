@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
+use leyline_proto::istio::workload::zds::Exempt;
 use leyline_types::WorkloadName;
 
 use super::{MeshSettings, WantedPod, WantedPods, pod_uid, workloads};
 use crate::objects::Objects;
 
 const MODE: &str = "istio.io/dataplane-mode";
+/// `false`: its DNS goes direct.
+pub(super) const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
+/// `true`: what does not come in a tunnel goes direct.
+pub(super) const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
 const SIDECAR: &str = "sidecar.istio.io/status";
 /// Istio's default; what runs there may be needed before the mesh is.
 const EXCLUDED_NAMESPACE: &str = "kube-system";
@@ -31,6 +36,7 @@ pub(super) fn wanted(objects: &Objects, mesh: &MeshSettings) -> BTreeMap<String,
             uid,
             WantedPod {
                 instance: instance(pod, &workload),
+                exempt: exempt(pod),
                 name: workload,
             },
         );
@@ -48,6 +54,19 @@ fn instance(pod: &Pod, name: &WorkloadName) -> String {
         text.push_str(&part);
     }
     text
+}
+
+/// By annotation, as Istio documents it, or else by label. What is neither true nor false changes nothing.
+fn exempt(pod: &Pod) -> Exempt {
+    let said = |key: &str| {
+        let metadata = &pod.metadata;
+        let mut places = [&metadata.annotations, &metadata.labels].into_iter();
+        places.find_map(|all| Some(all.as_ref()?.get(key)?.as_str()))
+    };
+    Exempt {
+        dns: said(DNS_CAPTURE) == Some("false"),
+        inbound: said(BYPASS_INBOUND) == Some("true"),
+    }
 }
 
 fn is_wanted(objects: &Objects, mesh: &MeshSettings, pod: &Pod) -> bool {

@@ -5,6 +5,7 @@
 mod destination_rules;
 mod gateways;
 mod keys;
+mod pods;
 mod routes;
 mod security;
 
@@ -46,6 +47,7 @@ impl<'a> Teller<'a> {
 pub(super) fn advise(objects: &Objects, mesh: &MeshSettings, advice: &mut Vec<Advice>) {
     keys::advise(objects, advice);
     gateways::advise(objects, advice);
+    pods::advise(objects, advice);
     routes::virtual_services(objects, mesh, advice);
     routes::of_gateway_api(objects, mesh, advice);
     destination_rules::advise(objects, advice);

@@ -448,6 +448,57 @@ fn states_of_pods() {
 }
 
 #[test]
+fn pods_keep_parts_of_themselves_out_of_capture() {
+    let (dns, inbound) = (
+        "ambient.istio.io/dns-capture",
+        "ambient.istio.io/bypass-inbound-capture",
+    );
+    let check = |annotations: &str, labels: &str, expected: (bool, bool), told: &[&str]| {
+        let web = pod(
+            "web",
+            "{ip: 10.0.0.1}",
+            &format!("  annotations: {{{annotations}}}"),
+        );
+        let labels = format!("{{istio.io/dataplane-mode: ambient{labels}}}");
+        let translation = translated(&web.replace("{app: web}", &labels), &[]);
+        let exempt = translation.wanted["a"]["Kubernetes//Pod/shop/web"].exempt;
+        assert_eq!(
+            (exempt.dns, exempt.inbound),
+            expected,
+            "{annotations} {labels}"
+        );
+        let fields: Vec<_> = translation.advice.iter().map(|one| &one.field).collect();
+        assert_eq!(fields, told, "{annotations} {labels}");
+    };
+    check("x: z", "", (false, false), &[]);
+    check(&format!("{dns}: 'false'"), "", (true, false), &[]);
+    check(
+        &format!("{dns}: 'true', {inbound}: 'true'"),
+        "",
+        (false, true),
+        &[],
+    );
+    check(
+        "x: z",
+        &format!(", {inbound}: 'true', {dns}: 'false'"),
+        (true, true),
+        &[],
+    );
+    // The annotation is what Istio documents.
+    let label = format!(", {dns}: 'false'");
+    check(&format!("{dns}: 'true'"), &label, (false, false), &[]);
+    let field = format!("metadata.annotations.{dns}");
+    check(&format!("{dns}: 'no'"), "", (false, false), &[&field]);
+    let field = format!("metadata.labels.{inbound}");
+    check(
+        "x: z",
+        &format!(", {inbound}: 'yes'"),
+        (false, false),
+        &[&field],
+    );
+}
+
+#[test]
 fn node_proxies_and_kube_system_are_never_enrolled() {
     let label = "  annotations: {x: z}";
     let ztunnel = pod("ztunnel", "{ip: 10.0.0.1}", label)

@@ -4,6 +4,8 @@ use leyline_net::NetNs;
 use leyline_types::{WorkloadName, WorkloadUid};
 use tokio::sync::oneshot;
 
+use crate::proxy::Exempt;
+
 /// A command, and who waits for its end.
 #[derive(Debug)]
 pub(crate) struct Order {
@@ -31,6 +33,7 @@ pub(crate) enum Command {
         name: WorkloadName,
         /// Its namespace, from istio-cni; else it is found by name.
         netns: Option<NetNs>,
+        exempt: Exempt,
     },
     Keep {
         uid: WorkloadUid,

@@ -6,12 +6,13 @@ use leyline_net::NetNs;
 use leyline_types::WorkloadName;
 use tokio::time::Instant;
 
-use crate::proxy::Shared;
+use crate::proxy::{Exempt, Shared};
 
 /// A pod that could not be enrolled yet.
 pub(super) struct Pending {
     pub(super) name: WorkloadName,
     pub(super) netns: Option<NetNs>,
+    pub(super) exempt: Exempt,
     /// Between the last attempt and the next.
     pub(super) pause: Duration,
     pub(super) at: Instant,

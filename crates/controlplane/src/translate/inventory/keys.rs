@@ -10,7 +10,9 @@ use crate::{
 };
 
 /// Those that something here acts on.
-const ACTED_ON: [&str; 26] = [
+const ACTED_ON: [&str; 28] = [
+    "ambient.istio.io/bypass-inbound-capture",
+    "ambient.istio.io/dns-capture",
     "ambient.istio.io/redirection",
     "ambient.istio.io/waypoint-inbound-binding",
     "gateway.istio.io/managed",
