@@ -7,7 +7,7 @@ use leyline_tests::{
     cluster::Family,
     eventually::eventually,
     fabric::CONTROL_PLANE,
-    process::{Process, Program},
+    process::{Process, Program, output},
 };
 
 use crate::support::{SOON, enrolled_with};
@@ -34,6 +34,18 @@ spec:
   ports: [{number: 80, name: tcp, protocol: TCP, targetPort: 8080}]
   resolution: DNS
   endpoints: [{address: half.up.example}]
+";
+
+const HEADLESS: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: named, namespace: shop}
+spec: {clusterIP: None, selector: {app: named}, ports: [{port: 80, targetPort: 8080, name: http}]}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: outside, namespace: shop}
+spec: {address: db.up.example, labels: {app: named}}
 ";
 
 /// Starts the proxy with a resolv.conf of its own, in a mount namespace of its own.
@@ -121,6 +133,19 @@ async fn they_are_resolved_for_connections() {
     }
     let metrics = mesh.ztunnel("node-a").unwrap().metrics().await.unwrap();
     assert_eq!(metrics.sum("leyline_connect_retries_total", &[]), retries);
+    // A headless service stands for its endpoints, though one is only a name.
+    mesh.write_check_file("headless", HEADLESS).unwrap();
+    let server = format!("@{resolver}");
+    let question = "named.shop.svc.cluster.local";
+    let dig = ["dig", &server, "+short", "+tries=1", "+time=8", question];
+    let namespace = mesh.cluster().pod("shop/client").unwrap().namespace();
+    let dig = Program::of_machine("dig", dig, namespace);
+    let answered = eventually("the endpoint's address is told", SOON, || async {
+        let answer = output(&dig, SOON).await?;
+        ensure!(answer.trim() == resolver.to_string(), "{answer}");
+        Ok(())
+    });
+    answered.await.unwrap();
     mesh.stop().await.unwrap();
     dnsmasq.kill().await.unwrap();
 }

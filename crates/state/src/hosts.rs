@@ -6,9 +6,13 @@ use leyline_types::{ServiceKey, Str};
 
 use crate::{
     index::SmallSet,
-    service::Service,
+    service::{IpFamilies, Service, serve_family_of},
     snapshot::{ServiceState, Snapshot},
+    workload::Protocol,
 };
+
+/// Host names that one answer needs; more would take longer than a client waits.
+const MAX_HOSTNAMES: usize = 16;
 
 /// Who asks, and what breaks a tie.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +32,21 @@ pub struct KnownHost {
     pub service: ServiceKey,
     /// Its addresses that this client can reach, of both families.
     pub addresses: Vec<IpAddr>,
+    /// Host names of endpoints of a headless one that have nothing else, and that may be reached without the mesh: an
+    /// address that somebody else tells is not known to be an enrolled workload's, and would be called in plaintext.
+    pub hostnames: Vec<Str>,
+    families: Option<IpFamilies>,
+}
+
+impl KnownHost {
+    /// Whether the service may have an address of this family.
+    pub fn serves_family_of(&self, address: IpAddr) -> bool {
+        serve_family_of(self.families, address)
+    }
+
+    fn is_nothing(&self) -> bool {
+        self.addresses.is_empty() && self.hostnames.is_empty()
+    }
 }
 
 impl Snapshot {
@@ -44,7 +63,7 @@ impl Snapshot {
             && is_headless(&known.service, view)
         {
             let found = self.known(known, Some(pod));
-            if !found.addresses.is_empty() {
+            if !found.is_nothing() {
                 return Some(found);
             }
         }
@@ -83,11 +102,20 @@ impl Snapshot {
             .filter(|vip| vip.network == self.local.network)
             .map(|vip| vip.address);
         let mut addresses: Vec<IpAddr> = vips.collect();
+        let mut hostnames = Vec::new();
         if service.vips.is_empty() {
             let endpoints = known.endpoints.iter().map(|endpoint| &endpoint.workload);
-            addresses = endpoints
+            let endpoints = endpoints
                 .filter(|workload| workload.network == self.local.network)
-                .filter(|workload| pod.is_none_or(|pod| workload.name.name.as_str() == pod))
+                .filter(|workload| pod.is_none_or(|pod| workload.name.name.as_str() == pod));
+            let named = endpoints.clone().filter(|workload| {
+                workload.has_only_hostname() && workload.protocol == Protocol::Tcp
+            });
+            hostnames = named
+                .map(|workload| workload.hostname.clone())
+                .take(MAX_HOSTNAMES)
+                .collect();
+            addresses = endpoints
                 .flat_map(|workload| workload.addresses.iter().copied())
                 .collect();
         }
@@ -95,6 +123,8 @@ impl Snapshot {
         KnownHost {
             service: service.key(),
             addresses,
+            hostnames,
+            families: service.ip_families,
         }
     }
 }

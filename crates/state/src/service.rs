@@ -80,11 +80,16 @@ impl Service {
 
     /// Whether endpoints may be reached at an address of this family.
     pub(crate) fn serves_family_of(&self, address: IpAddr) -> bool {
-        match self.ip_families {
-            None | Some(IpFamilies::Dual) => true,
-            Some(IpFamilies::IPv4) => address.is_ipv4(),
-            Some(IpFamilies::IPv6) => address.is_ipv6(),
-        }
+        serve_family_of(self.ip_families, address)
+    }
+}
+
+/// Whether a service of these families may have an address of this one.
+pub(crate) fn serve_family_of(families: Option<IpFamilies>, address: IpAddr) -> bool {
+    match families {
+        None | Some(IpFamilies::Dual) => true,
+        Some(IpFamilies::IPv4) => address.is_ipv4(),
+        Some(IpFamilies::IPv6) => address.is_ipv6(),
     }
 }
 

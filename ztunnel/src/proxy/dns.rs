@@ -21,7 +21,7 @@ use std::{
 };
 
 use leyline_net::listen::Families;
-use leyline_state::{HostView, Snapshot, Workload};
+use leyline_state::{HostView, KnownHost, Snapshot, Workload};
 use leyline_telemetry::dns::{DnsMetrics, DnsProtocol};
 use parking_lot::Mutex;
 use rand::seq::SliceRandom;
@@ -36,7 +36,7 @@ use self::{
     upstream::{Truncated, Upstream, UpstreamError},
 };
 pub(crate) use self::{config::DnsConfig, serve::DnsListeners};
-use super::Pod;
+use super::{Pod, Shared};
 
 /// Where resolvers listen.
 const PORT: u16 = 53;
@@ -81,9 +81,9 @@ impl DnsProxy {
         if let Some(known) = &known
             && query.asks_addresses()
         {
-            let response = self.answered(query, known);
-            log(&client, query, &name, "local", &known.host.addresses);
-            return response;
+            let addresses = self.addresses_of(&known.host).await;
+            log(&client, query, &name, "local", &addresses);
+            return query.answered(known.alias.as_deref(), &addresses);
         }
         match self.pass_on(query, resolver, &conf, &metrics).await {
             Ok(mut response) => {
@@ -117,12 +117,21 @@ impl DnsProxy {
         names::find(snapshot, view, conf, name)
     }
 
-    fn answered(&self, query: &Query, known: &Answer) -> Option<Vec<u8>> {
-        let ipv6 = self.pod.shared.config.families == Families::Both;
-        let all = known.host.addresses.iter().copied();
-        let mut addresses: Vec<IpAddr> = all.filter(|ip| ipv6 || ip.is_ipv4()).collect();
+    /// In any order. Endpoints that have only names are looked up, as for a connection to them.
+    async fn addresses_of(&self, host: &KnownHost) -> Vec<IpAddr> {
+        let Shared {
+            config, endpoints, ..
+        } = &*self.pod.shared;
+        let mut addresses = host.addresses.clone();
+        if !host.hostnames.is_empty() {
+            let names = &endpoints.hostnames;
+            Box::pin(names.resolve(&host.hostnames, config)).await;
+            let found = host.hostnames.iter().flat_map(|name| names.all(name));
+            addresses.extend(found.filter(|ip| host.serves_family_of(*ip)));
+        }
+        addresses.retain(|ip| config.families == Families::Both || ip.is_ipv4());
         addresses.shuffle(&mut rand::rng());
-        query.answered(known.alias.as_deref(), &addresses)
+        addresses
     }
 
     /// Asks the pod's resolver; where that is not known, those of its resolv.conf, else ours, one after the other.

@@ -99,6 +99,13 @@ impl Hostnames {
             .or_else(|| all.choose(rng))
     }
 
+    /// All addresses of a name that are known now.
+    pub(super) fn all(&self, name: &Str) -> Vec<IpAddr> {
+        let known = self.known.read();
+        let known = known.get(name).filter(|known| known.until > Instant::now());
+        known.map_or_else(Vec::new, |known| known.addresses.to_vec())
+    }
+
     /// An address of a name did not take a connection: it is avoided for a while. Whether there is another one that has
     /// not failed.
     pub(super) fn failed(&self, name: &str, address: IpAddr, now: Instant) -> bool {

@@ -45,7 +45,9 @@ fn find(snapshot: &Snapshot, name: &str, namespace: &str) -> Option<String> {
         preferred_namespace: Some("liked"),
     };
     let known = snapshot.known_host(name, view)?;
-    let addresses: Vec<String> = known.addresses.iter().map(ToString::to_string).collect();
+    let addresses = known.addresses.iter().map(ToString::to_string);
+    let hostnames = known.hostnames.iter().map(ToString::to_string);
+    let addresses: Vec<String> = addresses.chain(hostnames).collect();
     Some(format!(
         "{} {}",
         known.service.namespace,
@@ -162,12 +164,22 @@ fn headless_services_stand_for_their_ready_endpoints() {
     ill.status = wire::WorkloadStatus::Unhealthy.into();
     let mut far = member("db-3", "10.1.0.4");
     far.network = Network::new("far").to_string();
+    let named = |name: &str| {
+        let mut workload = member(name, "10.1.0.9");
+        workload.addresses.clear();
+        workload.hostname = format!("{name}.example.com");
+        workload
+    };
+    let mut enrolled = named("db-5");
+    enrolled.tunnel_protocol = wire::TunnelProtocol::Hbone.into();
     let snapshot = snapshot(
         [
             member("db-0", "10.1.0.1"),
             member("db-1", "10.1.0.2"),
             ill,
             far,
+            named("db-4"),
+            enrolled,
         ],
         [service("ns", host, &[])],
     );
@@ -175,9 +187,12 @@ fn headless_services_stand_for_their_ready_endpoints() {
         &snapshot,
         "other",
         &[
-            (host, Some("ns 10.1.0.1 10.1.0.2")),
+            (host, Some("ns 10.1.0.1 10.1.0.2 db-4.example.com")),
             ("db-1.db.ns.svc.cluster.local", Some("ns 10.1.0.2")),
             ("db-2.db.ns.svc.cluster.local", None),
+            ("db-4.db.ns.svc.cluster.local", Some("ns db-4.example.com")),
+            // Its address would be called in plaintext.
+            ("db-5.db.ns.svc.cluster.local", None),
             ("db-9.db.ns.svc.cluster.local", None),
         ],
     );
