@@ -54,6 +54,14 @@ async fn sigterm_carries_live_connections_to_the_deadline_and_no_further() {
     refused_soon(&client, addr(&mesh, "shop/server-v1", 8080)).await;
     refused_soon(&worker, addr(&mesh, "shop/server-v2", 8080)).await;
     assert!(start.elapsed() < DEADLINE, "not refused at once");
+    // Whoever has tunnels to it is told to open no more streams.
+    let told = eventually("the other node counts the GOAWAY", SOON, || async {
+        let metrics = mesh.ztunnel("node-b")?.metrics().await?;
+        let labels = [("direction", "received"), ("code", "no_error")];
+        ensure!(metrics.sum("leyline_hbone_goaways_total", &labels) >= 1.0);
+        Ok(())
+    });
+    told.await.unwrap();
     for held in &mut held {
         held.echo(b"still there").await.unwrap();
     }

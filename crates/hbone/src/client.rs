@@ -28,7 +28,7 @@ use crate::{
     error::HboneError,
     headers::BAGGAGE,
     housekeeping::{Event, Events, drain_started, keepalive},
-    link::{self, Link, LinkHandle, Traffic},
+    link::{self, End, Link, LinkHandle, Traffic},
     stream::HboneStream,
     usage::{Load, StreamGuard, Usage},
     windows::Windows,
@@ -87,7 +87,7 @@ pub(crate) async fn handshake<IO>(
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (link, handle) = link::new(io);
+    let (link, handle) = link::new(io, End::Client);
     let started = cfg.client_builder().handshake::<_, Bytes>(link);
     let (sender, mut connection) = timeout(cfg.handshake_deadline, started)
         .await

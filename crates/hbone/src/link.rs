@@ -1,8 +1,10 @@
 //! The transport below HTTP/2. It gathers small writes, so that the frames of one turn of the tunnel's task become one
-//! TLS record and one system call, and it counts bytes, as signs of life and of load.
+//! TLS record and one system call, and it counts bytes, as signs of life and of load, and frames that say no.
 //!
 //! h2 flushes after nearly every frame. Once the tunnel's task runs it takes flushing over: h2's flushes are answered
 //! at once, and the task calls [`LinkHandle::poll_flush`] when h2 has nothing more to say.
+
+mod frames;
 
 use std::{
     io::{self, IoSlice},
@@ -17,6 +19,8 @@ use std::{
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use self::frames::{Direction, Frames};
 
 /// Writes are gathered up to one TLS record; larger ones gain nothing from being copied.
 const GATHER: usize = 16 << 10;
@@ -72,15 +76,30 @@ struct Gathering<IO> {
     pending: BytesMut,
     /// Something was written since the transport was last flushed.
     dirty: bool,
+    sent: Frames,
+    received: Frames,
+}
+
+/// Which end of the tunnel this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Client,
+    Server,
 }
 
 /// Wraps a transport.
-pub(crate) fn new<IO>(io: IO) -> (Link<IO>, LinkHandle<IO>) {
+pub(crate) fn new<IO>(io: IO, end: End) -> (Link<IO>, LinkHandle<IO>) {
+    let (sent, received) = match end {
+        End::Client => (Frames::of_client(), Frames::of_server()),
+        End::Server => (Frames::of_server(), Frames::of_client()),
+    };
     let shared = Arc::new(Shared {
         gathering: Mutex::new(Gathering {
             io,
             pending: BytesMut::new(),
             dirty: false,
+            sent,
+            received,
         }),
         held: AtomicBool::new(false),
         traffic: Arc::default(),
@@ -156,6 +175,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Gathering<IO> {
         self.poll_send(cx, bufs)
     }
 
+    /// Of `bufs` so many bytes are on their way.
+    fn follow_sent(&mut self, bufs: &[IoSlice<'_>], mut written: usize) {
+        let tell = |no| frames::count(Direction::Sent, no);
+        for buf in bufs {
+            let taken = buf.get(..written.min(buf.len())).unwrap_or_default();
+            self.sent.follow(taken, tell);
+            written -= taken.len();
+        }
+    }
+
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.pending.is_empty() {
             ready!(self.poll_send(cx, &[]))?;
@@ -177,6 +206,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Link<IO> {
         let before = buf.filled().len();
         let mut gathering = self.shared.gathering.lock();
         let result = Pin::new(&mut gathering.io).poll_read(cx, buf);
+        let arrived = buf.filled().get(before..).unwrap_or_default();
+        let tell = |no| frames::count(Direction::Received, no);
+        gathering.received.follow(arrived, tell);
         drop(gathering);
         Traffic::add(&self.shared.traffic.received, buf.filled().len() - before);
         result
@@ -197,7 +229,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Link<IO> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = ready!(self.shared.gathering.lock().poll_write(cx, bufs))?;
+        let mut gathering = self.shared.gathering.lock();
+        let written = ready!(gathering.poll_write(cx, bufs))?;
+        gathering.follow_sent(bufs, written);
+        drop(gathering);
         Traffic::add(&self.shared.traffic.sent, written);
         Poll::Ready(Ok(written))
     }

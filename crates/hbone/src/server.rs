@@ -27,7 +27,7 @@ use crate::{
     config::HboneConfig,
     error::HboneError,
     housekeeping::{Event, Events, drain_started, keepalive},
-    link::{self, Link, LinkHandle},
+    link::{self, End, Link, LinkHandle},
     usage::Usage,
     windows::Windows,
 };
@@ -57,7 +57,7 @@ where
     F: Future<Output = ()> + Send + 'static,
     R: Fn(BadRequest),
 {
-    let (link, handle) = link::new(io);
+    let (link, handle) = link::new(io, End::Server);
     let handshake = cfg.server_builder().handshake::<_, Bytes>(link);
     let mut connection = timeout(cfg.handshake_deadline, handshake)
         .await

@@ -109,8 +109,28 @@ fn describe_agent() {
     );
 }
 
+fn describe_tunnels() {
+    describe_counter!(
+        "leyline_hbone_dials_total",
+        "Tunnels that were to be made, by result."
+    );
+    describe_counter!(
+        "leyline_hbone_goaways_total",
+        "GOAWAY frames in tunnels, by direction and error code."
+    );
+    describe_counter!(
+        "leyline_hbone_streams_refused_total",
+        "Connections that were refused in a tunnel before they were looked at (REFUSED_STREAM), by direction."
+    );
+    describe_counter!(
+        "leyline_hbone_retries_total",
+        "Requests repeated because their tunnel was going away."
+    );
+}
+
 pub(crate) fn describe() {
     describe_agent();
+    describe_tunnels();
     describe_counter!(
         "istio_xds_connection_terminations_total",
         "xDS streams that ended."
@@ -127,14 +147,6 @@ pub(crate) fn describe() {
     describe_counter!(
         "leyline_certificates_refused_total",
         "Identities without a certificate because there are too many."
-    );
-    describe_counter!(
-        "leyline_hbone_dials_total",
-        "Tunnels that were to be made, by result."
-    );
-    describe_counter!(
-        "leyline_hbone_retries_total",
-        "Requests repeated because their tunnel was going away."
     );
     describe_counter!(
         "leyline_node_local_declined_total",

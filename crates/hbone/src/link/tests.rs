@@ -64,11 +64,14 @@ impl AsyncWrite for Scripted {
 }
 
 fn scripted(room: &[usize], vectored: bool) -> (Link<Scripted>, LinkHandle<Scripted>) {
-    let (link, handle) = new(Scripted {
-        room: room.iter().copied().collect(),
-        vectored,
-        ..Scripted::default()
-    });
+    let (link, handle) = new(
+        Scripted {
+            room: room.iter().copied().collect(),
+            vectored,
+            ..Scripted::default()
+        },
+        End::Client,
+    );
     handle.hold();
     (link, handle)
 }
