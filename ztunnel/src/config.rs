@@ -46,6 +46,8 @@ const ROOT_PATH: &str = "./var/run/secrets/istio/root-cert.pem";
 
 /// Limits that are none are mistakes: 0 serves nobody, and a node has no more sockets than this.
 const COUNT: RangeInclusive<usize> = 1..=1 << 24;
+/// Below, not even one tunnel would be of use; above, it is none.
+const WINDOWS: RangeInclusive<u64> = 1 << 20..=1 << 40;
 /// A handshake takes some milliseconds; a peer that is given minutes holds memory for nothing.
 const HANDSHAKE_DEADLINE: RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(300);
@@ -122,6 +124,9 @@ pub(crate) struct ProxyConfig {
     pub(crate) max_handshakes: usize,
     /// Tunnels that one source address may have into one pod; more are reset.
     pub(crate) max_tunnels_per_source: usize,
+    /// Bytes that one source address may have sent into one pod's tunnels and nobody has read, all of them together;
+    /// further tunnels get small windows.
+    pub(crate) max_window_per_source: u64,
     /// Whether application tunnels end at the pod's loopback address and not at its own.
     pub(crate) localhost_app_tunnel: bool,
     /// Whether the control plane is asked about each destination, and does not tell all.
@@ -293,6 +298,7 @@ impl ProxyConfig {
             max_handshakes: within(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512, COUNT),
             // A pool of ours opens half as many for one destination, and a gateway has a few for each of its threads.
             max_tunnels_per_source: within(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512, COUNT),
+            max_window_per_source: within(env, "LEYLINE_MAX_WINDOW_PER_SOURCE", 128 << 20, WINDOWS),
             idle: connections::idle_limits(env),
             on_demand: connections::on_demand(env, &dns),
             localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true),
@@ -707,6 +713,12 @@ mod tests {
                 "Json",
             ),
             ("RUST_LOG", "debug", |c| c.log.filter.clone(), "debug"),
+            (
+                "UNSTABLE_ENABLE_SOCKS5",
+                "true",
+                |c| c.proxy.socks5.to_string(),
+                "true",
+            ),
         ];
         for (name, value, found, expected) in checks {
             let config = read([(name, value)]).unwrap();
@@ -759,6 +771,7 @@ mod tests {
             ("LEYLINE_MAX_CONNECTIONS_PER_POD", "0"),
             ("LEYLINE_MAX_HANDSHAKES_PER_POD", "-1"),
             ("LEYLINE_HANDSHAKE_DEADLINE", "0"),
+            ("LEYLINE_MAX_WINDOW_PER_SOURCE", "0"),
             ("SECRET_TTL", "0"),
             ("IPV6_ENABLED", "1"),
             ("ENABLE_ORIG_SRC", "yes"),

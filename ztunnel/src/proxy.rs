@@ -245,10 +245,7 @@ impl Pod {
             connections: Connections::new(shared.config.decisions),
             outbound_places: Places::new(shared.config.max_connections),
             inbound_places: Places::new(shared.config.max_connections),
-            sources: Sources::new(
-                shared.config.max_handshakes,
-                shared.config.max_tunnels_per_source,
-            ),
+            sources: Sources::new(shared.config.max_handshakes, shared.config.source_limits()),
             own_addresses: OwnAddresses::default(),
             drain,
             shared,

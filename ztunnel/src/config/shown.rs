@@ -79,6 +79,7 @@ fn limits(proxy: &ProxyConfig) -> Value {
         "maxConnectionsPerPod": proxy.max_connections,
         "maxHandshakesPerPod": proxy.max_handshakes,
         "maxTunnelsPerSource": proxy.max_tunnels_per_source,
+        "maxWindowPerSource": proxy.max_window_per_source,
         "handshakeDeadline": seconds(proxy.handshake_deadline),
         "halfClosedTimeout": proxy.idle.half_closed.map(seconds),
         "idleTimeout": proxy.idle.open.map(seconds),

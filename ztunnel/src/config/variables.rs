@@ -321,6 +321,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "tunnels of one source address into one pod; more are reset",
     ),
     (
+        "LEYLINE_MAX_WINDOW_PER_SOURCE",
+        "134217728",
+        "bytes that one source address may have sent into one pod's tunnels unread",
+    ),
+    (
         "LEYLINE_HALF_CLOSED_TIMEOUT",
         "1h",
         "a connection of which one direction has ended and the other is silent is reset; 0: never",

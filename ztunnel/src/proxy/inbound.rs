@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use http::StatusCode;
 use leyline_authz::{ConnectionFacts, Permit};
 use leyline_hbone::{
-    HboneError, HboneStream,
+    HboneConfig, HboneError, HboneStream,
     server::{self, BadRequest, Request},
 };
 use leyline_net::{Accepted, into_split_reading};
@@ -86,8 +86,11 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place:
         move |reason: BadRequest| note_bad_request(&tunnel, reason)
     };
     let pod = &tunnel.pod;
-    let config = &pod.shared.config.hbone;
-    match server::serve(stream, config, &pod.drain, handler, bad_request).await {
+    let config = HboneConfig {
+        connection_window: place.window(),
+        ..pod.shared.config.hbone.clone()
+    };
+    match server::serve(stream, &config, &pod.drain, handler, bad_request).await {
         Ok(()) => debug!(%peer, "tunnel ended"),
         Err(error) => note_end(&tunnel, &error),
     }
