@@ -192,6 +192,50 @@ async fn its_pods_and_its_rules_are_taken() {
     scene.mesh.stop().await.unwrap();
 }
 
+/// `ENABLE_PROXY=false`: connections are nobody's business, names are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_the_proxy_off_only_dns_is_answered() {
+    let mut mesh = mesh().await;
+    let cluster = mesh.cluster();
+    let node = cluster.fabric().node("node-a").unwrap();
+    let cni = Cni::start(cluster.run(), "node-a", node).await.unwrap();
+    let socket = cni.socket().display().to_string();
+    let env = [("INPOD_UDS", socket.as_str()), ("ENABLE_PROXY", "false")];
+    mesh.restart_ztunnel("node-a", &env).await.unwrap();
+    let cluster = mesh.cluster();
+    let namespace = cluster.pod("shop/client").unwrap().namespace();
+    let rule = "-w -t nat -A OUTPUT ! -o lo -p udp -m mark ! --mark 0x539/0xfff --dport 53 \
+                -j REDIRECT --to-ports 15053";
+    let rule: Vec<&str> = rule.split_whitespace().collect();
+    output(&tool("iptables", &rule, namespace), SOON)
+        .await
+        .unwrap();
+    cni.add(cluster, "shop/client").await.unwrap();
+
+    let dig = ["@192.0.2.53", "+short", "+tries=1", "server.shop"];
+    let dig = tool("dig", &dig, namespace);
+    let vip = cluster.vip("shop/server", Family::V4, 80).unwrap().ip();
+    let answered = eventually("a service is found by name", SOON, || async {
+        let answer = output(&dig, SOON).await?;
+        ensure!(answer.trim() == vip.to_string(), "{answer}");
+        Ok(())
+    });
+    answered.await.unwrap();
+    // Connections go past the proxy, which does not even listen.
+    let client = cluster.client("shop/client").unwrap();
+    let target = addr(&mesh, "shop/server-v1", 8080);
+    client.get(target, "/", SOON).await.unwrap();
+    let log = mesh.ztunnel("node-a").unwrap().log().unwrap();
+    let carried = log.lines().unwrap().join("\n");
+    assert!(!carried.contains("direction="), "{carried}");
+    for port in [ports::OUTBOUND, ports::INBOUND_PLAINTEXT, ports::HBONE] {
+        let own = addr(&mesh, "shop/client", port);
+        assert!(client.connect(own, SOON).await.is_err(), "{port}");
+    }
+    drop(cni);
+    mesh.stop().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn its_pods_may_be_captured_by_us() {
     let scene = Box::pin(Scene::start(Redirection::Steered)).await;

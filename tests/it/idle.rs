@@ -1,6 +1,6 @@
 //! Connections of which one direction has ended and on which nothing happens any more.
 
-use std::net::SocketAddr;
+use std::{cell::Cell, net::SocketAddr};
 
 use leyline_net::{Accepted, ListenOptions, accept, listen};
 use leyline_tests::{
@@ -77,5 +77,48 @@ async fn half_closed_connections_that_are_silent_are_reset() {
     }
     assert!((2.0..=3.0).contains(&reaped), "{reaped}");
     held.echo(b"still there").await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_are_silent_are_reset_where_that_is_wanted() {
+    let mesh = enrolled_with(&["node-a"], &[("LEYLINE_IDLE_TIMEOUT", "1s")]).await;
+    let node = mesh.ztunnel_of(CLIENT).unwrap();
+    let mut busy = hold(&mesh, CLIENT, "shop/server-v1").await;
+    for server in ["shop/server-v1", "shop/server-v2", "legacy/legacy"] {
+        let mut silent = hold(&mesh, CLIENT, server).await;
+        let over = Cell::new(false);
+        let listen = async {
+            let end = silent.ended(SOON).await.unwrap();
+            over.set(true);
+            end
+        };
+        let talk = async {
+            while !over.get() {
+                busy.echo(b"and so on").await.unwrap();
+            }
+        };
+        let (end, ()) = tokio::join!(listen, talk);
+        assert_eq!(end, End::Reset, "{server}");
+        let target = addr(&mesh, server, 9000).to_string();
+        let error = "connection closed because it was silent for 1s";
+        let (tunnelled, direct) = (("dst.hbone_addr", &*target), ("dst.addr", &*target));
+        let target = if server == "shop/server-v1" {
+            tunnelled
+        } else {
+            direct
+        };
+        let wanted = [("direction", "outbound"), ("error", error), target];
+        access_log::find(node.log().unwrap(), &wanted, SOON)
+            .await
+            .unwrap();
+    }
+    let metrics = node.metrics().await.unwrap();
+    let reason = [("reason", "idle")];
+    assert_eq!(
+        metrics.sum("leyline_connections_reaped_total", &reason),
+        3.0
+    );
+    busy.echo(b"to the end").await.unwrap();
     mesh.stop().await.unwrap();
 }

@@ -14,6 +14,8 @@ use tokio::{sync::watch, task::JoinSet};
 use crate::support::{load, mesh, upgrades};
 
 const SOON: Duration = Duration::from_secs(10);
+/// The pod of [`NEXT_POD`].
+const NEXT: &str = "istio-system/ztunnel-next";
 
 /// Where the next proxy runs, as the pod of a DaemonSet would: outside of the mesh.
 const NEXT_POD: &str = "\
@@ -94,10 +96,8 @@ async fn ztunnel_restart() {
     mesh.stop().await.unwrap();
 }
 
-/// TestZtunnelSecureMetrics: a proxy that is a pod shows its metrics in tunnels.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn ztunnel_secure_metrics() {
-    let mut mesh = mesh().await;
+/// A proxy that is a pod of node b, with these settings besides.
+async fn proxy_in_a_pod(mesh: &mut Mesh, env: &[(&str, &str)]) -> Daemon {
     // As Istio's chart says that a pod speaks HBONE by itself.
     let labels = "ztunnel-next, labels: {networking.istio.io/tunnel: http},";
     let pod = NEXT_POD.replace("ztunnel-next,", labels);
@@ -106,19 +106,28 @@ async fn ztunnel_secure_metrics() {
     mesh.set_enrolment("shop", Enrolment::Ambient)
         .await
         .unwrap();
-    mesh.ztunnel_mut("node-b").unwrap().set_env(&[
+    let who = [
         ("POD_NAME", "ztunnel-next"),
         ("POD_NAMESPACE", "istio-system"),
         ("SERVICE_ACCOUNT", "ztunnel"),
-    ]);
-    let name = "istio-system/ztunnel-next";
-    let namespace = mesh.cluster().pod(name).unwrap().namespace();
+    ];
+    let env = [&who[..], env].concat();
+    mesh.ztunnel_mut("node-b").unwrap().set_env(&env);
+    let namespace = mesh.cluster().pod(NEXT).unwrap().namespace();
     let old = mesh.ztunnel("node-b").unwrap();
     let mut next = old
         .start_successor(mesh.cluster().run(), namespace)
         .unwrap();
     next.ready().await.unwrap();
-    let target = mesh.cluster().pod_addr(name, Family::V4, ports::METRICS);
+    next
+}
+
+/// TestZtunnelSecureMetrics: a proxy that is a pod shows its metrics in tunnels.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ztunnel_secure_metrics() {
+    let mut mesh = mesh().await;
+    let mut next = proxy_in_a_pod(&mut mesh, &[("TRUST_DOMAIN", "cluster.local")]).await;
+    let target = mesh.cluster().pod_addr(NEXT, Family::V4, ports::METRICS);
     let client = mesh.cluster().client("shop/client").unwrap();
     let reply = client.get(target.unwrap(), "/metrics", SOON).await.unwrap();
     assert_eq!(reply.status, 200);
@@ -132,6 +141,39 @@ async fn ztunnel_secure_metrics() {
         Ok(())
     });
     seen.await.unwrap();
+    next.stop().await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+/// `TRUST_DOMAIN` is of the proxy's own identity; those of pods are in the trust domain that the control plane says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_proxys_own_identity_is_in_the_trust_domain_that_it_is_told() {
+    let mut mesh = mesh().await;
+    let elsewhere = [("TRUST_DOMAIN", "elsewhere.example")];
+    let mut next = proxy_in_a_pod(&mut mesh, &elsewhere).await;
+    let target = mesh.cluster().pod_addr(NEXT, Family::V4, ports::METRICS);
+    let client = mesh.cluster().client("shop/client").unwrap();
+    // Our CA signs for no other trust domain, so that nobody answers as the proxy.
+    let scraped = client.get(target.unwrap(), "/metrics", SOON).await;
+    assert!(scraped.is_err(), "{scraped:?}");
+    let told = eventually("the certificate is asked for and refused", SOON, || async {
+        let log = next.log()?.lines()?.join("\n");
+        let identity = "spiffe://elsewhere.example/ns/istio-system/sa/ztunnel";
+        anyhow::ensure!(log.contains(identity), "{log}");
+        Ok(())
+    });
+    told.await.unwrap();
+    let server = mesh
+        .cluster()
+        .pod_addr("shop/server-v1", Family::V4, 8080)
+        .unwrap();
+    client.get(server, "/", SOON).await.unwrap();
+    let dump = next.config_dump().await.unwrap();
+    let certificates = dump["certificates"].as_array().unwrap();
+    let of_pod = certificates
+        .iter()
+        .find(|one| one["identity"] == "spiffe://cluster.local/ns/shop/sa/server");
+    assert_eq!(of_pod.unwrap()["state"], "Available");
     next.stop().await.unwrap();
     mesh.stop().await.unwrap();
 }

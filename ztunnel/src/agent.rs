@@ -45,7 +45,6 @@ pub(crate) fn start(
     workers: &Handle,
     ready: ReadinessTask,
 ) -> Result<Agent> {
-    check_capabilities(config.proxy.bypass_mark)?;
     let capture = match config.proxy.redirection {
         Redirection::Rewritten => None,
         Redirection::Steered => Some(
@@ -158,9 +157,11 @@ fn follow_control_plane(
 }
 
 /// Better at start than at the first pod (PRC-8).
-fn check_capabilities(mark: u32) -> Result<()> {
-    let own = NetNs::current().context("cannot open the process's network namespace")?;
-    let check = netns::check_capabilities(&own, mark);
+///
+/// # Errors
+/// When one is missing: a sentence for the operator.
+pub(crate) fn check_capabilities(mark: u32) -> Result<()> {
+    let check = NetNs::current().and_then(|own| netns::check_capabilities(&own, mark));
     check.context("a capability is missing: NET_ADMIN, SYS_ADMIN and NET_RAW are needed")
 }
 

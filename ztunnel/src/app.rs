@@ -102,6 +102,7 @@ fn read_config(env: &dyn EnvSource) -> Result<Config> {
 }
 
 async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Result<()> {
+    agent::check_capabilities(config.proxy.bypass_mark)?;
     let mut signals = ShutdownSignals::listen().context("cannot listen for signals")?;
     let metrics = metrics::install()?;
     mesh::build("ztunnel", &config.node.istio_version);

@@ -146,7 +146,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::{ListenOptions, NetNs, listen::listen_on};
+    use crate::{ConnectOptions, ListenOptions, NetNs, Source, accept, connect, listen::listen_on};
 
     async fn listener(addr: SocketAddr) -> TcpListener {
         let options = ListenOptions {
@@ -164,6 +164,46 @@ mod tests {
             let (client, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
             client.unwrap();
             accepted.unwrap();
+        }
+    }
+
+    /// What `KEEPALIVE_*` and `USER_TIMEOUT_ENABLED` say is what the kernel does, for connections made and accepted.
+    #[tokio::test]
+    async fn keepalive_and_nodelay_reach_the_kernel_on_both_ends() {
+        for user_timeout in [false, true] {
+            let keepalive = Keepalive {
+                time: Duration::from_secs(77),
+                interval: Duration::from_secs(11),
+                retries: 3,
+                user_timeout,
+            };
+            let netns = NetNs::current().unwrap();
+            let options = ListenOptions {
+                keepalive: Some(keepalive),
+                ..ListenOptions::default()
+            };
+            let any = SocketAddr::from((Ipv6Addr::LOCALHOST, 0));
+            let listener = listen_on(&netns, any, &options).unwrap();
+            let options = ConnectOptions {
+                mark: None,
+                source: Source::Routed,
+                deadline: Duration::from_secs(5),
+                keepalive: Some(keepalive),
+                announce: None,
+            };
+            let target = listener.local_addr().unwrap();
+            let (made, accepted) =
+                tokio::join!(connect(&netns, target, &options), accept(&listener));
+            for stream in [made.unwrap(), accepted.unwrap().stream] {
+                let socket = SockRef::from(&stream);
+                assert!(stream.nodelay().unwrap());
+                assert!(socket.keepalive().unwrap());
+                assert_eq!(socket.tcp_keepalive_time().unwrap(), keepalive.time);
+                assert_eq!(socket.tcp_keepalive_interval().unwrap(), keepalive.interval);
+                assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+                let patience = user_timeout.then(|| Duration::from_secs(77 + 3 * 11));
+                assert_eq!(socket.tcp_user_timeout().unwrap(), patience);
+            }
         }
     }
 
