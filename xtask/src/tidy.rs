@@ -1,10 +1,11 @@
 //! `cargo xtask tidy`: the rules of this code base that no compiler or lint checks.
 //!
 //! Crate edges and banned dependencies come from cargo; lengths and forbidden patterns from a scan of the source text
-//! with comments and strings taken out. Each finding is printed as `path:line: rule: what`.
+//! with comments and strings taken out; and each test that the parity table names must be there. Each finding is printed as `path:line: rule: what`.
 
 mod edges;
 mod mask;
+mod parity;
 mod source;
 
 use std::{
@@ -37,11 +38,19 @@ const SKIPPED_DIRS: [&str; 2] = ["target", "gen"];
 pub(crate) fn run(root: &Path) -> Result<()> {
     let mut findings = edges::check(root)?;
     let files = rust_files(root)?;
+    let mut sources = Vec::new();
     for path in &files {
         let text = fs::read_to_string(root.join(path))
             .with_context(|| format!("reading {}", path.display()))?;
         findings.extend(source::check(path, &text));
+        sources.push((path.as_path(), text));
     }
+    let table = fs::read_to_string(root.join(parity::TABLE)).context("reading the parity table")?;
+    let texts: Vec<(&Path, &str)> = sources
+        .iter()
+        .map(|(path, text)| (*path, &**text))
+        .collect();
+    findings.extend(parity::check(&table, &texts));
     let mut out = io::stdout().lock();
     for finding in &findings {
         writeln!(out, "{finding}")?;
