@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::ensure;
 use leyline_net::{ListenOptions, Redirection, listen};
 use leyline_tests::{
-    client::Reply,
+    client::{End, Reply},
     cluster::Family,
     cni::{Cni, cni_uid, redirect, tool},
     dump::Dump,
@@ -190,6 +190,44 @@ async fn its_pods_and_its_rules_are_taken() {
     let ended = ztunnel.ended_by_itself(Duration::from_secs(20)).await;
     assert_eq!(ended.unwrap().code(), Some(1));
     scene.mesh.stop().await.unwrap();
+}
+
+/// OUT-1, DNS-10: a pod of which the control plane says nothing waits for that, and not for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_the_control_plane_does_not_know_is_refused() {
+    const POD: &str = "legacy/legacy";
+    let mut mesh = mesh().await;
+    let cni = cni_of(&mut mesh, "node-a", Redirection::Rewritten).await;
+    let cluster = mesh.cluster();
+    cluster.config().remove("legacy.yaml").unwrap();
+    let forgotten = eventually("nobody knows the pod", SOON, || async {
+        let dumps = mesh.dumps().await?;
+        let workloads = &dumps["node-a"].workloads;
+        ensure!(!workloads.contains_key(&uid(POD)), "it is known");
+        Ok(())
+    });
+    forgotten.await.unwrap();
+    let namespace = cluster.pod(POD).unwrap().namespace();
+    redirect(namespace).await.unwrap();
+    cni.add(cluster, POD).await.unwrap();
+
+    let client = cluster.client(POD).unwrap();
+    let target = addr(&mesh, "shop/server-v1", 9000);
+    let mut connection = client.connect(target, SOON).await.unwrap();
+    let dig = ["@192.0.2.53", "+tries=1", "+time=9", "server.shop"];
+    let dig = tool("dig", &dig, namespace);
+    let (answer, end) = tokio::join!(output(&dig, SOON * 2), connection.ended(SOON));
+    let answer = answer.unwrap();
+    assert!(answer.contains("status: SERVFAIL"), "{answer}");
+    assert_eq!(end.unwrap(), End::Reset);
+    let metrics = mesh.ztunnel("node-a").unwrap().metrics().await.unwrap();
+    let reason = [("reason", "unknown_source")];
+    assert_eq!(
+        metrics.sum("leyline_connections_refused_total", &reason),
+        1.0
+    );
+    drop(cni);
+    mesh.stop().await.unwrap();
 }
 
 /// `ENABLE_PROXY=false`: connections are nobody's business, names are.
