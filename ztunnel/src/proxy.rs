@@ -395,12 +395,20 @@ impl Pod {
         }
     }
 
+    /// Towards the pod's own application, as the pod itself.
+    fn own_options(&self) -> ConnectOptions<'_> {
+        ConnectOptions {
+            source: Source::Own,
+            ..self.upstream_options()
+        }
+    }
+
     /// Towards the pod's own application, as the client.
     fn application_options(&self, client: IpAddr, target: IpAddr) -> ConnectOptions<'_> {
         let config = &self.shared.config;
         if client == target || self.source_address == SourceAddress::Own {
             // Its own address needs no disguise.
-            return self.upstream_options();
+            return self.own_options();
         }
         let (mark, source) = match config.redirection {
             Redirection::Steered => (config.capture_mark, Source::Spoofed(client)),

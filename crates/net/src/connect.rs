@@ -26,6 +26,8 @@ const SPOOFED_TRIES: usize = 8;
 pub enum Source {
     /// Whichever the routing table gives.
     Routed,
+    /// The same, towards an application of the namespace.
+    Own,
     /// The address of a remote client, towards an application of the namespace, through its loopback.
     Spoofed(IpAddr),
     /// The same by the namespace's own routes, where rules on marks bring the answers back (facts A4).
@@ -71,7 +73,8 @@ pub enum ConnectError {
     },
 }
 
-/// Connects to `target` from inside `netns`, with `TCP_NODELAY`.
+/// Connects to `target` from inside `netns`, with `TCP_NODELAY`; to an application of it without pace
+/// ([`sockopt::set_unpaced`]).
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -88,7 +91,7 @@ pub async fn connect(
                 connect_as(netns, target, client, options).await
             }
             // An address of the other family cannot be kept.
-            Source::Spoofed(_) | Source::SpoofedRouted(_) | Source::Routed => {
+            Source::Spoofed(_) | Source::SpoofedRouted(_) | Source::Own | Source::Routed => {
                 let socket = socket(netns, target, options)?;
                 Ok(into_tokio(socket).connect(target).await?)
             }
@@ -146,6 +149,12 @@ fn socket(netns: &NetNs, target: SocketAddr, options: &ConnectOptions<'_>) -> io
     }
     if let Some(keepalive) = &options.keepalive {
         sockopt::set_keepalive(&socket, keepalive)?;
+    }
+    match options.source {
+        Source::Routed => {}
+        Source::Own | Source::Spoofed(_) | Source::SpoofedRouted(_) => {
+            sockopt::set_unpaced(&socket)?;
+        }
     }
     socket.set_tcp_nodelay(true)?;
     Ok(socket)

@@ -27,6 +27,8 @@ pub struct ListenOptions {
     pub reuse_port: bool,
     /// Bound to the loopback device: nothing from outside the namespace reaches it.
     pub loopback_only: bool,
+    /// Only applications of the namespace connect: what is sent to them needs no pace ([`sockopt::set_unpaced`]).
+    pub local_peers: bool,
     /// Inherited by accepted sockets.
     pub keepalive: Option<Keepalive>,
     /// Which families [`listen`] takes.
@@ -106,6 +108,9 @@ pub fn listen_on(
     socket.set_tcp_nodelay(true)?;
     if let Some(keepalive) = &options.keepalive {
         sockopt::set_keepalive(&socket, keepalive)?;
+    }
+    if options.local_peers {
+        sockopt::set_unpaced(&socket)?;
     }
     if let Some(mark) = options.mark {
         socket.set_mark(mark)?;

@@ -66,8 +66,8 @@ impl Listeners {
         config: &ProxyConfig,
         exempt: Exempt,
     ) -> anyhow::Result<Self> {
-        let open = |port: u16, mark: u32| {
-            let listener = listen(netns, port, &options(config, mark))
+        let open = |port: u16, options: ListenOptions| {
+            let listener = listen(netns, port, &options)
                 .with_context(|| format!("cannot listen on port {port} in the pod"))?;
             take_over(&listener, config)
                 .with_context(|| format!("cannot take port {port} over"))?;
@@ -76,9 +76,9 @@ impl Listeners {
         let tcp = match config.carries {
             Carries::Nothing => None,
             Carries::Connections => Some(TcpListeners {
-                outbound: open(ports::OUTBOUND, config.application_mark())?,
-                inbound: open(ports::INBOUND_PLAINTEXT, config.bypass_mark)?,
-                hbone: open(ports::HBONE, config.bypass_mark)?,
+                outbound: open(ports::OUTBOUND, for_application(config))?,
+                inbound: open(ports::INBOUND_PLAINTEXT, for_peers(config))?,
+                hbone: open(ports::HBONE, for_peers(config))?,
             }),
         };
         Ok(Self {
@@ -102,13 +102,24 @@ impl Listeners {
     }
 }
 
-fn options(config: &ProxyConfig, mark: u32) -> ListenOptions {
+/// Where the pod's own application connects.
+fn for_application(config: &ProxyConfig) -> ListenOptions {
     ListenOptions {
-        mark: Some(mark),
+        mark: Some(config.application_mark()),
+        local_peers: true,
+        ..for_peers(config)
+    }
+}
+
+/// Where other pods and nodes connect.
+fn for_peers(config: &ProxyConfig) -> ListenOptions {
+    ListenOptions {
+        mark: Some(config.bypass_mark),
         transparent: true,
         // A pod that is enrolled again listens while its earlier instance still drains.
         reuse_port: config.port_use == PortUse::Shared,
         loopback_only: false,
+        local_peers: false,
         keepalive: config.keepalive,
         families: config.families,
     }
@@ -125,7 +136,7 @@ fn take_over(listener: &TcpListener, config: &ProxyConfig) -> io::Result<()> {
 fn open_socks5(netns: &NetNs, config: &ProxyConfig) -> io::Result<Vec<TcpListener>> {
     let options = ListenOptions {
         transparent: false,
-        ..options(config, config.application_mark())
+        ..for_application(config)
     };
     let listeners = listen_on_loopback(netns, ports::SOCKS5, &options)?;
     for listener in &listeners {

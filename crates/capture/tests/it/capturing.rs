@@ -8,6 +8,7 @@ use std::{
 use leyline_capture::{
     CaptureError, HostProbes, NodeCapture, NodeConfig, NodeCounter, PodCounter, SteerProgram,
 };
+use socket2::SockRef;
 
 use crate::{
     app::{self, Conversation, PORT, QUICK, ask, at, timed},
@@ -54,6 +55,21 @@ fn outbound_goes_to_the_proxy_and_both_sides_see_the_truth() {
         assert!(node.counter(NodeCounter::Bypassed).unwrap() >= 2);
         proxy.remove(pod);
     }
+}
+
+#[test]
+fn what_an_application_sends_to_the_proxy_is_not_paced() {
+    let lab = Lab::new();
+    app::serve(&lab.server.netns, PORT);
+    let node = lab.attach();
+    let proxy = Proxy::start(&lab.client, Dns::Off);
+    let pod = proxy.enroll(&node).unwrap();
+    for family in FAMILIES {
+        let stream = app::connect(&lab.client.netns, at(lab.server.ip(family))).unwrap();
+        let algorithm = SockRef::from(&stream).tcp_congestion().unwrap();
+        assert!(algorithm.starts_with(b"reno"), "{algorithm:?}");
+    }
+    proxy.remove(pod);
 }
 
 #[test]

@@ -55,6 +55,7 @@ impl DnsListeners {
             transparent: true,
             reuse_port: true,
             loopback_only: true,
+            local_peers: true,
             keepalive: None,
             families: config.families,
         };

@@ -50,7 +50,7 @@ async fn into_tunnel(tunnel: &Tunnel, addr: SocketAddr) -> Result<TcpStream, Str
     } else {
         addr
     };
-    let connected = connect(&pod.netns, addr, &pod.upstream_options()).await;
+    let connected = connect(&pod.netns, addr, &pod.own_options()).await;
     connected.map_err(|error| format!("application tunnel at {addr}: {error}"))
 }
 
