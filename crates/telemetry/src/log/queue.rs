@@ -11,6 +11,7 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex};
+use tokio::time::Instant;
 
 use super::format::{self, Format};
 
@@ -19,6 +20,10 @@ const CAPACITY: usize = 10_000;
 
 /// Lines of one write: enough to make the system call cheap, few enough to show lines soon.
 const BATCH: usize = 64;
+
+/// How long lines that follow a write closely are gathered. Without it a busy proxy wakes the writer for every line,
+/// which costs as much as the line.
+const GATHER: Duration = Duration::from_millis(5);
 
 /// Lines that found the queue full since the process started.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -30,6 +35,7 @@ pub(crate) fn dropped_lines() -> u64 {
 #[derive(Debug)]
 pub(super) struct Queue {
     format: Format,
+    gather: Duration,
     /// Held only to move lines in or out.
     state: Mutex<State>,
     filled: Condvar,
@@ -41,12 +47,15 @@ struct State {
     lines: VecDeque<String>,
     dropped: u64,
     writing: bool,
+    /// When the writer last took lines.
+    taken: Option<Instant>,
 }
 
 impl Queue {
     pub(super) fn new(format: Format) -> Self {
         Self {
             format,
+            gather: GATHER,
             state: Mutex::default(),
             filled: Condvar::new(),
             emptied: Condvar::new(),
@@ -62,9 +71,9 @@ impl Queue {
             return;
         }
         state.lines.push_back(line);
-        let idle = !state.writing;
+        let wake = !state.writing || state.lines.len() == BATCH;
         drop(state);
-        if idle {
+        if wake {
             self.filled.notify_one();
         }
     }
@@ -88,8 +97,14 @@ impl Queue {
             self.emptied.notify_all();
             self.filled
                 .wait_while(&mut state, |state| state.lines.is_empty());
+            state.writing = true;
+            if state.taken.is_some_and(|at| at.elapsed() < self.gather) {
+                let few = |state: &mut State| state.lines.len() < BATCH;
+                self.filled.wait_while_for(&mut state, few, self.gather);
+            }
         }
         state.writing = true;
+        state.taken = Some(Instant::now());
         let count = state.lines.len().min(BATCH);
         batch.extend(state.lines.drain(..count));
         let dropped = std::mem::take(&mut state.dropped);
@@ -142,9 +157,16 @@ mod tests {
     }
 
     fn start() -> (Arc<Queue>, Receiver<String>) {
+        start_gathering(GATHER)
+    }
+
+    fn start_gathering(gather: Duration) -> (Arc<Queue>, Receiver<String>) {
         // No buffer: a write waits until the test takes it.
         let (sender, receiver) = sync_channel(0);
-        let queue = Arc::new(Queue::new(Format::Plain));
+        let queue = Arc::new(Queue {
+            gather,
+            ..Queue::new(Format::Plain)
+        });
         start_writer(queue.clone(), Output(sender)).unwrap();
         (queue, receiver)
     }
@@ -171,6 +193,18 @@ mod tests {
         let numbers: Vec<String> = (0..BATCH * 2).map(|line| line.to_string()).collect();
         assert_eq!(all.lines().skip(1).collect::<Vec<_>>(), numbers);
         assert!(queue.flush(DEADLINE));
+    }
+
+    #[test]
+    fn lines_that_follow_a_write_closely_are_gathered() {
+        let (queue, written) = start_gathering(DEADLINE);
+        queue.push("at once\n".to_owned());
+        assert_eq!(written.recv_timeout(DEADLINE).unwrap(), "at once\n");
+        for _ in 0..BATCH {
+            queue.push("x\n".to_owned());
+        }
+        let batch = written.recv_timeout(DEADLINE).unwrap();
+        assert_eq!(batch.lines().count(), BATCH);
     }
 
     #[test]
