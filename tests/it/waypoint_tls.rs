@@ -23,7 +23,21 @@ const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/waypoint-of-the-user";
 
 /// A service whose application speaks TLS, and the rule for it.
 fn documents(policy: &str) -> String {
-    format!(
+    let rule = format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: secure, namespace: shop}}
+spec:
+  host: secure
+  trafficPolicy:
+{policy}"
+    );
+    with_service(&[&rule])
+}
+
+/// The service beside other documents.
+fn with_service(others: &[&str]) -> String {
+    let service = format!(
         "{CANARY}---
 apiVersion: v1
 kind: Service
@@ -37,16 +51,42 @@ spec:
   selector: {{app: server, version: v1}}
   ports:
   - {{name: http, port: 80, targetPort: 8443}}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {{name: secure, namespace: shop}}
-spec:
-  host: secure
-  trafficPolicy:
-{policy}"
-    )
+"
+    );
+    let all = [&[service.as_str()][..], others].concat();
+    all.join("---\n")
 }
+
+/// A ConfigMap or Secret with files as its values.
+fn holder(kind: &str, name: &str, values: &[(&str, &Path)]) -> String {
+    let field = if kind == "Secret" {
+        "stringData"
+    } else {
+        "data"
+    };
+    let mut text = format!(
+        "apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}, namespace: shop}}\n{field}:\n"
+    );
+    for (key, file) in values {
+        text += &format!("  {key}: |\n");
+        for line in std::fs::read_to_string(file).unwrap().lines() {
+            text += &format!("    {line}\n");
+        }
+    }
+    text
+}
+
+/// BackendTLSPolicy with the roots of a ConfigMap, for one port.
+const POLICY: &str = r#"apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: secure, namespace: shop}
+spec:
+  targetRefs: [{group: "", kind: Service, name: secure, sectionName: http}]
+  validation:
+    hostname: origin.example
+    caCertificateRefs: [{group: "", kind: ConfigMap, name: roots}]
+    subjectAltNames: [{type: URI, uri: "spiffe://cluster.local/ns/shop/sa/origin"}]
+"#;
 
 fn tls(mode: &str, files: &Path, san: &str) -> String {
     let (dir, root) = (files.display(), files.join("root.crt"));
@@ -150,6 +190,70 @@ async fn destination_rule() {
         .await
         .unwrap();
     }
+    server.kill().await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+/// Roots and certificates come from ConfigMaps and Secrets, and nothing is sent while they are not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roots_and_certificates_come_from_the_control_plane() {
+    let (mesh, _vip) = Box::pin(mesh_with_waypoint(&[CANARY])).await;
+    let files = mesh.cluster().run().secrets_dir();
+    let mut server = start_server(&mesh, &files);
+    let apply = |documents: &[&str]| {
+        let text = with_service(documents);
+        mesh.cluster().config().write("canary.yaml", &text).unwrap();
+    };
+    let is_refused = || async {
+        let error = seen(&mesh).await.err().context("it was answered")?;
+        ensure!(error.to_string().starts_with("503"), "{error:#}");
+        Ok(())
+    };
+    let is_called = |client: &'static [&'static str]| {
+        let mesh = &mesh;
+        move || async move {
+            let seen = seen(mesh).await?;
+            ensure!(seen["sni"] == "origin.example", "{seen}");
+            ensure!(seen["client"] == serde_json::json!(client), "{seen}");
+            Ok(())
+        }
+    };
+
+    let file = |name: &str| files.join(name);
+    let root = file("root.crt");
+    apply(&[POLICY]);
+    let what = "the policy has no roots";
+    eventually(what, SOON, is_refused).await.unwrap();
+    let roots = holder("ConfigMap", "roots", &[("ca.crt", &root)]);
+    apply(&[POLICY, &roots]);
+    let what = "the policy has its roots";
+    eventually(what, SOON, is_called(&[])).await.unwrap();
+    let strangers = holder("ConfigMap", "roots", &[("ca.crt", &file("client.crt"))]);
+    apply(&[POLICY, &strangers]);
+    let what = "the roots are of others";
+    eventually(what, SOON, is_refused).await.unwrap();
+
+    let rule = format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: secure, namespace: shop}}
+spec: {{host: secure, trafficPolicy: {{tls: {{mode: MUTUAL, credentialName: payment, sni: origin.example, subjectAltNames: [\"{SERVER}\"]}}}}}}
+"
+    );
+    let (chain, key) = (file("client.crt"), file("client.key"));
+    let secret = holder(
+        "Secret",
+        "payment",
+        &[("tls.crt", &chain), ("tls.key", &key), ("ca.crt", &root)],
+    );
+    // The rule goes before the policy, whose roots are of no use still.
+    apply(&[POLICY, &strangers, &rule, &secret]);
+    let what = "the rule has its secret";
+    eventually(what, SOON, is_called(&[CLIENT])).await.unwrap();
+    apply(&[&rule]);
+    let what = "the secret is gone";
+    eventually(what, SOON, is_refused).await.unwrap();
+
     server.kill().await.unwrap();
     mesh.stop().await.unwrap();
 }

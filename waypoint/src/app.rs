@@ -7,7 +7,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::{Context, Result};
 use leyline_hbone::{Baggage, Pool};
 use leyline_net::{ListenOptions, NetNs, listen, listen::listen_on};
-use leyline_proto::{ADDRESS_TYPE, CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE};
+use leyline_proto::{
+    ADDRESS_TYPE, CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, SECRET_TYPE,
+};
 use leyline_runtime::{
     Drain, DrainOutcome, Readiness, ReadinessTask,
     env::{EnvSource, Reader},
@@ -255,11 +257,14 @@ fn follow_xds(shared: &Arc<Shared>, ready: ReadinessTask, background: &Drain) ->
     let types = vec![
         ADDRESS_TYPE,
         CLUSTER_TYPE,
+        SECRET_TYPE,
         ENDPOINT_TYPE,
         LISTENER_TYPE,
         ROUTE_TYPE,
     ];
     let mut settings = leyline_xds::client::Config::new(node_of(&shared.settings), types);
+    // istiod says nothing of a secret that it does not have.
+    settings.optional = vec![SECRET_TYPE];
     let known = shared.clone();
     settings.interest = Interest::new(Arc::new(move |kind| known.config.load().wanted(kind)));
     let ends = background.clone();

@@ -18,6 +18,7 @@ pub(crate) mod descriptors;
 pub(crate) mod endpoints;
 pub(crate) mod rbac;
 pub(crate) mod route;
+pub(crate) mod secrets;
 pub(crate) mod telemetry;
 pub(crate) mod tracing;
 
@@ -31,8 +32,9 @@ use std::{
     sync::Arc,
 };
 
+use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use imbl::{HashMap, OrdMap};
-use leyline_proto::{ENDPOINT_TYPE, ROUTE_TYPE};
+use leyline_proto::{ENDPOINT_TYPE, ROUTE_TYPE, SECRET_TYPE};
 use leyline_types::{HboneAuthority, Str};
 
 use self::{
@@ -42,6 +44,7 @@ use self::{
     http::RouteSource,
     listener::{Chain, Main},
     route::RouteTable,
+    secrets::Secrets,
 };
 
 /// Everything, as of one update.
@@ -51,6 +54,9 @@ pub(crate) struct Config {
     pub(crate) clusters: HashMap<Str, Arc<Cluster>>,
     pub(crate) assignments: HashMap<Str, Arc<EndpointSet>>,
     pub(crate) routes: HashMap<Str, Routes>,
+    pub(crate) secrets: Secrets,
+    /// What clusters that name secrets are compiled from, again when one of those comes.
+    with_secrets: HashMap<Str, Arc<ClusterProto>>,
     /// What is refused, and why; by type and name.
     pub(crate) unsupported: OrdMap<String, Str>,
 }
@@ -92,6 +98,7 @@ impl Config {
     /// as Envoy asks for them; `None` is all.
     pub(crate) fn wanted(&self, type_url: &str) -> Option<BTreeSet<String>> {
         match type_url {
+            SECRET_TYPE => Some(self.secret_names().map(|name| name.to_string()).collect()),
             ENDPOINT_TYPE => Some(self.endpoint_names().map(|name| name.to_string()).collect()),
             ROUTE_TYPE => {
                 let chains = self.main.chains.values();
@@ -106,6 +113,13 @@ impl Config {
             }
             _ => None,
         }
+    }
+
+    /// Names of the secrets that clusters use.
+    fn secret_names(&self) -> impl Iterator<Item = &Str> {
+        let clusters = self.with_secrets.keys();
+        let clusters = clusters.filter_map(|name| self.clusters.get(name));
+        clusters.flat_map(|cluster| &cluster.transport.secrets)
     }
 
     /// Names of the assignments that clusters use.
@@ -129,6 +143,8 @@ impl Config {
         };
         let used: HashSet<Str> = self.clusters.values().filter_map(used).collect();
         self.assignments.retain(|name, _| used.contains(name));
+        let secrets: HashSet<Str> = self.secret_names().cloned().collect();
+        self.secrets.retain(|name, _| secrets.contains(name));
         let routes = self.wanted(ROUTE_TYPE).unwrap_or_default();
         self.routes.retain(|name, _| routes.contains(name.as_str()));
     }

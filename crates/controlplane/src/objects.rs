@@ -12,6 +12,7 @@ mod key;
 pub mod l7;
 mod loader;
 pub mod mesh_config;
+mod secret;
 mod security;
 mod service_entry;
 mod set;
@@ -26,6 +27,7 @@ pub use gateway::{
 pub use key::{Kind, ObjectKey};
 pub(crate) use loader::DOCUMENTS_FILE;
 pub use loader::{GoodDocument, Loaded, Loader, Origin, ScanError};
+pub use secret::{KeyPair, TlsSecret};
 pub use security::{
     AuthorizationPolicy, AuthorizationPolicySpec, Condition, From as SourceList, MutualTls,
     Operation, PeerAuthentication, PeerAuthenticationSpec, Provider, Rule, Selector, Source,

@@ -154,8 +154,17 @@ impl StateDir {
 
     /// Replaces a file that is no secret, all or nothing.
     pub(crate) fn replace(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        self.replace_with(name, bytes, PUBLIC_MODE)
+    }
+
+    /// Replaces a file that may hold secrets, all or nothing.
+    pub(crate) fn replace_secret(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
+        self.replace_with(name, bytes, SECRET_MODE)
+    }
+
+    fn replace_with(&self, name: &str, bytes: &[u8], mode: u32) -> Result<(), StateError> {
         let path = self.file(name);
-        let temporary = self.write_temporary(name, bytes, PUBLIC_MODE)?;
+        let temporary = self.write_temporary(name, bytes, mode)?;
         fs::rename(&temporary, &path).map_err(|error| io_error("replace", &path, error))
     }
 

@@ -11,6 +11,7 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::Stream;
 use leyline_proto::{
     ADDRESS_TYPE, AUTHORIZATION_TYPE, CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE,
+    SECRET_TYPE,
     envoy::service::discovery::v3::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
         aggregated_discovery_service_server::AggregatedDiscoveryService,
@@ -298,6 +299,7 @@ fn short(type_url: &str) -> &'static str {
         ENDPOINT_TYPE => "endpoint",
         LISTENER_TYPE => "listener",
         ROUTE_TYPE => "route",
+        SECRET_TYPE => "secret",
         _ => "other",
     }
 }

@@ -29,7 +29,7 @@ pub use ca::{BoxFuture, CaClient, CaError, CertificateAuthority};
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub use error::{Refusal, TlsError};
 pub use handshake::{ClientTls, ServerTls, Verdict, accept, connect, connect_over};
-pub use origination::{OriginTls, Origination, OriginationConfig, OriginationError, Trust};
+pub use origination::{OriginTls, Origination, OriginationConfig, OriginationError, Pem, Trust};
 pub use provider::{
     CryptoPolicy, KeyExchange, OldestVersion, install_crypto_policy, install_crypto_provider,
 };

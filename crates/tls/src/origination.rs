@@ -1,7 +1,10 @@
 //! TLS towards servers outside of the mesh, as a user configures it: by host name, under roots of his choice, with or
 //! without a client certificate. Waypoints call it for clusters with TLS of their own.
 //!
-//! Files are read when they are first needed and again when they have changed; where they cannot be read, nothing is sent.
+//! Files are read when they are first needed and again when they have changed; where they cannot be read, or where what the
+//! control plane is to send has not come, nothing is sent.
+
+mod pem;
 
 use std::{
     fs, io,
@@ -21,7 +24,7 @@ use rustls::{
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
     crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem, pem::PemObject},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem as rustls_pem},
     server::ParsedCertificate,
 };
 use tokio::{
@@ -34,6 +37,11 @@ use x509_parser::{
     prelude::{FromDer, X509Certificate},
 };
 
+use crate::revocation::{CrlError, Issuers, Reporter, Revocation};
+
+pub use pem::Pem;
+use pem::roots;
+
 /// Files are looked at this often: certificates are renewed hours before their end.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -42,8 +50,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 pub struct OriginationConfig {
     /// Who may sign their certificates.
     pub trust: Trust,
+    /// Lists of revoked certificates.
+    pub revoked: Option<Pem>,
     /// Certificate chain and key that prove who we are.
-    pub client: Option<(PathBuf, PathBuf)>,
+    pub client: Option<(Pem, Pem)>,
     /// The server that is asked for, and must answer where no other names are given.
     pub server_name: String,
     /// One of them must be in the certificate: host names, addresses or URIs.
@@ -57,8 +67,8 @@ pub struct OriginationConfig {
 pub enum Trust {
     /// The roots of the system.
     System,
-    /// The roots in a file.
-    File(PathBuf),
+    /// These roots.
+    Roots(Pem),
     /// Anybody, because the user says so (`insecureSkipVerify`).
     Anybody,
 }
@@ -75,14 +85,26 @@ pub enum OriginationError {
         #[source]
         source: io::Error,
     },
-    /// A file is not what it should be.
-    #[error("{} holds no usable PEM", .path.display())]
+    /// A file, or what was sent in its place, is not what it should be.
+    #[error("{origin} holds no usable PEM")]
     Pem {
         /// Which.
-        path: PathBuf,
+        origin: String,
         /// Why.
         #[source]
-        source: pem::Error,
+        source: rustls_pem::Error,
+    },
+    /// The control plane was asked, and has not answered or knows no such secret.
+    #[error("secret {0} has not come from the control plane, or is of another kind")]
+    Awaited(String),
+    /// Revocation lists cannot be used.
+    #[error("{origin} holds no usable revocation list")]
+    Revocation {
+        /// Which.
+        origin: String,
+        /// Why.
+        #[source]
+        source: CrlError,
     },
     /// There is nobody to believe.
     #[error("there is no root certificate, so that no server can be believed")]
@@ -191,12 +213,13 @@ impl Origination {
 
     fn files(&self) -> impl Iterator<Item = &Path> {
         let roots = match &self.config.trust {
-            Trust::File(path) => Some(path.as_path()),
+            Trust::Roots(roots) => Some(roots),
             Trust::System | Trust::Anybody => None,
         };
         let client = self.config.client.iter();
-        let client = client.flat_map(|(chain, key)| [chain.as_path(), key.as_path()]);
-        roots.into_iter().chain(client)
+        let client = client.flat_map(|(chain, key)| [chain, key]);
+        let all = roots.into_iter().chain(&self.config.revoked).chain(client);
+        all.filter_map(Pem::file)
     }
 
     fn load(&self) -> Result<Arc<ClientConfig>, OriginationError> {
@@ -204,12 +227,15 @@ impl Origination {
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(OriginationError::Unusable)?;
+        let authorities = match &self.config.trust {
+            Trust::Anybody => None,
+            Trust::Roots(roots) => Some(roots.certificates()?),
+            Trust::System => Some(rustls_native_certs::load_native_certs().certs),
+        };
+        let issuers = self.issuers(authorities.as_deref().unwrap_or_default())?;
         let verifier = Verifier {
-            roots: match &self.config.trust {
-                Trust::Anybody => None,
-                Trust::File(path) => Some(roots(certificates(path)?)?),
-                Trust::System => Some(roots(rustls_native_certs::load_native_certs().certs)?),
-            },
+            roots: authorities.map(roots).transpose()?,
+            issuers,
             names: self.config.subject_alt_names.clone(),
             provider,
         };
@@ -219,12 +245,28 @@ impl Origination {
         let mut client = match &self.config.client {
             None => builder.with_no_client_auth(),
             Some((chain, key)) => builder
-                .with_client_auth_cert(certificates(chain)?, private_key(key)?)
+                .with_client_auth_cert(chain.certificates()?, key.private_key()?)
                 .map_err(OriginationError::Unusable)?,
         };
         let alpn = self.config.alpn.iter();
         client.alpn_protocols = alpn.map(|protocol| protocol.as_bytes().to_vec()).collect();
         Ok(Arc::new(client))
+    }
+
+    /// Whose certificates may be revoked.
+    fn issuers(
+        &self,
+        authorities: &[CertificateDer<'_>],
+    ) -> Result<Option<Issuers>, OriginationError> {
+        let Some(lists) = &self.config.revoked else {
+            return Ok(None);
+        };
+        let revocation = Revocation::of_lists(&lists.read()?);
+        let revocation = revocation.map_err(|source| OriginationError::Revocation {
+            origin: lists.origin(),
+            source,
+        })?;
+        Ok(Some(Issuers::new(revocation, authorities)))
     }
 }
 
@@ -272,42 +314,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for OriginTls<IO> {
     }
 }
 
-fn roots(certificates: Vec<CertificateDer<'static>>) -> Result<RootCertStore, OriginationError> {
-    let mut store = RootCertStore::empty();
-    match store.add_parsable_certificates(certificates) {
-        (0, _) => Err(OriginationError::NoRoots),
-        _ => Ok(store),
-    }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, OriginationError> {
-    let text = read(path)?;
-    let certificates = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
-    certificates.map_err(|source| OriginationError::Pem {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, OriginationError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|source| OriginationError::Pem {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, OriginationError> {
-    fs::read(path).map_err(|source| OriginationError::Read {
-        path: path.to_owned(),
-        source,
-    })
-}
-
 /// The chain by webpki; then the server's name, or one of the names that the user gives.
 #[derive(Debug)]
 struct Verifier {
     /// None: anybody.
     roots: Option<RootCertStore>,
+    issuers: Option<Issuers>,
     names: Vec<String>,
     provider: Arc<CryptoProvider>,
 }
@@ -331,6 +343,9 @@ impl ServerCertVerifier for Verifier {
             verify_server_name(&leaf, server_name)?;
         } else if !self.names.iter().any(|name| bears(&leaf, end_entity, name)) {
             return Err(CertificateError::NotValidForName.into());
+        }
+        if let Some(issuers) = &self.issuers {
+            issuers.check(Reporter::Source, end_entity, intermediates)?;
         }
         Ok(ServerCertVerified::assertion())
     }

@@ -39,7 +39,7 @@ pub struct Revocation {
 enum Watching {
     /// Nothing is judged, nothing is tracked.
     Off,
-    File,
+    Lists,
 }
 
 /// Which side of a tunnel we are, for the metrics.
@@ -92,9 +92,16 @@ impl Revocation {
 
     /// Follows a file of lists. They hold from the first read on, which the watcher does when it is started.
     pub fn of_file(path: PathBuf) -> (Arc<Self>, CrlWatcher) {
-        let revocation = Self::new(Watching::File);
+        let revocation = Self::new(Watching::Lists);
         let watcher = CrlWatcher::new(path, Arc::clone(&revocation));
         (revocation, watcher)
+    }
+
+    /// These lists, for ever.
+    pub(crate) fn of_lists(text: &[u8]) -> Result<Arc<Self>, CrlError> {
+        let revocation = Self::new(Watching::Lists);
+        *revocation.lists.write() = Arc::new(Lists::parse(text)?);
+        Ok(revocation)
     }
 
     fn new(watching: Watching) -> Arc<Self> {
@@ -129,7 +136,7 @@ impl Issuers {
     pub(crate) fn new(revocation: Arc<Revocation>, roots: &[CertificateDer<'_>]) -> Self {
         let roots = match revocation.watching {
             Watching::Off => Vec::new(),
-            Watching::File => roots.iter().filter_map(Authority::of).collect(),
+            Watching::Lists => roots.iter().filter_map(Authority::of).collect(),
         };
         Self {
             revocation,

@@ -43,6 +43,8 @@ pub struct Config {
     pub types: Vec<&'static str>,
     /// Which resources are wanted by name; asked at the start and after each update.
     pub interest: Interest,
+    /// Types of these that nobody has to wait for: their resources may not exist, and then servers are silent.
+    pub optional: Vec<&'static str>,
     /// Largest response; Istio's limit of 200 MiB holds a mesh of a million workloads.
     pub max_message_bytes: usize,
     /// For `connect`.
@@ -63,6 +65,7 @@ impl Config {
             node,
             types,
             interest: Interest::default(),
+            optional: Vec::new(),
             max_message_bytes: 200 * 1024 * 1024,
             connect_deadline: Duration::from_secs(10),
             answer_deadline: Duration::from_secs(30),
@@ -178,6 +181,9 @@ pub async fn run<Connecting>(
     let mut session = Session::new(cfg.node.clone(), &cfg.types);
     if let Some(type_url) = cfg.interest.type_on_demand() {
         session.set_on_demand(type_url);
+    }
+    for type_url in &cfg.optional {
+        session.set_optional(type_url);
     }
     let mut client = Client {
         session,

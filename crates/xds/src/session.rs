@@ -112,6 +112,8 @@ struct Subscription {
     names: Option<BTreeSet<String>>,
     /// Names come one by one, and what the server sends without them counts too.
     on_demand: bool,
+    /// It may stay unanswered.
+    optional: bool,
     /// Names of the accepted resources with their versions.
     held: HashMap<String, String>,
     answered: bool,
@@ -124,6 +126,7 @@ impl Session {
             type_url,
             names: None,
             on_demand: false,
+            optional: false,
             held: HashMap::new(),
             answered: false,
         });
@@ -141,6 +144,14 @@ impl Session {
         if let Some(subscription) = all.find(|subscription| subscription.type_url == type_url) {
             subscription.on_demand = true;
             subscription.names.get_or_insert_default();
+        }
+    }
+
+    /// Does not wait for an answer about a type: what is asked for may not exist.
+    pub fn set_optional(&mut self, type_url: &'static str) {
+        let mut all = self.subscriptions.iter_mut();
+        if let Some(subscription) = all.find(|subscription| subscription.type_url == type_url) {
+            subscription.optional = true;
         }
     }
 
@@ -260,13 +271,13 @@ impl Session {
         }
     }
 
-    /// Whether each type had a response that was applied and answered, on whatever stream.
+    /// Whether each type had a response that was applied and answered, on whatever stream, but for optional ones.
     ///
     /// A NACK counts: one broken resource must not keep a node out of service for ever.
     pub fn is_synced(&self) -> bool {
         self.subscriptions
             .iter()
-            .all(|subscription| subscription.answered || subscription.wants_nothing())
+            .all(|one| one.answered || one.optional || one.wants_nothing())
     }
 
     /// The number of subscribed types, which is the number of first requests of a stream.

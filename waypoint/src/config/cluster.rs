@@ -36,6 +36,7 @@ use super::{
     any::{decode, duration, text},
     endpoints::{EndpointSet, is_encap},
     error::{At, Compiled, Unsupported},
+    secrets::Secrets,
 };
 use crate::upstream::{balance::BalancerCell, state::ClusterState};
 
@@ -96,7 +97,11 @@ pub(crate) struct ServiceRef {
 
 impl Cluster {
     /// Compiles a cluster; what it counts goes on from that of `before`, which had its name.
-    pub(crate) fn compile(proto: &proto::Cluster, before: Option<&Self>) -> Compiled<Self> {
+    pub(crate) fn compile(
+        proto: &proto::Cluster,
+        before: Option<&Self>,
+        secrets: &Secrets,
+    ) -> Compiled<Self> {
         let options = proto.typed_extension_protocol_options.get(HTTP_OPTIONS);
         let options: Option<HttpProtocolOptions> = options.map(decode).transpose()?;
         let connect_timeout = proto.connect_timeout.as_ref();
@@ -105,7 +110,7 @@ impl Cluster {
         let host = service.as_ref().map(|service| service.host.as_str());
         let transport = before.map(|before| &before.transport);
         Ok(Self {
-            transport: Transport::compile(proto, host, transport)?,
+            transport: Transport::compile(proto, host, transport, secrets)?,
             name: proto.name.as_str().into(),
             endpoints: endpoints(proto)?,
             balancing: Balancing::compile(proto)?,

@@ -7,7 +7,7 @@ use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster as ClusterProto, endpoint::v3::ClusterLoadAssignment,
     listener::v3::Listener, route::v3::RouteConfiguration,
 };
-use leyline_proto::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE};
+use leyline_proto::{CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, SECRET_TYPE};
 use leyline_types::Str;
 use leyline_xds::session::{Rejection, Resource, Update};
 use metrics::gauge;
@@ -23,6 +23,7 @@ use super::{
     error::{Compiled, Unsupported},
     listener::{Chain, Main},
     route::RouteTable,
+    secrets::Secret,
 };
 use crate::upstream::balance;
 
@@ -122,6 +123,11 @@ impl Config {
             LISTENER_TYPE if name == MAIN => self.main = Main::default(),
             CLUSTER_TYPE => {
                 self.clusters.remove(name);
+                self.with_secrets.remove(name);
+            }
+            SECRET_TYPE => {
+                self.secrets.remove(name);
+                self.compile_again(name);
             }
             ENDPOINT_TYPE => {
                 self.assignments.remove(name);
@@ -141,6 +147,7 @@ impl Config {
             CLUSTER_TYPE => self.put_cluster(name, &resource.body),
             ENDPOINT_TYPE => self.put_endpoints(name, &resource.body),
             ROUTE_TYPE => self.put_routes(name, &resource.body),
+            SECRET_TYPE => self.put_secret(name, &resource.body),
             other => Err(Unsupported::new(format!("type {other} was not asked for"))),
         };
         put.err()
@@ -171,23 +178,57 @@ impl Config {
         if BUILT_IN_CLUSTERS.contains(&name.as_str()) {
             return Ok(());
         }
+        let put = decode_bytes::<ClusterProto>(body)
+            .and_then(|proto| self.put_decoded_cluster(name.clone(), Arc::new(proto)));
+        if put.is_err() {
+            // A cluster of another meaning must not be used in its place.
+            self.clusters.remove(&name);
+            self.with_secrets.remove(&name);
+        }
+        put
+    }
+
+    fn put_decoded_cluster(&mut self, name: Str, proto: Arc<ClusterProto>) -> Compiled<()> {
         let before = self.clusters.get(&name).cloned();
-        let compiled = decode_bytes::<ClusterProto>(body)
-            .and_then(|proto| Cluster::compile(&proto, before.as_deref()));
-        match compiled {
-            Ok(cluster) => {
-                let cluster = Arc::new(cluster);
-                // Here and not with the first request, because tables for hashes take a while.
-                if let Some(set) = self.endpoints(&cluster) {
-                    balance::prepare(&cluster, set);
-                }
-                self.clusters.insert(name, cluster);
-                Ok(())
-            }
-            Err(error) => {
-                // A cluster of another meaning must not be used in its place.
+        let cluster = Cluster::compile(&proto, before.as_deref(), &self.secrets)?;
+        if cluster.transport.secrets.is_empty() {
+            self.with_secrets.remove(&name);
+        } else {
+            self.with_secrets.insert(name.clone(), proto);
+        }
+        let cluster = Arc::new(cluster);
+        // Here and not with the first request, because tables for hashes take a while.
+        if let Some(set) = self.endpoints(&cluster) {
+            balance::prepare(&cluster, set);
+        }
+        self.clusters.insert(name, cluster);
+        Ok(())
+    }
+
+    /// What was known under the name before stays where the new one is of no use.
+    fn put_secret(&mut self, name: Str, body: &[u8]) -> Compiled<()> {
+        let secret = decode_bytes(body).and_then(|proto| Secret::compile(&proto))?;
+        self.secrets.insert(name.clone(), Arc::new(secret));
+        self.compile_again(name.as_str());
+        Ok(())
+    }
+
+    /// Gives a secret to the clusters that name it.
+    fn compile_again(&mut self, secret: &str) {
+        let names = |cluster: &Str| {
+            let cluster = self.clusters.get(cluster);
+            cluster.is_some_and(|one| one.transport.secrets.iter().any(|name| name == secret))
+        };
+        let using = self.with_secrets.iter();
+        let using = using.filter(|(cluster, _)| names(cluster));
+        let using: Vec<_> = using
+            .map(|(name, proto)| (name.clone(), proto.clone()))
+            .collect();
+        for (name, proto) in using {
+            if let Err(error) = self.put_decoded_cluster(name.clone(), proto) {
+                warn!(cluster = %name, %error, "cluster cannot be compiled with its secret and is refused");
                 self.clusters.remove(&name);
-                Err(error)
+                self.with_secrets.remove(&name);
             }
         }
     }
@@ -246,3 +287,6 @@ impl Main {
 pub(crate) fn short(type_url: &str) -> &str {
     type_url.rsplit('.').next().unwrap_or(type_url)
 }
+
+#[cfg(test)]
+mod tests;

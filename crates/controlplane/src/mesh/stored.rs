@@ -51,7 +51,8 @@ impl<T: Clone + Default + PartialEq + Serialize + DeserializeOwned> Stored<T> {
             Ok(bytes) => bytes,
             Err(error) => return warn!(file = self.name, %error, "not stored"),
         };
-        match self.directory.replace(self.name, &bytes) {
+        // Documents may be Secrets.
+        match self.directory.replace_secret(self.name, &bytes) {
             Ok(()) => *written = Some(value.clone()),
             Err(error) => {
                 warn!(file = self.name, %error, "not stored and not known after a restart")

@@ -12,6 +12,7 @@ use crate::objects::{
     field::{Field, Segment},
     key::{Kind, ObjectKey},
     mesh_config::MESH_CONFIG_NAME,
+    secret::{ROOTS_KEY, TlsSecret, USED_KEYS},
     set::{Object, Severity},
     validate::{self, Invalid},
 };
@@ -126,7 +127,7 @@ fn decode_object(node: Node, parsed: &mut Parsed) {
         Err(problem) => return parsed.problems.push(*problem),
     };
     let tree = Arc::new(node);
-    match decode_kind(slot.key.kind, slot.part, &tree) {
+    match decode_kind(&slot, &tree) {
         Ok((object, status)) => parsed.objects.push(Arc::new(Decoded {
             slot,
             object,
@@ -190,8 +191,20 @@ fn classify(node: &Node) -> Result<Slot, Box<Problem>> {
         let reason = "a name is required".to_owned();
         return Err(problem("metadata.name", reason, Severity::Rejected));
     };
-    if kind == Kind::ConfigMap && name != MESH_CONFIG_NAME {
-        let reason = "a ConfigMap that is not called istio has no effect".to_owned();
+    let has_key = |keys: &[&str]| {
+        let mut maps = ["data", "stringData"]
+            .iter()
+            .filter_map(|at| node.child(at));
+        maps.any(|map| keys.iter().any(|key| map.child(key).is_some()))
+    };
+    if kind == Kind::ConfigMap && name != MESH_CONFIG_NAME && !has_key(&[ROOTS_KEY]) {
+        let reason =
+            "a ConfigMap that is not called istio and has no ca.crt has no effect".to_owned();
+        return Err(problem("metadata.name", reason, Severity::Warning));
+    }
+    if kind == Kind::Secret && !has_key(&USED_KEYS) {
+        let keys = USED_KEYS.join(", ");
+        let reason = format!("a Secret with none of {keys} has no effect");
         return Err(problem("metadata.name", reason, Severity::Warning));
     }
     let has_status = node.child("status").is_some_and(|status| !status.is_null());
@@ -215,7 +228,8 @@ fn has_status_patch(kind: Kind) -> bool {
 
 type KindResult = Result<(Object, Option<Value>), Vec<Invalid>>;
 
-fn decode_kind(kind: Kind, part: Part, tree: &Node) -> KindResult {
+fn decode_kind(slot: &Slot, tree: &Node) -> KindResult {
+    let (kind, part) = (slot.key.kind, slot.part);
     let mut value = tree.to_value();
     quantities_to_text(&mut value);
     let status = (part == Part::Status)
@@ -257,9 +271,32 @@ fn decode_kind(kind: Kind, part: Part, tree: &Node) -> KindResult {
         Kind::TlsRoute => Object::TlsRoute(strict(value, validate::tls_route)?),
         Kind::ReferenceGrant => Object::ReferenceGrant(strict(value, validate::reference_grant)?),
         Kind::RateLimit => Object::RateLimit(strict(value, validate::rate_limit)?),
-        Kind::ConfigMap => Object::MeshConfig(mesh_config::decode(value)?),
+        Kind::BackendTlsPolicy => {
+            Object::BackendTlsPolicy(strict(value, validate::backend_tls_policy)?)
+        }
+        Kind::ConfigMap if slot.key.name == MESH_CONFIG_NAME => {
+            Object::MeshConfig(mesh_config::decode(value)?)
+        }
+        Kind::ConfigMap => {
+            let map = strict(value, validate::ca_bundle)?;
+            Object::CaBundle(Arc::new(TlsSecret::of_config_map(&map)))
+        }
+        Kind::Secret => {
+            let secret = strict(value, validate::secret).map_err(without_values)?;
+            Object::Secret(Arc::new(TlsSecret::of_secret(&secret)))
+        }
     };
     Ok((object, status))
+}
+
+/// Errors of decoding may quote what they found.
+fn without_values(mut found: Vec<Invalid>) -> Vec<Invalid> {
+    for one in &mut found {
+        if one.reason.contains("invalid type") || one.reason.contains("invalid value") {
+            one.reason = "is not what a Secret has there".to_owned();
+        }
+    }
+    found
 }
 
 /// Decodes as an API server would with strict field validation: an unknown field is an error.

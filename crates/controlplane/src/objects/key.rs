@@ -45,14 +45,18 @@ pub enum Kind {
     TlsRoute,
     /// Of the Gateway API.
     ReferenceGrant,
+    /// Of the Gateway API, for waypoints.
+    BackendTlsPolicy,
     /// Our own, for waypoints.
     RateLimit,
     /// Of Istio.
     ServiceEntry,
     /// Of Istio.
     WorkloadEntry,
-    /// Of Kubernetes; only the one with Istio's MeshConfig.
+    /// Of Kubernetes; the one with Istio's MeshConfig, and those with roots for BackendTLSPolicies.
     ConfigMap,
+    /// Of Kubernetes; those with certificates for DestinationRules.
+    Secret,
 }
 
 /// Whether objects of a kind live in a namespace.
@@ -71,7 +75,7 @@ struct Facts {
 }
 
 impl Kind {
-    const ALL: [Self; 24] = [
+    const ALL: [Self; 26] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -92,10 +96,12 @@ impl Kind {
         Self::TcpRoute,
         Self::TlsRoute,
         Self::ReferenceGrant,
+        Self::BackendTlsPolicy,
         Self::RateLimit,
         Self::ServiceEntry,
         Self::WorkloadEntry,
         Self::ConfigMap,
+        Self::Secret,
     ];
 
     fn facts(self) -> Facts {
@@ -115,6 +121,10 @@ impl Kind {
             "gateway.networking.k8s.io/v1",
             "gateway.networking.k8s.io/v1alpha3",
             "gateway.networking.k8s.io/v1alpha2",
+        ];
+        const GATEWAY_TLS: &[&str] = &[
+            "gateway.networking.k8s.io/v1",
+            "gateway.networking.k8s.io/v1alpha3",
         ];
         let of = |name, versions| Facts {
             name,
@@ -150,10 +160,12 @@ impl Kind {
             Self::TcpRoute => of("TCPRoute", GATEWAY_ALPHA),
             Self::TlsRoute => of("TLSRoute", GATEWAY_ALPHA),
             Self::ReferenceGrant => of("ReferenceGrant", GATEWAY),
+            Self::BackendTlsPolicy => of("BackendTLSPolicy", GATEWAY_TLS),
             Self::RateLimit => of("RateLimit", &["leyline.io/v1alpha1"]),
             Self::ServiceEntry => of("ServiceEntry", NETWORKING),
             Self::WorkloadEntry => of("WorkloadEntry", NETWORKING),
             Self::ConfigMap => of("ConfigMap", CORE),
+            Self::Secret => of("Secret", CORE),
         }
     }
 

@@ -2,6 +2,7 @@
 //! RateLimit. Each has every field that a valid object may have, so that an unknown one is found; what the mesh does not
 //! act on is warned of by the translation, never ignored in silence.
 
+pub mod backend_tls_policy;
 pub mod destination_rule;
 pub mod envoy_filter;
 pub mod gateway_route;

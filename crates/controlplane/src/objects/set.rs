@@ -13,6 +13,7 @@ use crate::objects::{
     gateway::{Gateway, GatewayClass},
     key::{Kind, ObjectKey},
     l7::{
+        backend_tls_policy::BackendTlsPolicy,
         destination_rule::DestinationRule,
         envoy_filter::EnvoyFilter,
         gateway_route::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
@@ -22,6 +23,7 @@ use crate::objects::{
         virtual_service::VirtualService,
     },
     mesh_config::{MESH_CONFIG_NAME, MeshConfigMap},
+    secret::TlsSecret,
     security::{AuthorizationPolicy, PeerAuthentication},
     service_entry::{ServiceEntry, WorkloadEntry},
 };
@@ -73,10 +75,16 @@ pub struct Objects {
     pub tls_routes: BTreeMap<NamespacedName, Arc<TlsRoute>>,
     /// Leaves to name objects of other namespaces.
     pub reference_grants: BTreeMap<NamespacedName, Arc<ReferenceGrant>>,
+    /// TLS from waypoints to applications.
+    pub backend_tls_policies: BTreeMap<NamespacedName, Arc<BackendTlsPolicy>>,
     /// Rate limits.
     pub rate_limits: BTreeMap<NamespacedName, Arc<RateLimit>>,
     /// ConfigMaps called `istio`; the one of the root namespace counts.
     pub mesh_configs: BTreeMap<NamespacedName, Arc<MeshConfigMap>>,
+    /// ConfigMaps with roots.
+    pub ca_bundles: BTreeMap<NamespacedName, Arc<TlsSecret>>,
+    /// Secrets with certificates, keys or roots.
+    pub secrets: BTreeMap<NamespacedName, Arc<TlsSecret>>,
 }
 
 impl Objects {
@@ -108,8 +116,13 @@ impl Objects {
             (Kind::TcpRoute, self.tcp_routes.len()),
             (Kind::TlsRoute, self.tls_routes.len()),
             (Kind::ReferenceGrant, self.reference_grants.len()),
+            (Kind::BackendTlsPolicy, self.backend_tls_policies.len()),
             (Kind::RateLimit, self.rate_limits.len()),
-            (Kind::ConfigMap, self.mesh_configs.len()),
+            (
+                Kind::ConfigMap,
+                self.mesh_configs.len() + self.ca_bundles.len(),
+            ),
+            (Kind::Secret, self.secrets.len()),
         ];
         counts
             .into_iter()
@@ -157,8 +170,11 @@ pub(crate) enum Object {
     TcpRoute(Arc<TcpRoute>),
     TlsRoute(Arc<TlsRoute>),
     ReferenceGrant(Arc<ReferenceGrant>),
+    BackendTlsPolicy(Arc<BackendTlsPolicy>),
     RateLimit(Arc<RateLimit>),
     MeshConfig(Arc<MeshConfigMap>),
+    CaBundle(Arc<TlsSecret>),
+    Secret(Arc<TlsSecret>),
 }
 
 impl Objects {
@@ -199,8 +215,13 @@ impl Objects {
             Object::TcpRoute(object) => drop(self.tcp_routes.insert(name, object)),
             Object::TlsRoute(object) => drop(self.tls_routes.insert(name, object)),
             Object::ReferenceGrant(object) => drop(self.reference_grants.insert(name, object)),
+            Object::BackendTlsPolicy(object) => {
+                drop(self.backend_tls_policies.insert(name, object));
+            }
             Object::RateLimit(object) => drop(self.rate_limits.insert(name, object)),
             Object::MeshConfig(object) => drop(self.mesh_configs.insert(name, object)),
+            Object::CaBundle(object) => drop(self.ca_bundles.insert(name, object)),
+            Object::Secret(object) => drop(self.secrets.insert(name, object)),
         }
     }
 }

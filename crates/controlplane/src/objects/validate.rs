@@ -1,5 +1,6 @@
 //! What an API server would refuse beyond the schema, as far as it matters to a mesh.
 
+mod backend_tls_policy;
 mod destination;
 mod envoy_filter;
 mod gateway;
@@ -11,6 +12,7 @@ mod net;
 mod policy;
 mod request_authentication;
 mod route;
+mod secret;
 mod service_entry;
 mod telemetry;
 mod text;
@@ -30,6 +32,7 @@ use k8s_openapi::{
 
 use crate::objects::{field::Field, key::Kind};
 
+pub(crate) use backend_tls_policy::backend_tls_policy;
 pub(crate) use destination::destination_rule;
 pub(crate) use envoy_filter::envoy_filter;
 pub(crate) use gateway::{gateway, gateway_class};
@@ -40,6 +43,7 @@ pub(crate) use net::parse_block;
 pub(crate) use policy::{authorization_policy, peer_authentication};
 pub(crate) use request_authentication::request_authentication;
 pub(crate) use route::{grpc_status, virtual_service};
+pub(crate) use secret::{ca_bundle, secret};
 pub(crate) use service_entry::{service_entry, workload_entry};
 pub(crate) use telemetry::telemetry;
 

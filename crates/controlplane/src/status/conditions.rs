@@ -10,10 +10,13 @@ use crate::{
     mesh::Published,
     objects::{Issue, Kind, ObjectKey, Severity, WAYPOINT_CLASS},
     translate::{Finding, Translation},
+    xds::TypeStatus,
 };
 
 /// What a waypoint is told.
 const WAYPOINT_TYPES: [&str; 4] = ["cluster", "endpoint", "listener", "route"];
+/// What it is told where its clusters ask for it.
+const SECRETS: &str = "secret";
 
 /// One condition of an object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -156,7 +159,7 @@ fn programmed(object: &ObjectKey, published: &Published, clients: &[Client]) -> 
         .filter(|client| is_instance(client, &name, translation))
         .collect();
     for client in &instances {
-        for kind in WAYPOINT_TYPES {
+        for kind in WAYPOINT_TYPES.into_iter().chain([SECRETS]) {
             let status = client.types.get(kind);
             if let Some(reason) = status.and_then(|status| status.rejecting()) {
                 let message = format!("{} has rejected a {kind}: {reason}", client.node_id);
@@ -165,8 +168,9 @@ fn programmed(object: &ObjectKey, published: &Published, clients: &[Client]) -> 
         }
     }
     let current = |client: &&&Client| {
+        let has = |status: &TypeStatus| status.has_acknowledged(published.generation);
         let mut kinds = WAYPOINT_TYPES.iter().map(|kind| client.types.get(kind));
-        kinds.all(|status| status.is_some_and(|one| one.has_acknowledged(published.generation)))
+        kinds.all(|status| status.is_some_and(has)) && client.types.get(SECRETS).is_none_or(has)
     };
     let ready = instances.iter().filter(current).count();
     Some(match (ready, instances.len()) {

@@ -2,6 +2,7 @@
 //! nothing of an object is ignored in silence. What no kind has is found when it is read (`objects::decode`); what refers to
 //! nothing is found by `waypoint::findings`; filters, telemetry and mesh settings tell of their own parts.
 
+mod backend_tls;
 mod destination_rules;
 mod gateways;
 mod keys;
@@ -51,6 +52,7 @@ pub(super) fn advise(objects: &Objects, mesh: &MeshSettings, advice: &mut Vec<Ad
     routes::virtual_services(objects, mesh, advice);
     routes::of_gateway_api(objects, mesh, advice);
     destination_rules::advise(objects, advice);
+    backend_tls::advise(objects, advice);
     security::advise(objects, advice);
     for (name, limit) in &objects.rate_limits {
         let mut teller = Teller::new(Kind::RateLimit, name, advice);

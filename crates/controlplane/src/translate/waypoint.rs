@@ -3,6 +3,7 @@
 
 mod authentication;
 mod authorizers;
+mod backend_tls;
 mod claims;
 mod clusters;
 mod direct;
@@ -19,6 +20,7 @@ mod policies;
 mod routes;
 mod rule;
 mod rules;
+mod secrets;
 mod settings;
 mod stream_rules;
 mod telemetry;
@@ -26,6 +28,7 @@ mod view;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::IpAddr,
     sync::Arc,
 };
@@ -34,6 +37,7 @@ use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener,
     route::v3::RouteConfiguration,
 };
+use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use leyline_types::NamespacedName;
 use prost::Message;
 
@@ -54,11 +58,18 @@ pub(super) use {direct::by_gateway, findings::findings, view::Member};
 
 /// One type's resources by name, with the messages they were made of: maps in them have no order on the wire, so that
 /// only by the messages it can be told whether anything changed.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Built<M> {
     messages: BTreeMap<String, M>,
     /// What is sent.
     pub resources: Arc<Resources>,
+}
+
+/// Only what there is: some of it is secret.
+impl<M> fmt::Debug for Built<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.messages.keys()).finish()
+    }
 }
 
 impl<M> Default for Built<M> {
@@ -107,6 +118,8 @@ pub struct WaypointConfig {
     near: BTreeMap<NamespacedName, Near>,
     /// Routes by the name of the chain that uses them.
     pub routes: Built<RouteConfiguration>,
+    /// Certificates, keys and roots by the names that clusters have for them.
+    pub secrets: Built<Secret>,
 }
 
 /// Endpoints as one pod sees them.
@@ -279,6 +292,7 @@ fn waypoint_config(
     let BuiltClusters {
         mut clusters,
         endpoints,
+        secrets: named,
         near,
     } = settings.into_clusters(&owned, pods);
     if workloads.is_some() {
@@ -293,7 +307,9 @@ fn waypoint_config(
         let near = Near::new(messages, &endpoints, before);
         (pod, near)
     });
+    let secrets = secrets::resolve(view.objects, gateway, named);
     WaypointConfig {
+        secrets: Built::new(secrets, before.map(|before| &before.secrets)),
         near: near.collect(),
         listeners: Built::new(listeners.collect(), before.map(|before| &before.listeners)),
         clusters: Built::new(clusters, before.map(|before| &before.clusters)),

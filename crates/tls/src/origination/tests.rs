@@ -1,10 +1,14 @@
 use std::io::Write;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, RevokedCertParams, SanType, SerialNumber,
 };
-use rustls::{ServerConfig, server::WebPkiClientVerifier};
+use rustls::{
+    ServerConfig,
+    pki_types::{PrivateKeyDer, pem::PemObject},
+    server::WebPkiClientVerifier,
+};
 use tempfile::TempDir;
 use tokio_rustls::TlsAcceptor;
 
@@ -61,7 +65,8 @@ impl Pki {
 
     fn config(&self) -> OriginationConfig {
         OriginationConfig {
-            trust: Trust::File(self.path("root.pem")),
+            trust: Trust::Roots(Pem::File(self.path("root.pem"))),
+            revoked: None,
             client: None,
             server_name: "shop.example".to_owned(),
             subject_alt_names: Vec::new(),
@@ -85,7 +90,8 @@ async fn shake(
     let builder = match clients {
         None => builder.with_no_client_auth(),
         Some(pki) => {
-            let roots = roots(certificates(&pki.path("root.pem")).unwrap()).unwrap();
+            let roots = Pem::File(pki.path("root.pem")).certificates().unwrap();
+            let roots = pem::roots(roots).unwrap();
             let roots = Arc::new(roots);
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
             builder.with_client_cert_verifier(verifier.unwrap())
@@ -102,6 +108,42 @@ async fn shake(
         session.server_name().map(str::to_owned)
     });
     (accepted.is_ok() && connected.is_ok(), asked)
+}
+
+fn sent(text: &str) -> Pem {
+    Pem::Sent(text.as_bytes().into())
+}
+
+#[tokio::test]
+async fn revoked_servers_are_not_believed() {
+    let pki = Pki::new();
+    let leaf = pki.leaf(&["shop.example"]);
+    let serial = {
+        let der = sent(&leaf.0).certificates().unwrap().remove(0);
+        let (_, certificate) = X509Certificate::from_der(&der).unwrap();
+        certificate.raw_serial().to_vec()
+    };
+    for (serial, expected) in [(serial, false), (vec![1, 2, 3], true)] {
+        let now = ::time::OffsetDateTime::now_utc();
+        let list = CertificateRevocationListParams {
+            this_update: now,
+            next_update: now + Duration::from_secs(3600),
+            crl_number: SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: vec![RevokedCertParams {
+                serial_number: SerialNumber::from_slice(&serial),
+                revocation_time: now,
+                reason_code: None,
+                invalidity_date: None,
+            }],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = list.signed_by(&pki.issuer).unwrap().pem().unwrap();
+        let mut config = pki.config();
+        config.revoked = Some(sent(&list));
+        let client = Arc::new(Origination::new(config));
+        assert_eq!(shake(&client, &leaf, None).await.0, expected);
+    }
 }
 
 #[tokio::test]
@@ -125,12 +167,32 @@ async fn servers_are_believed_by_root_and_name() {
         ),
         (
             "another root",
-            with(&|config| config.trust = Trust::File(other.path("root.pem"))),
+            with(&|config| config.trust = Trust::Roots(Pem::File(other.path("root.pem")))),
             false,
         ),
         (
             "no file",
-            with(&|config| config.trust = Trust::File(pki.path("none"))),
+            with(&|config| config.trust = Trust::Roots(Pem::File(pki.path("none")))),
+            false,
+        ),
+        (
+            "the root as it was sent",
+            with(&|config| config.trust = Trust::Roots(sent(&pki.issuer.pem()))),
+            true,
+        ),
+        (
+            "roots that have not come",
+            with(&|config| config.trust = Trust::Roots(Pem::Awaited("roots".into()))),
+            false,
+        ),
+        (
+            "lists that have not come",
+            with(&|config| config.revoked = Some(Pem::Awaited("lists".into()))),
+            false,
+        ),
+        (
+            "lists that are none",
+            with(&|config| config.revoked = Some(sent("nothing"))),
             false,
         ),
         (
@@ -179,7 +241,10 @@ async fn a_client_certificate_is_shown_and_read_again_when_it_changes() {
             .0
     );
     let mut config = pki.config();
-    config.client = Some((pki.path("chain.pem"), pki.path("key.pem")));
+    config.client = Some((
+        Pem::File(pki.path("chain.pem")),
+        Pem::File(pki.path("key.pem")),
+    ));
     let client = Arc::new(Origination::new(config));
     assert!(
         !shake(&client, &leaf, Some(&pki)).await.0,

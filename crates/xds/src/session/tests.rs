@@ -404,6 +404,16 @@ fn of_a_resource_listed_twice_the_one_that_was_applied_is_held() {
 }
 
 #[test]
+fn what_is_optional_is_asked_for_and_not_waited_for() {
+    let mut session = session();
+    session.set_optional(APPLE);
+    let first = session.open_stream().into_iter().map(|it| it.type_url);
+    assert_eq!(first.collect::<Vec<_>>(), [APPLE, PEAR]);
+    check(&mut session, pears("n1"), &[], expect!["Pear nonce=n1"]);
+    assert!(session.is_synced());
+}
+
+#[test]
 fn what_is_wanted_by_name_is_asked_for_by_name_and_no_more() {
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     let changes = |request: Option<DeltaDiscoveryRequest>| {

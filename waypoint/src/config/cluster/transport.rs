@@ -1,12 +1,9 @@
 //! How the bytes of an upstream connection are wrapped: Envoy's transport sockets. What is not understood is refused, so
 //! that nothing is sent in another form than it should be.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use envoy_types::pb::envoy::{
@@ -25,12 +22,14 @@ use envoy_types::pb::envoy::{
     },
     r#type::matcher::v3::string_matcher::MatchPattern,
 };
-use leyline_tls::{Origination, OriginationConfig, Trust};
+use leyline_tls::{Origination, OriginationConfig, Pem, Trust};
+use leyline_types::Str;
 use prost::Name;
 
 use crate::config::{
     any::decode,
     error::{At, Compiled, Unsupported},
+    secrets::{self, Secret, Secrets},
 };
 
 /// The wrapping, inside of the tunnel of the mesh where there is one.
@@ -41,6 +40,14 @@ pub(crate) struct Transport {
     /// First of all, in plain text.
     pub(crate) announce: Option<Announce>,
     pub(crate) tls: Option<Arc<Origination>>,
+    /// What the control plane is asked for.
+    pub(crate) secrets: Vec<Str>,
+}
+
+/// Looks secrets up, and keeps in mind which.
+struct Lookup<'a> {
+    known: &'a Secrets,
+    asked: Vec<Str>,
 }
 
 /// The PROXY header that tells who the client is.
@@ -56,6 +63,7 @@ impl Transport {
         proto: &proto::Cluster,
         host: Option<&str>,
         before: Option<&Self>,
+        secrets: &Secrets,
     ) -> Compiled<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         if !proto.transport_socket_matches.is_empty() {
@@ -71,7 +79,12 @@ impl Transport {
                 break;
             }
             if any.type_url == UpstreamTlsContext::type_url() {
-                let config = tls(&decode(&any)?, host).at("transport_socket")?;
+                let mut lookup = Lookup {
+                    known: secrets,
+                    asked: Vec::new(),
+                };
+                let config = tls(&decode(&any)?, host, &mut lookup).at("transport_socket")?;
+                transport.secrets = lookup.asked;
                 let known = before.and_then(|before| before.tls.as_ref());
                 let known = known.filter(|known| *known.config() == config);
                 let made = || Arc::new(Origination::new(config.clone()));
@@ -117,7 +130,11 @@ fn announce(proto: &ProxyProtocolUpstreamTransport) -> Compiled<Announce> {
     }
 }
 
-fn tls(proto: &UpstreamTlsContext, host: Option<&str>) -> Compiled<OriginationConfig> {
+fn tls(
+    proto: &UpstreamTlsContext,
+    host: Option<&str>,
+    lookup: &mut Lookup<'_>,
+) -> Compiled<OriginationConfig> {
     let none = CommonTlsContext::default();
     let common = proto.common_tls_context.as_ref().unwrap_or(&none);
     if !common.tls_certificates.is_empty() {
@@ -125,27 +142,31 @@ fn tls(proto: &UpstreamTlsContext, host: Option<&str>) -> Compiled<OriginationCo
     }
     let client = match common.tls_certificate_sds_secret_configs.as_slice() {
         [] => None,
-        [one] => Some(certificate(&one.name)?),
+        [one] => Some(lookup.certificate(&one.name)?),
         _ => return Err(Unsupported::new("several client certificates")),
     };
-    let (trust, subject_alt_names) = match &common.validation_context_type {
-        None => (Trust::Anybody, Vec::new()),
+    let (trust, revoked, subject_alt_names) = match &common.validation_context_type {
+        None => (Trust::Anybody, None, Vec::new()),
         Some(ValidationContextType::CombinedValidationContext(combined)) => {
             let secret = combined.validation_context_sds_secret_config.as_ref();
             let secret =
                 secret.ok_or_else(|| Unsupported::missing("validation context's secret"))?;
+            let (trust, sent) = lookup.roots(&secret.name)?;
             let default = combined.default_validation_context.as_ref();
             let names = default.map(subject_alt_names).transpose()?;
-            (roots(&secret.name)?, names.unwrap_or_default())
+            let lists = default.and_then(|default| default.crl.as_ref());
+            let lists = lists.map(secrets::pem).transpose().at("crl")?;
+            (trust, lists.or(sent), names.unwrap_or_default())
         }
         Some(ValidationContextType::ValidationContextSdsSecretConfig(secret)) => {
-            (roots(&secret.name)?, Vec::new())
+            let (trust, revoked) = lookup.roots(&secret.name)?;
+            (trust, revoked, Vec::new())
         }
         // What has neither roots nor names lets everybody in; that is Istio's `insecureSkipVerify`.
         Some(ValidationContextType::ValidationContext(context))
             if *context == CertificateValidationContext::default() =>
         {
-            (Trust::Anybody, Vec::new())
+            (Trust::Anybody, None, Vec::new())
         }
         Some(_) => return Err(Unsupported::new("validation context of this kind")),
     };
@@ -155,6 +176,7 @@ fn tls(proto: &UpstreamTlsContext, host: Option<&str>) -> Compiled<OriginationCo
     };
     Ok(OriginationConfig {
         trust,
+        revoked,
         client,
         server_name: server_name.to_owned(),
         subject_alt_names,
@@ -162,30 +184,56 @@ fn tls(proto: &UpstreamTlsContext, host: Option<&str>) -> Compiled<OriginationCo
     })
 }
 
-/// `file-cert:CHAIN~KEY`, as istiod names files.
-fn certificate(secret: &str) -> Compiled<(PathBuf, PathBuf)> {
-    let files = secret.strip_prefix("file-cert:");
-    let files = files.and_then(|files| files.split_once('~'));
-    let (chain, key) = files.ok_or_else(|| Unsupported::new(format!("secret {secret}")))?;
-    Ok((chain.into(), key.into()))
-}
+impl Lookup<'_> {
+    /// `file-cert:CHAIN~KEY`, as istiod names files, or a secret of the control plane.
+    fn certificate(&mut self, secret: &str) -> Compiled<(Pem, Pem)> {
+        if let Some(files) = secret.strip_prefix("file-cert:") {
+            let (chain, key) = files
+                .split_once('~')
+                .ok_or_else(|| Unsupported::new(format!("secret {secret}")))?;
+            return Ok((Pem::File(chain.into()), Pem::File(key.into())));
+        }
+        let awaited = || Pem::Awaited(secret.to_owned());
+        match self.find(secret) {
+            Some(Secret::Certificate { chain, key }) => Ok((chain.clone(), key.clone())),
+            // It may still become one with a key.
+            Some(Secret::Roots { .. }) | None => Ok((awaited(), awaited())),
+        }
+    }
 
-/// `file-root:FILE`, where `system` is the system's.
-fn roots(secret: &str) -> Compiled<Trust> {
-    match secret.strip_prefix("file-root:") {
-        Some("system") => Ok(Trust::System),
-        Some(file) => Ok(Trust::File(file.into())),
-        None => Err(Unsupported::new(format!("secret {secret}"))),
+    /// `file-root:FILE`, where `system` is the system's, or a secret of the control plane, which may bring revocation lists.
+    fn roots(&mut self, secret: &str) -> Compiled<(Trust, Option<Pem>)> {
+        match secret.strip_prefix("file-root:") {
+            Some("system") => return Ok((Trust::System, None)),
+            Some(file) => return Ok((Trust::Roots(Pem::File(file.into())), None)),
+            None => {}
+        }
+        match self.find(secret) {
+            Some(Secret::Roots { roots, revoked }) => {
+                Ok((Trust::Roots(roots.clone()), revoked.clone()))
+            }
+            Some(Secret::Certificate { .. }) | None => {
+                Ok((Trust::Roots(Pem::Awaited(secret.to_owned())), None))
+            }
+        }
+    }
+
+    fn find(&mut self, secret: &str) -> Option<&Secret> {
+        self.asked.push(secret.into());
+        self.known.get(secret).map(|secret| &**secret)
     }
 }
 
 fn subject_alt_names(context: &CertificateValidationContext) -> Compiled<Vec<String>> {
     let known = CertificateValidationContext {
         match_typed_subject_alt_names: context.match_typed_subject_alt_names.clone(),
+        crl: context.crl.clone(),
         ..CertificateValidationContext::default()
     };
     if *context != known {
-        return Err(Unsupported::new("validation context with more than names"));
+        return Err(Unsupported::new(
+            "validation context with more than names and revocation lists",
+        ));
     }
     let mut names = Vec::new();
     for matcher in &context.match_typed_subject_alt_names {

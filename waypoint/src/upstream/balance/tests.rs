@@ -294,6 +294,7 @@ fn a_request_that_began_before_an_update_does_not_bring_old_endpoints_back() {
             ..Default::default()
         },
         None,
+        &Default::default(),
     )
     .unwrap();
     let (old, new) = (set(&[(0, &[1])]), set(&[(0, &[1, 1])]));

@@ -207,6 +207,37 @@ fn mistakes_are_told_with_their_field() {
             "spec.metrics[0].overrides[0].match.metric: `REQUESTS` is none of ALL_METRICS,",
         ),
         (
+            GATEWAY,
+            "BackendTLSPolicy",
+            "targetRefs: [{kind: Service, group: '', name: a}]\nvalidation: {hostname: a}",
+            "spec.validation.caCertificateRefs: needs one, or wellKnownCACertificates in its place",
+        ),
+        (
+            GATEWAY,
+            "BackendTLSPolicy",
+            "targetRefs: [{kind: Service, group: '', name: a}]\nvalidation: {wellKnownCACertificates: All}",
+            "spec.validation.hostname: is needed",
+        ),
+        (
+            GATEWAY,
+            "BackendTLSPolicy",
+            "validation: {hostname: a, wellKnownCACertificates: All}",
+            "spec.targetRefs: needs at least one target",
+        ),
+        (
+            GATEWAY,
+            "BackendTLSPolicy",
+            "targetRefs: [{kind: Service, group: '', name: a}]\nvalidation: {hostname: a, wellKnownCACertificates: All}",
+            "spec.validation.wellKnownCACertificates: `All` is none of System",
+        ),
+        (
+            GATEWAY,
+            "BackendTLSPolicy",
+            "targetRefs: [{kind: Service, group: '', name: a}]\nvalidation: {hostname: a, wellKnownCACertificates: System, \
+             subjectAltNames: [{type: URI, hostname: a}]}",
+            "spec.validation.subjectAltNames[0]: needs hostname or uri, as its type says",
+        ),
+        (
             "leyline.io/v1alpha1",
             "RateLimit",
             "targetRefs: [{kind: Service, group: '', name: a}]\nlimits: [{requests: 1, unit: Fortnight}]",
@@ -217,5 +248,58 @@ fn mistakes_are_told_with_their_field() {
         let found = all.iter().any(|one| one.starts_with(told));
         assert!(found, "{kind}: {told} is not in {all:?}");
         assert!(parse(api_version, kind, spec).objects.is_empty(), "{kind}");
+    }
+}
+
+#[test]
+fn what_a_secret_holds_is_looked_at_and_never_told() {
+    const CERTIFICATE: &str = "\"-----BEGIN CERTIFICATE-----\\nYQ==\\n-----END CERTIFICATE-----\"";
+    let cases = [
+        (format!("stringData: {{ca.crt: {CERTIFICATE}}}"), vec![]),
+        (
+            "stringData: {username: hidden}".to_owned(),
+            vec![
+                "metadata.name: a Secret with none of tls.crt, ca.crt, cert, cacert has no effect",
+            ],
+        ),
+        (
+            "stringData: {ca.crt: hidden}".to_owned(),
+            vec!["data[ca.crt]: holds no certificate in PEM"],
+        ),
+        (
+            "type: kubernetes.io/tls\nstringData: {ca.crt: hidden}".to_owned(),
+            vec![
+                "data[tls.crt]: is needed in one of type kubernetes.io/tls",
+                "data[tls.key]: is needed in one of type kubernetes.io/tls",
+                "data[ca.crt]: holds no certificate in PEM",
+            ],
+        ),
+        (
+            format!("stringData: {{cert: {CERTIFICATE}, key: hidden}}"),
+            vec!["data.key: holds no private key in PEM"],
+        ),
+        (
+            format!("stringData: {{cert: {CERTIFICATE}}}"),
+            vec!["data.key: cert and key need each other"],
+        ),
+        (
+            "data: {ca.crt: [hidden]}".to_owned(),
+            vec!["data[ca.crt]: is not what a Secret has there"],
+        ),
+        (
+            "data: {ca.crt: h*dden}".to_owned(),
+            vec!["data[ca.crt]: Invalid symbol 42, offset 1."],
+        ),
+    ];
+    for (body, expected) in cases {
+        let text = format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: a, namespace: shop}}\n{body}\n"
+        );
+        let parsed = decode_document(split(&text).first().unwrap());
+        let told = parsed.problems.iter().map(|problem| {
+            let field = problem.field.as_ref().map(ToString::to_string);
+            format!("{}: {}", field.unwrap_or_default(), problem.reason)
+        });
+        assert_eq!(told.collect::<Vec<_>>(), expected, "{body}");
     }
 }

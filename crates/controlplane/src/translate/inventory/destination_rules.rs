@@ -4,9 +4,7 @@ use super::Teller;
 use crate::{
     objects::{
         Kind, Objects,
-        l7::destination_rule::{
-            ClientTls, ConnectionPool, LoadBalancer, OutlierDetection, TrafficPolicy,
-        },
+        l7::destination_rule::{ConnectionPool, LoadBalancer, OutlierDetection, TrafficPolicy},
     },
     translate::Advice,
 };
@@ -16,7 +14,6 @@ struct Parts<'a> {
     load_balancer: Option<&'a LoadBalancer>,
     connection_pool: Option<&'a ConnectionPool>,
     outlier_detection: Option<&'a OutlierDetection>,
-    tls: Option<&'a ClientTls>,
 }
 
 pub(super) fn advise(objects: &Objects, advice: &mut Vec<Advice>) {
@@ -49,7 +46,6 @@ fn of_policy(field: &str, policy: &TrafficPolicy, teller: &mut Teller<'_>) {
         load_balancer: policy.load_balancer.as_ref(),
         connection_pool: policy.connection_pool.as_ref(),
         outlier_detection: policy.outlier_detection.as_ref(),
-        tls: policy.tls.as_ref(),
     };
     of_parts(field, &parts, teller);
     for (index, port) in policy.port_level_settings.iter().enumerate() {
@@ -57,7 +53,6 @@ fn of_policy(field: &str, policy: &TrafficPolicy, teller: &mut Teller<'_>) {
             load_balancer: port.load_balancer.as_ref(),
             connection_pool: port.connection_pool.as_ref(),
             outlier_detection: port.outlier_detection.as_ref(),
-            tls: port.tls.as_ref(),
         };
         of_parts(
             &format!("{field}.portLevelSettings[{index}]"),
@@ -85,16 +80,5 @@ fn of_parts(field: &str, parts: &Parts<'_>, teller: &mut Teller<'_>) {
         outlier.is_some_and(|outlier| outlier.consecutive_errors.is_some()),
         format!("{field}.outlierDetection.consecutiveErrors"),
         "has no effect: consecutive5xxErrors and consecutiveGatewayErrors have taken its place",
-    );
-    let Some(tls) = parts.tls else { return };
-    teller.tell_if(
-        tls.credential_name.is_some(),
-        format!("{field}.tls.credentialName"),
-        "secrets are not served to waypoints: requests are refused; name files of the waypoint's pod",
-    );
-    teller.tell_if(
-        tls.ca_crl.is_some(),
-        format!("{field}.tls.caCrl"),
-        "has no effect: revoked certificates are accepted",
     );
 }

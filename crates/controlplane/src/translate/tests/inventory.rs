@@ -140,7 +140,7 @@ fn of_destination_rules() {
             ),
             (
                 "subsets: [{name: v1, trafficPolicy: {tls: {mode: SIMPLE, credentialName: a}}}]",
-                "spec.subsets[0].trafficPolicy.tls.credentialName",
+                "",
             ),
             (
                 "trafficPolicy: {portLevelSettings: [{port: {number: 80}, loadBalancer: {simple: PASSTHROUGH}}]}",
@@ -187,14 +187,8 @@ fn of_destination_rules() {
                 "outlierDetection: {consecutive5xxErrors: 3, minHealthPercent: 30, interval: 1s, baseEjectionTime: 1s}",
                 "",
             ),
-            (
-                "tls: {mode: SIMPLE, credentialName: a}",
-                "spec.trafficPolicy.tls.credentialName",
-            ),
-            (
-                "tls: {mode: SIMPLE, caCertificates: /a, caCrl: /b}",
-                "spec.trafficPolicy.tls.caCrl",
-            ),
+            ("tls: {mode: SIMPLE, credentialName: a}", ""),
+            ("tls: {mode: SIMPLE, caCertificates: /a, caCrl: /b}", ""),
             (
                 "tls: {mode: MUTUAL, clientCertificate: /a, privateKey: /b, subjectAltNames: [a], sni: a}",
                 "",
@@ -203,6 +197,27 @@ fn of_destination_rules() {
                 "proxyProtocol: {version: V2}, retryBudget: {percent: 20}",
                 "",
             ),
+        ],
+    );
+}
+
+#[test]
+fn of_backend_tls_policies() {
+    let around = "targetRefs: [{group: '', kind: Service, name: server}], ...";
+    let valid = "validation: {hostname: a, wellKnownCACertificates: System}";
+    let roots = |name: &str| format!("{{group: '', kind: ConfigMap, name: {name}}}");
+    let two = format!(
+        "validation: {{hostname: a, subjectAltNames: [{{type: URI, uri: 'spiffe://a'}}], caCertificateRefs: [{}, {}]}}",
+        roots("a"),
+        roots("b"),
+    );
+    check_spec(
+        (GATEWAY, "BackendTLSPolicy"),
+        around,
+        &[
+            (valid, ""),
+            (&format!("{valid}, options: {{a: b}}"), "spec.options.a"),
+            (&two, "spec.validation.caCertificateRefs[1]"),
         ],
     );
 }

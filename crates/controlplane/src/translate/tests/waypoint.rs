@@ -3,6 +3,7 @@
 mod direct;
 mod security;
 mod streams;
+mod tls;
 mod tracing;
 
 use envoy_types::pb::envoy::config::{

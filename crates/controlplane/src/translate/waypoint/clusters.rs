@@ -46,6 +46,7 @@ use policy::{balance, circuit_breakers, connect_timeout, outlier_detection};
 pub(super) use {
     encap::{ENCAP, encap},
     policy::{Policy, TcpOptions},
+    transport::{CONFIG_MAP, ROOTS_SUFFIX, SECRET, originates, secrets, secrets_of},
 };
 
 /// The listener inside a waypoint that opens tunnels.

@@ -1,6 +1,8 @@
 //! What routes, rules and policies refer to and what is there: for the conditions of their objects, as `controlplane
 //! status` shows them, and for the log. Reasons are those of the Gateway API and of Istio's analysis.
 
+mod tls;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use leyline_types::NamespacedName;
@@ -66,6 +68,8 @@ pub(in crate::translate) fn findings(inputs: &Inputs<'_>) -> Vec<Finding> {
     known.routes();
     known.virtual_services();
     known.destination_rules();
+    known.credentials();
+    known.backend_tls();
     known.policies();
     known.found.sort();
     known.found

@@ -9,6 +9,7 @@ use std::{
 use leyline_types::NamespacedName;
 
 use super::{
+    backend_tls::BackendTls,
     names::{fit, full_host},
     rules,
 };
@@ -39,6 +40,7 @@ pub(super) struct Index<'a> {
     pub(super) telemetries: ByTarget<'a, Telemetry>,
     pub(super) rate_limits: ByTarget<'a, RateLimit>,
     pub(super) envoy_filters: ByTarget<'a, EnvoyFilter>,
+    pub(super) backend_tls: BackendTls<'a>,
 }
 
 impl<'a> Index<'a> {
@@ -61,6 +63,7 @@ impl<'a> Index<'a> {
             telemetries: ByTarget::new(&objects.telemetries, |one| one.spec.targets()),
             rate_limits: ByTarget::new(&objects.rate_limits, |one| one.spec.target_refs.iter()),
             envoy_filters: ByTarget::new(&objects.envoy_filters, |one| one.spec.target_refs.iter()),
+            backend_tls: BackendTls::new(&objects.backend_tls_policies),
         }
     }
 }
@@ -191,7 +194,8 @@ impl<'a, T> ByTarget<'a, T> {
     }
 }
 
-fn key(namespace: &str, name: &str) -> String {
+/// What belongs together by namespace and name.
+pub(super) fn key(namespace: &str, name: &str) -> String {
     format!("{namespace}/{name}")
 }
 

@@ -144,11 +144,15 @@ impl<'a> Settings<'a> {
             let subsets = rule?.spec.subsets.iter();
             subsets.into_iter().find(|subset| subset.name == name)
         });
-        Policy::of(
+        let policy = Policy::of(
             rule.and_then(|rule| rule.spec.traffic_policy.as_ref()),
             of_subset,
             port,
-        )
+        );
+        policy.or_tls(|| {
+            let service = self.view.services.get(host)?;
+            self.view.index.backend_tls.client_tls(service, port)
+        })
     }
 
     /// The labels of a subset; `None` when there is no such subset.
@@ -254,6 +258,7 @@ impl<'a> Settings<'a> {
             let subset = which.subset.as_deref();
             let policy = self.policy(&host, which.port, subset);
             let labels = subset.and_then(|subset| self.subset_labels(&host, subset));
+            built.secrets.extend(clusters::secrets(&policy));
             let cluster = clusters::cluster(service, &which, &policy, labels);
             let seen = |from| clusters::assignment(service, &which, &policy, labels, from);
             for (pod, from) in pods {
@@ -299,6 +304,8 @@ impl<'a> Settings<'a> {
 pub(super) struct BuiltClusters {
     pub(super) clusters: BTreeMap<String, Cluster>,
     pub(super) endpoints: BTreeMap<String, ClusterLoadAssignment>,
+    /// Names of the secrets that clusters are to be given.
+    pub(super) secrets: BTreeSet<String>,
     /// By pod, in place of `endpoints`.
     pub(super) near: BTreeMap<NamespacedName, BTreeMap<String, ClusterLoadAssignment>>,
 }

@@ -1,10 +1,10 @@
-//! What a waypoint subscribes to: clusters, endpoints, listeners, routes, in the order in which they depend on each other.
+//! What a waypoint subscribes to: clusters, their secrets and endpoints, listeners, routes, in the order in which they depend on each other.
 //! What is used is told before what uses it, and taken away after.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use leyline_proto::{
-    CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE,
+    CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, SECRET_TYPE,
     envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
 };
 use leyline_types::NamespacedName;
@@ -22,16 +22,25 @@ pub(in super::super) struct Pod {
     pub(in super::super) service_account: String,
 }
 
-/// The four types.
+/// How many types there are.
+const KINDS: usize = 5;
+
+/// All types.
 pub(super) struct WaypointTypes {
     pod: Option<Pod>,
     /// In the order of dependence.
-    kinds: [TypeState; 4],
+    kinds: [TypeState; KINDS],
 }
 
 impl Default for WaypointTypes {
     fn default() -> Self {
-        let kinds = [CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE];
+        let kinds = [
+            CLUSTER_TYPE,
+            SECRET_TYPE,
+            ENDPOINT_TYPE,
+            LISTENER_TYPE,
+            ROUTE_TYPE,
+        ];
         Self {
             pod: None,
             kinds: kinds.map(TypeState::new),
@@ -78,16 +87,17 @@ impl WaypointTypes {
         let config = translation.waypoints.get(&known.gateway)?;
         let all = [
             &config.clusters.resources,
+            &config.secrets.resources,
             config.endpoints_of(&pod.name),
             &config.listeners.resources,
             &config.routes.resources,
         ];
-        let current: [Arc<Resources>; 4] =
+        let current: [Arc<Resources>; KINDS] =
             std::array::from_fn(|index| self.kinds[index].wanted(all[index]));
-        let mut lacking: [Difference; 4] =
+        let mut lacking: [Difference; KINDS] =
             std::array::from_fn(|index| self.kinds[index].difference(&current[index], None));
         let mut earlier_arrived = true;
-        // Envoy holds its answer for new clusters back until it has their endpoints.
+        // Envoy holds its answer for new clusters back until it has their secrets and endpoints.
         let mut earlier_sent = true;
         for index in 0..self.kinds.len() {
             let later_settled = (index + 1..self.kinds.len()).all(|later| {
@@ -101,7 +111,7 @@ impl WaypointTypes {
             } else {
                 std::mem::take(&mut difference.removed)
             };
-            let may_follow = if kind.type_url == ENDPOINT_TYPE {
+            let may_follow = if [SECRET_TYPE, ENDPOINT_TYPE].contains(&kind.type_url) {
                 earlier_sent
             } else {
                 earlier_arrived

@@ -17,7 +17,7 @@ use envoy_types::pb::envoy::{
     r#type::v3::Percent,
 };
 
-use super::{super::pb, time};
+use super::{super::pb, time, transport};
 use crate::objects::l7::destination_rule::{
     ClientTls, ConnectionPool, LoadBalancer, OutlierDetection, PortPolicy, ProxyProtocol,
     RetryBudget, Subset, TrafficPolicy, Warmup,
@@ -248,6 +248,14 @@ impl Policy {
         if layer.retry_budget.is_some() {
             self.retry_budget = layer.retry_budget.clone();
         }
+    }
+
+    /// TLS of a BackendTLSPolicy, unless a DestinationRule says how TLS is spoken.
+    pub(in super::super) fn or_tls(mut self, tls: impl FnOnce() -> Option<ClientTls>) -> Self {
+        if !self.tls.as_ref().is_some_and(transport::originates) {
+            self.tls = tls().or(self.tls);
+        }
+        self
     }
 
     /// What the proxy of a port's connections is told.

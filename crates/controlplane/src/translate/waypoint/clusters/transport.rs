@@ -3,8 +3,8 @@
 
 use envoy_types::pb::envoy::{
     config::core::v3::{
-        ProxyProtocolConfig, TransportSocket, proxy_protocol_config::Version,
-        transport_socket::ConfigType,
+        DataSource, ProxyProtocolConfig, TransportSocket, data_source::Specifier,
+        proxy_protocol_config::Version, transport_socket::ConfigType,
     },
     extensions::transport_sockets::{
         internal_upstream::v3::{
@@ -29,14 +29,20 @@ use prost::{Message, Name};
 use super::{super::pb, ORIGINAL_DST, Policy, Traffic, Which, by_ads};
 use crate::objects::l7::destination_rule::{ClientTls, ProxyProtocol};
 
+/// Before the name of a Secret of the waypoint's namespace (facts A.1).
+pub(in super::super) const SECRET: &str = "kubernetes://";
+/// Before namespace and name of a ConfigMap.
+pub(in super::super) const CONFIG_MAP: &str = "configmap://";
+/// After the name, for the roots of either.
+pub(in super::super) const ROOTS_SUFFIX: &str = "-cacert";
 /// The secret that stands for the roots of the system.
 const SYSTEM_ROOTS: &str = "file-root:system";
 
 /// Of a cluster of `host`.
 pub(super) fn socket(policy: &Policy, host: &str, which: &Which, http2: bool) -> TransportSocket {
     let plain = wrapped("envoy.transport_sockets.raw_buffer", &RawBuffer {});
-    let inner = match policy.tls.as_ref().map(|tls| (tls, tls.mode.as_deref())) {
-        Some((tls, Some("SIMPLE" | "MUTUAL"))) => {
+    let inner = match policy.tls.as_ref().filter(|tls| originates(tls)) {
+        Some(tls) => {
             let alpn = match (which.traffic, http2) {
                 (Traffic::Http, true) => vec!["h2".to_owned()],
                 (Traffic::Http, false) => vec!["http/1.1".to_owned()],
@@ -44,8 +50,7 @@ pub(super) fn socket(policy: &Policy, host: &str, which: &Which, http2: bool) ->
             };
             wrapped("envoy.transport_sockets.tls", &tls_context(tls, host, alpn))
         }
-        // The mesh's own TLS is there anyway.
-        Some(_) | None => plain,
+        None => plain,
     };
     let internal = through_tunnel(inner);
     match &policy.proxy_protocol {
@@ -101,25 +106,60 @@ fn pass(name: &str) -> MetadataValueSource {
     }
 }
 
-/// Files are named by secrets, as istiod names them: who sends the request has them.
+/// The secrets of a cluster that the control plane is asked for.
+pub(in super::super) fn secrets(policy: &Policy) -> impl Iterator<Item = String> {
+    let tls = policy.tls.as_ref().filter(|tls| originates(tls));
+    tls.into_iter().flat_map(secrets_of)
+}
+
+/// The same of TLS that is originated.
+pub(in super::super) fn secrets_of(tls: &ClientTls) -> impl Iterator<Item = String> + use<> {
+    let names = [certificate(tls), roots(tls)].into_iter().flatten();
+    names.filter(|name| !name.starts_with("file-"))
+}
+
+/// Whether connections are wrapped in TLS of the user's; the mesh's own is there anyway.
+pub(in super::super) fn originates(tls: &ClientTls) -> bool {
+    matches!(tls.mode.as_deref(), Some("SIMPLE" | "MUTUAL"))
+}
+
+/// The secret with the client's certificate. Files are named by secrets, as istiod names them: who sends the request has them.
+fn certificate(tls: &ClientTls) -> Option<String> {
+    if tls.mode.as_deref() != Some("MUTUAL") {
+        return None;
+    }
+    if let Some(name) = &tls.credential_name {
+        return Some(secret_name(name));
+    }
+    let (certificate, key) = (tls.client_certificate.as_ref()?, tls.private_key.as_ref()?);
+    Some(format!("file-cert:{certificate}~{key}"))
+}
+
+/// The secret with the roots.
+fn roots(tls: &ClientTls) -> Option<String> {
+    if tls.insecure_skip_verify == Some(true) {
+        return None;
+    }
+    Some(match (&tls.credential_name, &tls.ca_certificates) {
+        (Some(name), _) => format!("{}{ROOTS_SUFFIX}", secret_name(name)),
+        (None, Some(file)) => format!("file-root:{file}"),
+        (None, None) => SYSTEM_ROOTS.to_owned(),
+    })
+}
+
+/// A plain name is of a Secret.
+fn secret_name(credential: &str) -> String {
+    if credential.contains("://") {
+        credential.to_owned()
+    } else {
+        format!("{SECRET}{credential}")
+    }
+}
+
 fn tls_context(tls: &ClientTls, host: &str, alpn_protocols: Vec<String>) -> UpstreamTlsContext {
     let secret = |name: String| SdsSecretConfig {
         name,
         sds_config: Some(by_ads()),
-    };
-    let is_mutual = tls.mode.as_deref() == Some("MUTUAL");
-    let credential = tls.credential_name.as_ref();
-    let certificate = match (credential, &tls.client_certificate, &tls.private_key) {
-        _ if !is_mutual => None,
-        (Some(name), _, _) => Some(format!("kubernetes://{name}")),
-        (None, Some(certificate), Some(key)) => Some(format!("file-cert:{certificate}~{key}")),
-        (None, _, _) => None,
-    };
-    let roots = match (credential, &tls.ca_certificates) {
-        _ if tls.insecure_skip_verify == Some(true) => None,
-        (Some(name), _) => Some(format!("kubernetes://{name}-cacert")),
-        (None, Some(file)) => Some(format!("file-root:{file}")),
-        (None, None) => Some(SYSTEM_ROOTS.to_owned()),
     };
     let names = tls.subject_alt_names.iter().flat_map(|name| {
         let kinds = if name.contains("://") {
@@ -136,10 +176,15 @@ fn tls_context(tls: &ClientTls, host: &str, alpn_protocols: Vec<String>) -> Upst
             ..SubjectAltNameMatcher::default()
         })
     });
-    let validation = roots.map(|roots| {
+    let lists = tls.ca_crl.as_ref().map(|file| DataSource {
+        specifier: Some(Specifier::Filename(file.clone())),
+        ..DataSource::default()
+    });
+    let validation = roots(tls).map(|roots| {
         let combined = CombinedCertificateValidationContext {
             default_validation_context: Some(CertificateValidationContext {
                 match_typed_subject_alt_names: names.collect(),
+                crl: lists,
                 ..CertificateValidationContext::default()
             }),
             validation_context_sds_secret_config: Some(secret(roots)),
@@ -150,7 +195,7 @@ fn tls_context(tls: &ClientTls, host: &str, alpn_protocols: Vec<String>) -> Upst
     UpstreamTlsContext {
         common_tls_context: Some(CommonTlsContext {
             alpn_protocols,
-            tls_certificate_sds_secret_configs: certificate.map(secret).into_iter().collect(),
+            tls_certificate_sds_secret_configs: certificate(tls).map(secret).into_iter().collect(),
             validation_context_type: validation,
             ..CommonTlsContext::default()
         }),
