@@ -126,6 +126,25 @@ pub(crate) async fn mesh_frontend(world: &World) -> Result<()> {
         .await
 }
 
+/// The service by the name that the node proxy resolves, and called by each form of it.
+pub(crate) async fn mesh_frontend_hostname(world: &World) -> Result<()> {
+    let rules = "
+  - filters:
+    - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: X-Header-Set, value: set}]}}
+    backendRefs: [{name: echo-v2, port: 80}]
+";
+    let parent = "{group: '', kind: Service, name: echo-v2}";
+    world.apply(&with_parent(parent, rules))?;
+    let address = world.resolve("echo-v2.apps.svc.cluster.local").await?;
+    let target: &'static str = format!("{address}:80").leak();
+    let hosts = ["echo-v2", "echo-v2.apps", "echo-v2.apps.svc.cluster.local"];
+    let cases = hosts.map(|host| {
+        let case = get(target, "/").with("host", host);
+        case.version("v2").answered("x-header-set", "set")
+    });
+    world.expect(&cases).await
+}
+
 pub(crate) async fn mesh_http_route_simple_same_namespace(world: &World) -> Result<()> {
     let rules = "  - backendRefs: [{name: echo-v1, port: 80}]\n";
     world

@@ -14,6 +14,8 @@
 //!   TestMetadataServer, TestZtunnelConfig, TestWaypoint, TestK8sNetPol, cni/, cnirepair/, cniupgrade/, untaint/
 //! - Lua, Wasm and patches of EnvoyFilters beyond rate limits: TestWaypointEnvoyFilter, TestLuaTrafficExtension_*,
 //!   TestTrafficExtension_WasmConfigurations, TestWasmPluginConfigurations
+//! - REGISTRY_ONLY (MeshConfig `outboundTrafficPolicy`): no more enforced in ambient mode by Istio's node proxies than by ours,
+//!   and told as a warning
 //! - MeshConsumerRoute: a route of the client's namespace has no place in ambient mode
 #![expect(
     clippy::unwrap_used,

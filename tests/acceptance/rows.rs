@@ -32,14 +32,15 @@ pub(crate) fn rows() -> Vec<(&'static str, Row)> {
             waypoint_changes remove_add_waypoint bogus_use_waypoint server_routing traffic_split
             direct waypoint_with_invalid_backend weighted_waypoint_traffic_shift
             weighted_waypoint_canary_not_ready weighted_waypoint_policy_propagation
-            cross_namespace_waypoint waypoint_status tcp_route;
+            cross_namespace_waypoint waypoint_status tcp_route tls_route
+            waypoint_xfcc_client_identity waypoint_as_egress_gateway;
         policies:
             peer_authentication mtls authorization_l4 authorization_service_attached
             authorization_gateway authorization_waypoint_default_deny authorization_l7;
         telemetry:
             customize_metrics l4_telemetry;
         gateway_api:
-            mesh_basic mesh_ports mesh_traffic_split mesh_frontend
+            mesh_basic mesh_ports mesh_traffic_split mesh_frontend mesh_frontend_hostname
             mesh_http_route_simple_same_namespace mesh_http_route_matching
             mesh_http_route_query_param_matching mesh_http_route_named_rule
             mesh_http_route_weight mesh_http_route_request_header_modifier

@@ -312,14 +312,14 @@ pub(crate) async fn waypoint_status(world: &World) -> Result<()> {
     .map(|_| ())
 }
 
-pub(crate) async fn tcp_route(world: &World) -> Result<()> {
-    let route = |first: u32, second: u32| {
-        format!(
-            "apiVersion: gateway.networking.k8s.io/v1alpha2
-kind: TCPRoute
+/// A route of connections with two backends of these weights, and the backends: a version each.
+fn stream_route(kind: &str, parent: &str, (first, second): (u32, u32)) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1alpha2
+kind: {kind}
 metadata: {{name: row, namespace: apps}}
 spec:
-  parentRefs: [{{group: '', kind: Service, name: row, port: 9001}}]
+  parentRefs: [{{group: '', kind: Service, name: row, {parent}}}]
   rules:
   - backendRefs: [{{name: first, port: 9001, weight: {first}}}, {{name: second, port: 9001, weight: {second}}}]
 ---
@@ -334,19 +334,130 @@ metadata: {{name: second, namespace: apps}}
 spec: {{clusterIP: 10.96.2.92, clusterIPs: [10.96.2.92], selector: {{app: echo, version: v2}}, ports: [{{name: tcp, port: 9001}}]}}
 ---
 {}",
-            service("istio.io/use-waypoint: waypoint")
-        )
-    };
-    for (first, second, expected) in [(1, 0, "echo-v1"), (0, 1, "echo-v2")] {
-        world.apply(&route(first, second))?;
-        eventually("connections go where the route says", SOON, || async {
-            for _ in 0..4 {
-                let greeting = world.greeting("apps/client", "10.96.2.90:9001").await?;
-                ensure!(greeting.contains(expected), "{greeting}");
-            }
-            Ok(())
-        })
-        .await?;
+        service("istio.io/use-waypoint: waypoint")
+    )
+}
+
+/// Four connections in a row are answered by one of these.
+async fn greeted(world: &World, port: u16, by: &[&str]) -> Result<()> {
+    let target = format!("10.96.2.90:{port}");
+    eventually("connections go where the route says", SOON, || async {
+        for _ in 0..4 {
+            let greeting = world.greeting("apps/client", &target).await?;
+            let expected = by.iter().any(|one| greeting.contains(one));
+            ensure!(expected, "{greeting}");
+        }
+        Ok(())
+    })
+    .await
+    .map(|_| ())
+}
+
+pub(crate) async fn tcp_route(world: &World) -> Result<()> {
+    for (weights, expected) in [((1, 0), "echo-v1"), ((0, 1), "echo-v2")] {
+        world.apply(&stream_route("TCPRoute", "port: 9001", weights))?;
+        greeted(world, 9001, &[expected]).await?;
     }
     Ok(())
+}
+
+/// A port of TLS is passed through. Only the service's own name counts, as in Istio: what the client asks for is not read.
+pub(crate) async fn tls_route(world: &World) -> Result<()> {
+    let route = |weights, names: &str| {
+        stream_route("TLSRoute", "sectionName: tls", weights)
+            .replace("  rules:", &format!("{names}  rules:"))
+            .replace("port: 443, targetPort: 8443", "port: 443, targetPort: 9001")
+    };
+    let own = "  hostnames: [row.apps.svc.cluster.local]\n";
+    for (weights, names, expected) in [
+        ((1, 0), "", "echo-v1"),
+        ((0, 1), "", "echo-v2"),
+        ((1, 0), own, "echo-v1"),
+    ] {
+        world.apply(&route(weights, names))?;
+        greeted(world, 443, &[expected]).await?;
+    }
+    // The service itself has both versions.
+    world.apply(&route((1, 0), "  hostnames: [elsewhere.example]\n"))?;
+    eventually("a route for another name has no say", SOON, || async {
+        let mut greetings = Vec::new();
+        for _ in 0..16 {
+            greetings.push(world.greeting("apps/client", "10.96.2.90:443").await?);
+        }
+        for version in ["echo-v1", "echo-v2"] {
+            let seen = greetings.iter().any(|one| one.contains(version));
+            ensure!(seen, "{greetings:?}");
+        }
+        Ok(())
+    })
+    .await
+    .map(|_| ())
+}
+
+/// The application is told who the client is by the waypoint that its Gateway says so of, and by nobody else.
+pub(crate) async fn waypoint_xfcc_client_identity(world: &World) -> Result<()> {
+    const XFCC: &str = "x-forwarded-client-cert";
+    let told =
+        "By=spiffe://cluster.local/ns/apps/sa/other;URI=spiffe://cluster.local/ns/apps/sa/client";
+    let forged = "URI=spiffe://cluster.local/ns/apps/sa/admin";
+    world
+        .applied(
+            &service("istio.io/use-waypoint: other"),
+            &[
+                get(ROW, "/").sent(XFCC, told),
+                get(ROW, "/").with(XFCC, forged).sent(XFCC, told),
+                get("apps/addressed:8080", "/").sent(XFCC, told),
+            ],
+        )
+        .await?;
+    let case = get("echo:80", "/").with(XFCC, forged);
+    world.expect(&[case.not_sent(XFCC)]).await
+}
+
+/// Services outside: the client says where it wants to go, within a block; routes and policies are attached to the
+/// ServiceEntry.
+pub(crate) async fn waypoint_as_egress_gateway(world: &World) -> Result<()> {
+    let address = world.target("outside/stranger:8080")?.ip();
+    let documents = format!(
+        "apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: row, namespace: apps, labels: {{istio.io/use-waypoint: waypoint}}}}
+spec:
+  hosts: [egress.example]
+  addresses: [{address}/31]
+  ports: [{{number: 80, name: http, protocol: HTTP, targetPort: 8080}}]
+  resolution: NONE
+  location: MESH_EXTERNAL
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: row, namespace: apps}}
+spec:
+  parentRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: row, port: 80}}]
+  rules:
+  - filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{add: [{{name: x-row, value: egress}}]}}}}]
+    backendRefs: [{{group: networking.istio.io, kind: Hostname, name: egress.example, port: 80}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{name: row, namespace: apps}}
+spec:
+  targetRefs: [{{group: networking.istio.io, kind: ServiceEntry, name: row}}]
+  action: DENY
+  rules: [{{to: [{{operation: {{paths: [/forbidden]}}}}]}}]
+"
+    );
+    let target: &'static str = format!("{address}:80").leak();
+    world
+        .applied(
+            &documents,
+            &[
+                get(target, "/")
+                    .version("outside")
+                    .through_waypoint()
+                    .sent("x-row", "egress"),
+                get(target, "/forbidden").status(403),
+            ],
+        )
+        .await
 }

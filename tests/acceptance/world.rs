@@ -1,6 +1,11 @@
 //! The mesh that all rows share: it is started once, and each row brings documents of its own and takes them away again.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use leyline_tests::{
@@ -10,7 +15,7 @@ use leyline_tests::{
     mesh::{Limits, Mesh, Options, uid},
     peers::Peers,
     preflight,
-    process::Process,
+    process::{Process, Program, output},
     run::{self, Run},
     session::Session,
 };
@@ -159,6 +164,18 @@ impl World {
             ensure!(line.len() < 256, "no end of the greeting");
         }
         Ok(String::from_utf8(line)?)
+    }
+
+    /// What `apps/client` is told when it asks for a name. Whichever server it asks, its node proxy answers.
+    pub(crate) async fn resolve(&self, name: &str) -> Result<IpAddr> {
+        let resolver = self.target("outside/stranger:53")?.ip();
+        let resolver = format!("@{resolver}");
+        let args = ["dig", &resolver, "+short", "+tries=1", "+time=5", name, "A"];
+        let client = self.mesh.cluster().pod("apps/client")?.namespace();
+        let program = Program::of_machine("dig", args, client);
+        let answer = output(&program, SOON).await?;
+        let line = answer.lines().next().context("no answer")?;
+        Ok(line.parse()?)
     }
 
     /// Calls these methods of the gRPC server one after the other; who answered each.

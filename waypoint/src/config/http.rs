@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager,
-    http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier},
+    http_connection_manager::{
+        ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+    },
 };
 use leyline_types::Str;
 
@@ -28,6 +30,7 @@ pub(crate) struct HttpChain {
     pub(crate) paths: PathNormalization,
     pub(crate) server_header: ServerHeader,
     pub(crate) request_id: RequestId,
+    pub(crate) client_identity: ClientIdentity,
     /// `websocket` and others that requests may switch to.
     pub(crate) upgrades: Vec<String>,
     /// A connection without a request for so long is ended.
@@ -73,6 +76,15 @@ pub(crate) enum ServerHeader {
     PassThrough,
 }
 
+/// What becomes of the `x-forwarded-client-cert` of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ClientIdentity {
+    /// No client certificate is seen within a tunnel, so that the client has made it up (Envoy's rule).
+    Removed,
+    /// As it is, or as filters set it.
+    Kept,
+}
+
 /// `x-request-id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestId {
@@ -100,6 +112,7 @@ impl HttpChain {
             } else {
                 RequestId::Leave
             },
+            client_identity: client_identity(manager)?,
             idle: limit(common.and_then(|common| common.idle_timeout.as_ref()))
                 .at("common_http_protocol_options")?,
             stream_idle: match &manager.stream_idle_timeout {
@@ -151,6 +164,20 @@ fn paths(manager: &HttpConnectionManager) -> Compiled<PathNormalization> {
         merge_slashes: manager.merge_slashes,
         escaped_slashes,
     })
+}
+
+fn client_identity(manager: &HttpConnectionManager) -> Compiled<ClientIdentity> {
+    match ForwardClientCertDetails::try_from(manager.forward_client_cert_details) {
+        Ok(ForwardClientCertDetails::AlwaysForwardOnly) => Ok(ClientIdentity::Kept),
+        // All others do more only where there is a certificate.
+        Ok(
+            ForwardClientCertDetails::Sanitize
+            | ForwardClientCertDetails::ForwardOnly
+            | ForwardClientCertDetails::AppendForward
+            | ForwardClientCertDetails::SanitizeSet,
+        ) => Ok(ClientIdentity::Removed),
+        Err(_) => Err(Unsupported::new("forward_client_cert_details")),
+    }
 }
 
 fn server_header(manager: &HttpConnectionManager) -> Compiled<ServerHeader> {

@@ -7,6 +7,7 @@
 pub(crate) mod cors;
 mod ext_authz;
 pub(crate) mod fault;
+pub(crate) mod header_mutation;
 mod jwt;
 pub(crate) mod local_ratelimit;
 pub(crate) mod ratelimit;
@@ -24,6 +25,7 @@ use envoy_types::pb::{
                 ext_authz::v3::ExtAuthz,
                 fault::v3::HttpFault,
                 grpc_stats::v3::FilterConfig as GrpcStats,
+                header_mutation::v3::HeaderMutation,
                 jwt_authn::v3::JwtAuthentication,
                 local_ratelimit::v3::LocalRateLimit,
                 ratelimit::v3::{RateLimit, RateLimitPerRoute},
@@ -58,6 +60,8 @@ const OBSERVING: [&str; 4] = [
 /// The filters of one chain, compiled.
 #[derive(Debug, Default)]
 pub(crate) struct Filters {
+    /// What is done to a request's headers before all else.
+    pub(crate) mutations: header_mutation::Config,
     /// Who may ask for what, in the order of the chain.
     pub(crate) security: security::Checks,
     /// By the name that routes replace them by.
@@ -124,6 +128,10 @@ impl Filters {
             url if url == RateLimit::type_url() => {
                 let limit = global::Config::compile(&message(&config)?)?;
                 self.global_rate_limits.push(limit);
+            }
+            url if url == HeaderMutation::type_url() => {
+                let mutations = header_mutation::Config::compile(&message(&config)?)?;
+                self.mutations.extend(mutations);
             }
             // Active only where routes carry a policy.
             url if url == Cors::type_url() => {}

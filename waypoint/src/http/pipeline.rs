@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     config::{
-        http::{HttpChain, RequestId, ServerHeader},
+        http::{ClientIdentity, HttpChain, RequestId, ServerHeader},
         listener::Chain,
         route::{Route, RouteTable, VirtualHost, action::Action, headers::HeaderChanges},
     },
@@ -33,6 +33,8 @@ use crate::{
 };
 
 const REQUEST_ID: &str = "x-request-id";
+/// Who the client is, as proxies say.
+const XFCC: &str = "x-forwarded-client-cert";
 
 /// A request on its way through the filters.
 #[derive(Debug)]
@@ -101,8 +103,7 @@ async fn answer(
     log.served_by(&chain.telemetry, request.headers());
     additions.server = Some(chain.server_header.clone());
     let (mut exchange, mut body) = Exchange::new(request, chain)?;
-    begin_span(chain, &mut exchange, log);
-    log.prepared(&exchange);
+    begin(chain, &mut exchange, conn, log);
 
     let table = config.routes(&chain.routes);
     let table = table.map_err(|reason| Reply::unsupported(reason.as_str()))?;
@@ -150,11 +151,22 @@ async fn answer(
     }
 }
 
-/// Before anybody is told of the request, so that all of them see its trace.
-fn begin_span(chain: &HttpChain, exchange: &mut Exchange, log: &mut RequestLog) {
+/// First of all: what a client says of itself is nothing to go by.
+fn tell_client(chain: &HttpChain, exchange: &mut Exchange, conn: &HttpConnection) {
+    let headers = &mut exchange.head.headers;
+    if chain.client_identity == ClientIdentity::Removed {
+        headers.remove(XFCC);
+    }
+    chain.filters.mutations.apply(headers, conn);
+}
+
+/// Before anybody is told of the request, so that all of them see who sends it, and its trace.
+fn begin(chain: &HttpChain, exchange: &mut Exchange, conn: &HttpConnection, log: &mut RequestLog) {
+    tell_client(chain, exchange, conn);
     if let Some(tracing) = &chain.telemetry.tracing {
         log.traced(spans::begin(tracing, &mut exchange.head.headers));
     }
+    log.prepared(exchange);
 }
 
 /// Only what an answer of our own needs to know of the request.

@@ -191,20 +191,7 @@ fn classify(node: &Node) -> Result<Slot, Box<Problem>> {
         let reason = "a name is required".to_owned();
         return Err(problem("metadata.name", reason, Severity::Rejected));
     };
-    let has_key = |keys: &[&str]| {
-        let mut maps = ["data", "stringData"]
-            .iter()
-            .filter_map(|at| node.child(at));
-        maps.any(|map| keys.iter().any(|key| map.child(key).is_some()))
-    };
-    if kind == Kind::ConfigMap && name != MESH_CONFIG_NAME && !has_key(&[ROOTS_KEY]) {
-        let reason =
-            "a ConfigMap that is not called istio and has no ca.crt has no effect".to_owned();
-        return Err(problem("metadata.name", reason, Severity::Warning));
-    }
-    if kind == Kind::Secret && !has_key(&USED_KEYS) {
-        let keys = USED_KEYS.join(", ");
-        let reason = format!("a Secret with none of {keys} has no effect");
+    if let Some(reason) = of_no_use(kind, name, node) {
         return Err(problem("metadata.name", reason, Severity::Warning));
     }
     let has_status = node.child("status").is_some_and(|status| !status.is_null());
@@ -216,6 +203,23 @@ fn classify(node: &Node) -> Result<Slot, Box<Problem>> {
     Ok(Slot {
         key: ObjectKey::new(kind, metadata_text("namespace"), name),
         part,
+    })
+}
+
+/// Why nobody reads a Secret or a ConfigMap.
+fn of_no_use(kind: Kind, name: &str, node: &Node) -> Option<String> {
+    let has_key = |keys: &[&str]| {
+        let maps = ["data", "stringData"];
+        let mut maps = maps.iter().filter_map(|at| node.child(at));
+        maps.any(|map| keys.iter().any(|key| map.child(key).is_some()))
+    };
+    if kind == Kind::ConfigMap && name != MESH_CONFIG_NAME && !has_key(&[ROOTS_KEY]) {
+        let reason = "a ConfigMap that is not called istio and has no ca.crt has no effect";
+        return Some(reason.to_owned());
+    }
+    (kind == Kind::Secret && !has_key(&USED_KEYS)).then(|| {
+        let keys = USED_KEYS.join(", ");
+        format!("a Secret with none of {keys} has no effect")
     })
 }
 

@@ -74,6 +74,29 @@ struct Facts {
     scope: Scope,
 }
 
+/// Versions of kinds.
+const CORE: &[&str] = &["v1"];
+const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
+const NETWORKING: &[&str] = &[
+    "networking.istio.io/v1",
+    "networking.istio.io/v1beta1",
+    "networking.istio.io/v1alpha3",
+];
+const TELEMETRY: &[&str] = &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"];
+const GATEWAY: &[&str] = &[
+    "gateway.networking.k8s.io/v1",
+    "gateway.networking.k8s.io/v1beta1",
+];
+const GATEWAY_ALPHA: &[&str] = &[
+    "gateway.networking.k8s.io/v1",
+    "gateway.networking.k8s.io/v1alpha3",
+    "gateway.networking.k8s.io/v1alpha2",
+];
+const GATEWAY_TLS: &[&str] = &[
+    "gateway.networking.k8s.io/v1",
+    "gateway.networking.k8s.io/v1alpha3",
+];
+
 impl Kind {
     const ALL: [Self; 26] = [
         Self::Namespace,
@@ -105,27 +128,6 @@ impl Kind {
     ];
 
     fn facts(self) -> Facts {
-        const CORE: &[&str] = &["v1"];
-        const SECURITY: &[&str] = &["security.istio.io/v1", "security.istio.io/v1beta1"];
-        const NETWORKING: &[&str] = &[
-            "networking.istio.io/v1",
-            "networking.istio.io/v1beta1",
-            "networking.istio.io/v1alpha3",
-        ];
-        const TELEMETRY: &[&str] = &["telemetry.istio.io/v1", "telemetry.istio.io/v1alpha1"];
-        const GATEWAY: &[&str] = &[
-            "gateway.networking.k8s.io/v1",
-            "gateway.networking.k8s.io/v1beta1",
-        ];
-        const GATEWAY_ALPHA: &[&str] = &[
-            "gateway.networking.k8s.io/v1",
-            "gateway.networking.k8s.io/v1alpha3",
-            "gateway.networking.k8s.io/v1alpha2",
-        ];
-        const GATEWAY_TLS: &[&str] = &[
-            "gateway.networking.k8s.io/v1",
-            "gateway.networking.k8s.io/v1alpha3",
-        ];
         let of = |name, versions| Facts {
             name,
             versions,

@@ -48,7 +48,7 @@ use super::{
 use crate::objects::Objects;
 use authorizers::Authorizers;
 use clusters::{Traffic, Which, locality::Standpoint};
-use listeners::{Checks, Served, ServedPort};
+use listeners::{Checks, ClientIdentity, Served, ServedPort};
 use routes::Clusters;
 use settings::{BuiltClusters, Settings};
 use view::{PortView, ServiceView, View};
@@ -262,10 +262,7 @@ fn waypoint_config(
     before: Option<&WaypointConfig>,
     advice: &mut Vec<Advice>,
 ) -> WaypointConfig {
-    let owned = view.services.values();
-    let owned: Vec<&ServiceView<'_>> = owned
-        .filter(|service| service.waypoints.contains(gateway))
-        .collect();
+    let owned = view.behind(gateway);
     let settings = Settings::new(view, gateway, &owned);
     let context = |service| PortContext {
         view,
@@ -304,8 +301,7 @@ fn waypoint_config(
     let endpoints = Built::new(endpoints, before.map(|before| &before.endpoints));
     let near = near.into_iter().map(|(pod, messages)| {
         let before = before.and_then(|before| before.near.get(&pod));
-        let near = Near::new(messages, &endpoints, before);
-        (pod, near)
+        (pod.clone(), Near::new(messages, &endpoints, before))
     });
     let secrets = secrets::resolve(view.objects, gateway, named);
     WaypointConfig {
@@ -344,6 +340,12 @@ impl PortContext<'_, '_> {
         checks.http.extend(tokens);
         checks.extend(policies::checks(&policies));
         checks
+    }
+
+    /// Whether applications are told who the client is.
+    fn identity(&self) -> ClientIdentity {
+        let gateway = self.view.objects.gateways.get(self.gateway);
+        ClientIdentity::of(gateway.map(AsRef::as_ref))
     }
 
     /// The port's chains; its routes are put beside them.
@@ -394,6 +396,7 @@ impl PortContext<'_, '_> {
                 .iter()
                 .map(|(target, weight)| (clusters.cluster(target), *weight))
                 .collect(),
+            identity: self.identity(),
             checks,
             told: telemetry::of(self.view, self.settings, self.gateway, service),
             http,

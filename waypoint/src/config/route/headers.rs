@@ -118,7 +118,7 @@ impl HeaderChanges {
     }
 }
 
-fn name(text: &str) -> Compiled<HeaderName> {
+pub(crate) fn name(text: &str) -> Compiled<HeaderName> {
     HeaderName::from_bytes(text.as_bytes())
         .map_err(|_not_a_name| Unsupported::new(format!("`{text}` is no name of a header")))
 }
@@ -136,7 +136,7 @@ fn literal(text: &str) -> Compiled<HeaderValue> {
 }
 
 #[expect(deprecated, reason = "older control planes send it")]
-fn how(option: &HeaderValueOption) -> Compiled<HeaderAppendAction> {
+pub(crate) fn how(option: &HeaderValueOption) -> Compiled<HeaderAppendAction> {
     if let Some(append) = &option.append {
         return Ok(if append.value {
             HeaderAppendAction::AppendIfExistsOrAdd

@@ -8,7 +8,7 @@ use super::{
 use crate::objects::{
     field::Field,
     key::Kind,
-    l7::backend_tls_policy::{BackendTlsPolicy, SubjectAltName},
+    l7::backend_tls_policy::{BackendTlsPolicy, SubjectAltName, Validation},
 };
 
 /// BackendTLSPolicy.
@@ -30,8 +30,10 @@ pub(crate) fn backend_tls_policy(object: &BackendTlsPolicy, found: &mut Vec<Inva
             }
         },
     );
-    let field = field.key("validation");
-    let validation = &spec.validation;
+    validation(&field.key("validation"), &spec.validation, found);
+}
+
+fn validation(field: &Field, validation: &Validation, found: &mut Vec<Invalid>) {
     if validation.hostname.is_empty() {
         push(found, field.key("hostname"), "is needed");
     } else if let Err(reason) = super::text::dns_subdomain(&validation.hostname) {

@@ -77,6 +77,7 @@ pub(super) fn serve(context: &super::PortContext<'_, '_>, advice: &mut Vec<Advic
     ServedPort {
         port: PORT.number,
         protocol: PORT.protocol,
+        identity: context.identity(),
         http: HTTP.to_owned(),
         tcp: TCP.to_owned(),
         checks,

@@ -4,6 +4,7 @@
 //! What is encoded into an `Any` must come out the same each time. Maps of these messages have no order, so that those
 //! with several entries are written here, sorted.
 
+mod identity;
 mod tunnels;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -70,6 +71,8 @@ use super::{
 };
 use crate::objects::mesh_config::MeshConfig;
 
+pub(super) use identity::ClientIdentity;
+
 /// Where a chain is for whatever port the client asks for.
 pub(super) const ANY_PORT: u16 = 0;
 const MAIN_INTERNAL: &str = "main_internal";
@@ -103,6 +106,7 @@ pub(super) struct ServedPort {
     /// Names of the chain, and of the routes.
     pub(super) http: String,
     pub(super) tcp: String,
+    pub(super) identity: ClientIdentity,
     pub(super) checks: Checks,
     pub(super) told: Told,
     pub(super) tcp_targets: TcpTargets,
@@ -199,7 +203,8 @@ fn main_internal(served: &[Served<'_>], mesh: &MeshConfig) -> Listener {
 }
 
 fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
-    let mut filters = port.checks.http.clone();
+    let mut filters: Vec<HttpFilter> = port.identity.filter().into_iter().collect();
+    filters.extend(port.checks.http.iter().cloned());
     filters.extend([
         http_filter(
             "envoy.filters.http.grpc_stats",
@@ -236,6 +241,7 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
         path_with_escaped_slashes_action: slashes.into(),
         server_name: SERVER_NAME.to_owned(),
         stream_idle_timeout: pb::duration(Duration::ZERO),
+        forward_client_cert_details: port.identity.forwarding().into(),
         use_remote_address: pb::boolean(false),
         generate_request_id: pb::boolean(true),
         preserve_external_request_id: true,

@@ -141,6 +141,13 @@ impl<'a> View<'a> {
             index: Index::new(inputs.objects, &inputs.mesh.cluster_domain),
         }
     }
+
+    /// The services of a waypoint.
+    pub(super) fn behind(&self, gateway: &NamespacedName) -> Vec<&ServiceView<'a>> {
+        let all = self.services.values();
+        all.filter(|service| service.waypoints.contains(gateway))
+            .collect()
+    }
 }
 
 fn service_view<'a>(
