@@ -5,9 +5,13 @@ use std::{fs, net::Ipv6Addr, path::PathBuf, time::Duration};
 use anyhow::{Result, ensure};
 use leyline_net::{ListenOptions, listen::listen_on};
 use leyline_tests::{
+    access_log,
+    client::End,
     cluster::Family,
+    cni,
     eventually::eventually,
     mesh::{Enrolment, Mesh, uid},
+    process::output,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -259,5 +263,49 @@ async fn a_pod_that_is_gone_is_let_go() {
     forgotten.await.unwrap();
     held.ended(Duration::from_secs(40)).await.unwrap();
     drop((out, into));
+    mesh.stop().await.unwrap();
+}
+
+/// SOCK-3, LOG-5: what a forgotten NetworkPolicy does is told in words that can be found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn packets_that_vanish_on_the_way_to_a_pod() {
+    const ERROR: &str =
+        "connection timed out, maybe a NetworkPolicy is blocking HBONE port 15008: ";
+    let mesh = enrolled_with(&[], &[]).await;
+    let namespace = mesh.cluster().pod("shop/server-v1").unwrap().namespace();
+    let drop_tunnels = "-w -t raw -A PREROUTING -p tcp --dport 15008 -j DROP";
+    let rule: Vec<&str> = drop_tunnels.split(' ').collect();
+    let rule = cni::tool("iptables", &rule, namespace);
+    output(&rule, SOON).await.unwrap();
+
+    let node = mesh.ztunnel_of("shop/client").unwrap();
+    let client = mesh.cluster().client("shop/client").unwrap();
+    let target = addr(&mesh, "shop/server-v1", 9000);
+    let mut connection = client.connect(target, SOON).await.unwrap();
+    assert_eq!(connection.ended(SOON * 2).await.unwrap(), End::Reset);
+    let told = eventually("the log says what it may be", SOON, || async {
+        let lines = access_log::entries(node.log()?)?;
+        let errors = lines.iter().filter_map(|line| line.field("error"));
+        let errors: Vec<&str> = errors.collect();
+        ensure!(
+            errors.iter().any(|error| error.starts_with(ERROR)),
+            "{errors:#?}"
+        );
+        Ok(())
+    });
+    told.await.unwrap();
+    let metrics = node.metrics().await.unwrap();
+    let labels = [
+        ("response_flags", "NETWORK_POLICY"),
+        ("destination_workload", "server-v1"),
+    ];
+    let failed = metrics.sum("istio_tcp_connections_failed_total", &labels);
+    assert_eq!(failed, 1.0);
+    // By its service the other endpoint answers, after a third of the time.
+    for _ in 0..4 {
+        let vip = mesh.cluster().vip("shop/server", Family::V4, 80).unwrap();
+        let reply = client.get(vip, "/", SOON).await.unwrap();
+        assert_eq!(reply.description().unwrap().pod, "server-v2");
+    }
     mesh.stop().await.unwrap();
 }
