@@ -1,9 +1,11 @@
 //! The JSON form (proto3 JSON) of the few Envoy messages that users write by hand: the rate limit filters in an
-//! EnvoyFilter. Used by the control plane for EnvoyFilters and by the waypoint for what comes as a `TypedStruct`.
+//! EnvoyFilter. Used by the control plane for EnvoyFilters and by the waypoint for what comes as a `TypedStruct`. And the way
+//! back, for all messages: what a waypoint's pages show.
 //!
 //! What is not understood is an error with its place, never left out: half a rate limit is none.
 
 mod common;
+mod describe;
 mod rate_limit;
 
 use envoy_types::pb::google::protobuf::{Any, Struct, value::Kind};
@@ -11,6 +13,7 @@ use prost::{Message, Name};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 
+pub use describe::describe;
 pub use rate_limit::{
     global_rate_limit, local_rate_limit, rate_limit_per_route, route_rate_limits,
 };

@@ -84,7 +84,7 @@ fn build(
 
 impl LogHandle {
     /// The levels in force, most specific first.
-    fn current(&self) -> String {
+    pub fn current(&self) -> String {
         let current = self.filter.with_current(ToString::to_string);
         current.unwrap_or_else(|_gone| String::new())
     }

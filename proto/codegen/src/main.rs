@@ -1,5 +1,8 @@
 //! `cargo xtask codegen` runs this: compiles `proto/proto` to `proto/src/gen` with protox, so that neither this command nor a
-//! build needs protoc. With `--check` nothing is written and a difference is an error.
+//! build needs protoc, and Envoy's own protos, as `envoy-types` has them, to the descriptors that `crates/envoy-json` reads.
+//! With `--check` nothing is written and a difference is an error.
+
+mod envoy;
 
 use std::{
     fs,
@@ -39,6 +42,7 @@ fn main() -> Result<()> {
         fs::remove_file(old)?;
     }
 
+    envoy::run(&root, check)?;
     let descriptors = protox::compile(SOURCES, [&protos]).context("compiling the .proto files")?;
     tonic_prost_build::configure()
         .out_dir(&scratch)
