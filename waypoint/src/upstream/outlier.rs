@@ -1,5 +1,7 @@
-//! Endpoints that fail several times in a row are left out for a while (Envoy's documents on outlier detection). What
-//! counts is what requests meet; nobody is asked for his health.
+//! Endpoints that fail several times in a row, or more often than others, are left out for a while (Envoy's documents on outlier
+//! detection). What counts is what requests meet; nobody is asked for his health.
+
+pub(crate) mod rates;
 
 use std::sync::{
     Arc,
@@ -12,6 +14,7 @@ use rand::RngExt;
 use tokio::time::{Duration, Instant};
 use tracing::info;
 
+use self::rates::{Counts, Origin};
 use crate::config::{
     cluster::{
         Cluster,
@@ -26,6 +29,7 @@ pub(crate) struct Record {
     server_errors: AtomicU32,
     gateway_errors: AtomicU32,
     local_failures: AtomicU32,
+    counts: Counts,
     /// Whether `past` has to be looked at.
     ejected: AtomicBool,
     past: Mutex<Past>,
@@ -56,6 +60,10 @@ enum Reason {
     ServerErrors,
     GatewayErrors,
     LocalFailures,
+    SuccessRate,
+    LocalSuccessRate,
+    FailureRate,
+    LocalFailureRate,
 }
 
 impl Reason {
@@ -64,6 +72,10 @@ impl Reason {
             Self::ServerErrors => "consecutive_5xx",
             Self::GatewayErrors => "consecutive_gateway_failure",
             Self::LocalFailures => "consecutive_local_origin_failure",
+            Self::SuccessRate => "success_rate",
+            Self::LocalSuccessRate => "local_origin_success_rate",
+            Self::FailureRate => "failure_percentage",
+            Self::LocalFailureRate => "local_origin_failure_percentage",
         }
     }
 }
@@ -74,12 +86,50 @@ pub(crate) fn report(cluster: &Cluster, endpoint: &Endpoint, showed: Showed) {
         return;
     };
     let record = &endpoint.state.record;
-    for reason in record.count(policy, showed).into_iter().flatten() {
-        let Trigger { enforced, .. } = reason.trigger(policy);
+    for (reason, enforced) in record.count(policy, showed).into_iter().flatten() {
         if rand::rng().random_range(0..100) < enforced
             && let Some(set) = cluster.balancer.set()
         {
             eject(cluster, policy, &set, endpoint, reason);
+        }
+    }
+    if policy.looks_at_rates() {
+        record.counts.add(policy, showed);
+        if cluster
+            .state
+            .outliers
+            .has_rung(policy.interval, Instant::now())
+        {
+            compare(cluster, policy);
+        }
+    }
+}
+
+/// Ejects by what all endpoints did in the interval that is over.
+fn compare(cluster: &Cluster, policy: &OutlierDetection) {
+    let Some(set) = cluster.balancer.set() else {
+        return;
+    };
+    for origin in [Origin::External, Origin::Local] {
+        let all = set.all();
+        let taken: Vec<_> = all
+            .map(|endpoint| endpoint.state.record.counts.take(origin))
+            .collect();
+        let mut found: Vec<(usize, Reason, u32)> = Vec::new();
+        if let Some((reason, rate)) = origin.success(policy) {
+            let low = rates::below_the_others(&taken, rate).into_iter();
+            found.extend(low.map(|index| (index, reason, rate.enforced)));
+        }
+        if let Some((reason, rate)) = origin.failure(policy) {
+            let high = rates::above_the_threshold(&taken, rate).into_iter();
+            found.extend(high.map(|index| (index, reason, rate.enforced)));
+        }
+        for (index, reason, enforced) in found {
+            if rand::rng().random_range(0..100) < enforced
+                && let Some(endpoint) = set.all().nth(index)
+            {
+                eject(cluster, policy, &set, endpoint, reason);
+            }
         }
     }
 }
@@ -151,16 +201,6 @@ fn eject(
     );
 }
 
-impl Reason {
-    fn trigger(self, policy: &OutlierDetection) -> Trigger {
-        match self {
-            Self::ServerErrors => policy.server_errors,
-            Self::GatewayErrors => policy.gateway_errors,
-            Self::LocalFailures => policy.local_failures,
-        }
-    }
-}
-
 impl Record {
     /// The end of an ejection that is not over.
     pub(crate) fn back_at(&self, now: Instant) -> Option<Instant> {
@@ -175,16 +215,16 @@ impl Record {
         until
     }
 
-    /// What is now too much.
-    fn count(&self, policy: &OutlierDetection, showed: Showed) -> [Option<Reason>; 2] {
+    /// What is now too much, and how often that has an effect.
+    fn count(&self, policy: &OutlierDetection, showed: Showed) -> [Option<(Reason, u32)>; 2] {
         let status = match showed {
             Showed::Status(status) => {
                 self.local_failures.store(0, Ordering::Relaxed);
                 status
             }
             Showed::Broken | Showed::Late if policy.split => {
-                let reason = Reason::LocalFailures;
-                return [self.one_more(&self.local_failures, policy, reason), None];
+                let (counter, trigger) = (&self.local_failures, policy.local_failures);
+                return [one_more(counter, trigger, Reason::LocalFailures), None];
             }
             Showed::Broken => 503,
             Showed::Late => 504,
@@ -195,28 +235,15 @@ impl Record {
             return [None, None];
         }
         let gateway = if matches!(status, 502..=504) {
-            self.one_more(&self.gateway_errors, policy, Reason::GatewayErrors)
+            let (counter, trigger) = (&self.gateway_errors, policy.gateway_errors);
+            one_more(counter, trigger, Reason::GatewayErrors)
         } else {
             self.gateway_errors.store(0, Ordering::Relaxed);
             None
         };
-        let server = self.one_more(&self.server_errors, policy, Reason::ServerErrors);
+        let trigger = policy.server_errors;
+        let server = one_more(&self.server_errors, trigger, Reason::ServerErrors);
         [gateway, server]
-    }
-
-    fn one_more(
-        &self,
-        counter: &AtomicU32,
-        policy: &OutlierDetection,
-        reason: Reason,
-    ) -> Option<Reason> {
-        let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
-        let most = reason.trigger(policy).count;
-        if most == 0 || count < most {
-            return None;
-        }
-        counter.store(0, Ordering::Relaxed);
-        Some(reason)
     }
 
     /// How long it lasts.
@@ -242,6 +269,15 @@ impl Record {
         self.local_failures.store(0, Ordering::Relaxed);
         lasts
     }
+}
+
+fn one_more(counter: &AtomicU32, trigger: Trigger, reason: Reason) -> Option<(Reason, u32)> {
+    let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
+    if trigger.count == 0 || count < trigger.count {
+        return None;
+    }
+    counter.store(0, Ordering::Relaxed);
+    Some((reason, trigger.enforced))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use metrics::counter;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::direct::Direct;
+use super::{direct::Direct, outlier::rates};
 
 /// State of one cluster.
 #[derive(Debug, Default)]
@@ -18,6 +18,8 @@ pub(crate) struct ClusterState {
     generation: AtomicU64,
     /// Held while it is decided whether one more endpoint is ejected.
     pub(crate) ejecting: Mutex<()>,
+    /// When the rates of its endpoints are looked at.
+    pub(crate) outliers: rates::Clock,
     in_use: [AtomicU32; 4],
     /// Where clients name the endpoints.
     pub(crate) direct: Direct,

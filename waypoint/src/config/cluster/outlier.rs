@@ -1,5 +1,5 @@
-//! When an endpoint that fails is left out for a while: Envoy's outlier detection, as far as Istio configures it
-//! (failures in a row; not rates of success).
+//! When an endpoint that fails is left out for a while: Envoy's outlier detection, by failures in a row, which is what Istio
+//! configures, and by rates.
 
 use std::time::Duration;
 
@@ -7,7 +7,6 @@ use envoy_types::pb::{
     envoy::config::cluster::v3::{self as proto},
     google::protobuf::{Duration as ProtoDuration, UInt32Value},
 };
-use tracing::warn;
 
 use crate::config::{any::duration, error::Compiled};
 
@@ -17,6 +16,11 @@ const INTERVAL: Duration = Duration::from_secs(10);
 const BASE_EJECTION: Duration = Duration::from_secs(30);
 const MAX_EJECTION: Duration = Duration::from_secs(300);
 const MAX_EJECTION_PERCENT: u32 = 10;
+const RATE_HOSTS: u32 = 5;
+const SUCCESS_VOLUME: u32 = 100;
+const SUCCESS_FACTOR: u32 = 1900;
+const FAILURE_VOLUME: u32 = 50;
+const FAILURE_THRESHOLD: u32 = 85;
 
 /// What ejects an endpoint, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,7 +32,13 @@ pub(crate) struct OutlierDetection {
     /// No connection, a broken one, or a timeout; counted with the others unless `split`.
     pub(crate) local_failures: Trigger,
     pub(crate) split: bool,
-    /// An endpoint that behaves for so long has one ejection less behind it.
+    /// `None` where it has no effect, here and below.
+    pub(crate) success_rate: Option<SuccessRate>,
+    pub(crate) failure_rate: Option<FailureRate>,
+    /// Of connections, where they are `split`.
+    pub(crate) local_success_rate: Option<SuccessRate>,
+    pub(crate) local_failure_rate: Option<FailureRate>,
+    /// How often rates are looked at. An endpoint that behaves for so long has one ejection less behind it.
     pub(crate) interval: Duration,
     /// For the first ejection; the second takes twice as long, and so on.
     pub(crate) base_ejection: Duration,
@@ -45,19 +55,73 @@ pub(crate) struct Trigger {
     pub(crate) enforced: u32,
 }
 
+/// Endpoints that succeed much less often than the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SuccessRate {
+    /// With fewer that were used enough, nothing is said of any.
+    pub(crate) min_hosts: u32,
+    /// What is enough, in attempts of an interval.
+    pub(crate) volume: u32,
+    /// Standard deviations below the mean, in thousandths.
+    pub(crate) factor: u32,
+    pub(crate) enforced: u32,
+}
+
+/// Endpoints that fail at least so often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FailureRate {
+    /// In percent.
+    pub(crate) threshold: u32,
+    pub(crate) min_hosts: u32,
+    pub(crate) volume: u32,
+    pub(crate) enforced: u32,
+}
+
 impl OutlierDetection {
+    /// Whether attempts are counted for rates.
+    pub(crate) fn looks_at_rates(&self) -> bool {
+        self.success_rate.is_some()
+            || self.failure_rate.is_some()
+            || self.local_success_rate.is_some()
+            || self.local_failure_rate.is_some()
+    }
+
     pub(crate) fn compile(proto: &proto::Cluster) -> Compiled<Option<Self>> {
         let Some(outlier) = &proto.outlier_detection else {
             return Ok(None);
         };
-        if value(outlier.enforcing_success_rate.as_ref(), 100) != 0
-            || value(outlier.enforcing_failure_percentage.as_ref(), 0) != 0
-        {
-            warn!(
-                cluster = proto.name,
-                "outlier detection by rates is left out: only failures in a row count"
-            );
-        }
+        let success = |enforced: Option<&UInt32Value>| {
+            let enforced = value(enforced, 100);
+            let rate = SuccessRate {
+                min_hosts: value(outlier.success_rate_minimum_hosts.as_ref(), RATE_HOSTS),
+                volume: value(outlier.success_rate_request_volume.as_ref(), SUCCESS_VOLUME),
+                factor: value(outlier.success_rate_stdev_factor.as_ref(), SUCCESS_FACTOR),
+                enforced,
+            };
+            (enforced != 0).then_some(rate)
+        };
+        let failure = |enforced: Option<&UInt32Value>| {
+            let enforced = value(enforced, 0);
+            let rate = FailureRate {
+                threshold: value(
+                    outlier.failure_percentage_threshold.as_ref(),
+                    FAILURE_THRESHOLD,
+                ),
+                min_hosts: value(
+                    outlier.failure_percentage_minimum_hosts.as_ref(),
+                    RATE_HOSTS,
+                ),
+                volume: value(
+                    outlier.failure_percentage_request_volume.as_ref(),
+                    FAILURE_VOLUME,
+                ),
+                enforced,
+            };
+            (enforced != 0).then_some(rate)
+        };
+        let split = outlier.split_external_local_origin_errors;
+        let local_success = outlier.enforcing_local_origin_success_rate.as_ref();
+        let local_failure = outlier.enforcing_failure_percentage_local_origin.as_ref();
         let trigger =
             |count: &Option<UInt32Value>, enforced: &Option<UInt32Value>, default| Trigger {
                 count: value(count.as_ref(), CONSECUTIVE),
@@ -81,7 +145,11 @@ impl OutlierDetection {
                 &outlier.enforcing_consecutive_local_origin_failure,
                 100,
             ),
-            split: outlier.split_external_local_origin_errors,
+            split,
+            success_rate: success(outlier.enforcing_success_rate.as_ref()),
+            failure_rate: failure(outlier.enforcing_failure_percentage.as_ref()),
+            local_success_rate: success(local_success).filter(|_rate| split),
+            local_failure_rate: failure(local_failure).filter(|_rate| split),
             interval: time(outlier.interval.as_ref(), INTERVAL)?,
             base_ejection,
             max_ejection: max_ejection.max(base_ejection),

@@ -1,4 +1,19 @@
+use envoy_types::pb::{
+    envoy::config::{
+        cluster::v3::{self as proto, cluster::ClusterDiscoveryType},
+        core::v3::{
+            Address as AddressProto, SocketAddress, address, socket_address::PortSpecifier,
+        },
+        endpoint::v3::{
+            ClusterLoadAssignment, Endpoint as EndpointProto, LbEndpoint, LocalityLbEndpoints,
+            lb_endpoint::HostIdentifier,
+        },
+    },
+    google::protobuf::UInt32Value,
+};
+
 use super::*;
+use crate::config::cluster::EndpointSource;
 
 fn policy(split: bool) -> OutlierDetection {
     let trigger = |count| Trigger {
@@ -10,6 +25,10 @@ fn policy(split: bool) -> OutlierDetection {
         gateway_errors: trigger(2),
         local_failures: trigger(2),
         split,
+        success_rate: None,
+        failure_rate: None,
+        local_success_rate: None,
+        local_failure_rate: None,
         interval: Duration::from_secs(10),
         base_ejection: Duration::from_secs(30),
         max_ejection: Duration::from_secs(100),
@@ -52,7 +71,8 @@ fn only_what_comes_in_a_row_counts() {
     for (split, showed, expected) in cases {
         let (record, policy) = (Record::default(), policy(split));
         let found = showed.iter().flat_map(|one| record.count(&policy, *one));
-        assert_eq!(found.flatten().next(), expected, "{showed:?}");
+        let found = found.flatten().next().map(|(reason, _)| reason);
+        assert_eq!(found, expected, "{showed:?}");
     }
 }
 
@@ -78,4 +98,81 @@ fn grpc_failures_are_told_from_what_the_client_did_wrong() {
     let is_failure = |status| status_of_grpc(status) >= 500;
     let failures: Vec<u32> = (0..=16).filter(|status| is_failure(*status)).collect();
     assert_eq!(failures, [2, 4, 12, 13, 14, 15]);
+}
+
+/// Five endpoints, one of which answers half of its requests with 500, and never several times in a row.
+fn five_of_which_one_is_flaky(change: impl Fn(&mut proto::OutlierDetection)) -> Vec<bool> {
+    let endpoint = |last: u8| LbEndpoint {
+        host_identifier: Some(HostIdentifier::Endpoint(EndpointProto {
+            address: Some(AddressProto {
+                address: Some(address::Address::SocketAddress(SocketAddress {
+                    address: format!("10.0.0.{last}"),
+                    port_specifier: Some(PortSpecifier::PortValue(80)),
+                    ..SocketAddress::default()
+                })),
+            }),
+            ..EndpointProto::default()
+        })),
+        ..LbEndpoint::default()
+    };
+    let mut outlier = proto::OutlierDetection::default();
+    change(&mut outlier);
+    let cluster = Cluster::compile(
+        &proto::Cluster {
+            name: "c".to_owned(),
+            cluster_discovery_type: Some(ClusterDiscoveryType::Type(0)),
+            outlier_detection: Some(outlier),
+            load_assignment: Some(ClusterLoadAssignment {
+                endpoints: vec![LocalityLbEndpoints {
+                    lb_endpoints: (1..=5).map(endpoint).collect(),
+                    ..LocalityLbEndpoints::default()
+                }],
+                ..ClusterLoadAssignment::default()
+            }),
+            ..proto::Cluster::default()
+        },
+        None,
+    )
+    .unwrap();
+    let EndpointSource::Static(set) = &cluster.endpoints else {
+        panic!("the endpoints are not static");
+    };
+    crate::upstream::balance::prepare(&cluster, set);
+    let ask_all = || {
+        for turn in 0..100 {
+            for (index, endpoint) in set.all().enumerate() {
+                let status = if index == 2 && turn % 2 == 0 {
+                    500
+                } else {
+                    200
+                };
+                report(&cluster, endpoint, Showed::Status(status));
+            }
+        }
+    };
+    ask_all();
+    let ejected = |one: &Arc<Endpoint>| one.state.back_at(Instant::now()).is_some();
+    assert!(!set.all().any(ejected), "the interval is not over");
+    cluster.state.outliers.ring();
+    report(&cluster, set.all().next().unwrap(), Showed::Status(200));
+    set.all().map(ejected).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_is_worse_than_the_others_is_ejected() {
+    let only_third = [false, false, true, false, false];
+    let value = |value| Some(UInt32Value { value });
+    assert_eq!(five_of_which_one_is_flaky(|_| {}), only_third, "by default");
+    let none = five_of_which_one_is_flaky(|outlier| outlier.enforcing_success_rate = value(0));
+    assert_eq!(none, [false; 5]);
+    for (threshold, expected) in [(50, only_third), (51, [false; 5])] {
+        let found = five_of_which_one_is_flaky(|outlier| {
+            outlier.enforcing_success_rate = value(0);
+            outlier.enforcing_failure_percentage = value(100);
+            outlier.failure_percentage_threshold = value(threshold);
+        });
+        assert_eq!(found, expected, "{threshold}");
+    }
+    let few = five_of_which_one_is_flaky(|outlier| outlier.success_rate_minimum_hosts = value(6));
+    assert_eq!(few, [false; 5]);
 }
