@@ -97,6 +97,12 @@ pub struct ExtensionProvider {
     pub envoy_ext_authz_grpc: Option<ExtAuthzGrpc>,
     /// An access log in a file.
     pub envoy_file_access_log: Option<FileAccessLog>,
+    /// An access log of requests at a service of Envoy's protocol.
+    pub envoy_http_als: Option<HttpAls>,
+    /// An access log of connections at such a service.
+    pub envoy_tcp_als: Option<TcpAls>,
+    /// An access log at a collector of OpenTelemetry.
+    pub envoy_otel_als: Option<OtelAls>,
     /// A collector of spans.
     pub opentelemetry: Option<OpenTelemetry>,
     /// Metrics that are scraped.
@@ -175,6 +181,50 @@ pub struct FileAccessLog {
     /// `/dev/stdout` when empty.
     pub path: String,
     /// Envoy's default when absent.
+    pub log_format: Option<LogFormat>,
+}
+
+/// An access log of requests at a service (`envoy.service.accesslog.v3.AccessLogService`).
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HttpAls {
+    /// Host name of the service, or `namespace/hostname`.
+    pub service: String,
+    /// Its port.
+    pub port: u32,
+    /// What the service calls it; `http_envoy_accesslog` when empty.
+    pub log_name: String,
+    /// Headers that are told besides those that always are.
+    pub additional_request_headers_to_log: Vec<String>,
+    /// The same of the response.
+    pub additional_response_headers_to_log: Vec<String>,
+    /// Its trailers.
+    pub additional_response_trailers_to_log: Vec<String>,
+}
+
+/// An access log of connections at such a service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TcpAls {
+    /// Host name of the service, or `namespace/hostname`.
+    pub service: String,
+    /// Its port.
+    pub port: u32,
+    /// What the service calls it; `tcp_envoy_accesslog` when empty.
+    pub log_name: String,
+}
+
+/// An access log at a collector of OpenTelemetry.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct OtelAls {
+    /// Host name of the service, or `namespace/hostname`.
+    pub service: String,
+    /// Its port.
+    pub port: u32,
+    /// Attribute of the resource; `otel_envoy_accesslog` when empty.
+    pub log_name: String,
+    /// Bodies and attributes of records.
     pub log_format: Option<LogFormat>,
 }
 

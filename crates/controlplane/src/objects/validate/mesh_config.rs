@@ -57,6 +57,9 @@ fn provider(field: &Field, provider: &ExtensionProvider, found: &mut Vec<Invalid
         provider.envoy_ext_authz_http.is_some(),
         provider.envoy_ext_authz_grpc.is_some(),
         provider.envoy_file_access_log.is_some(),
+        provider.envoy_http_als.is_some(),
+        provider.envoy_tcp_als.is_some(),
+        provider.envoy_otel_als.is_some(),
         provider.opentelemetry.is_some(),
         provider.prometheus.is_some(),
     ];
@@ -84,6 +87,35 @@ fn provider(field: &Field, provider: &ExtensionProvider, found: &mut Vec<Invalid
         time(&field.key("timeout"), grpc.timeout.as_ref(), found);
         status(&field, grpc.status_on_error.as_deref(), found);
         body(&field, grpc.include_request_body_in_check.as_ref(), found);
+    }
+    if let Some(als) = &provider.envoy_http_als {
+        let field = field.key("envoyHttpAls");
+        service(&field, &als.service, als.port, found);
+        for (list, names) in [
+            (
+                "additionalRequestHeadersToLog",
+                &als.additional_request_headers_to_log,
+            ),
+            (
+                "additionalResponseHeadersToLog",
+                &als.additional_response_headers_to_log,
+            ),
+            (
+                "additionalResponseTrailersToLog",
+                &als.additional_response_trailers_to_log,
+            ),
+        ] {
+            let header = |field: &Field, name: &String, found: &mut Vec<Invalid>| {
+                http::header_name(field, name, found);
+            };
+            each(&field.key(list), names, found, header);
+        }
+    }
+    if let Some(als) = &provider.envoy_tcp_als {
+        service(&field.key("envoyTcpAls"), &als.service, als.port, found);
+    }
+    if let Some(als) = &provider.envoy_otel_als {
+        service(&field.key("envoyOtelAls"), &als.service, als.port, found);
     }
     if let Some(otlp) = &provider.opentelemetry {
         opentelemetry(&field.key("opentelemetry"), otlp, found);

@@ -1,5 +1,6 @@
 //! From the user's objects to a waypoint's configuration, shown short.
 
+mod access_logs;
 mod direct;
 mod security;
 mod streams;

@@ -4,6 +4,7 @@
 //! waypoint or its class. Nearer ones are put over farther ones.
 
 mod ordered;
+mod services;
 mod tracing;
 
 use envoy_types::pb::{
@@ -142,7 +143,7 @@ pub(super) fn of<'a>(
 ) -> Told {
     let objects = applying(view, settings, gateway, service);
     Told {
-        access_logs: access_logs(view.config, &objects),
+        access_logs: access_logs(view.config, settings, &objects),
         traced: tracing::of(view, settings, gateway, &objects),
         stats: stats(&objects),
     }
@@ -190,7 +191,11 @@ fn is_ours(mode: Option<&ModeMatch>) -> bool {
     mode != Some("CLIENT")
 }
 
-fn access_logs(mesh: &MeshConfig, objects: &[&Telemetry]) -> Vec<AccessLog> {
+fn access_logs(
+    mesh: &MeshConfig,
+    settings: &Settings<'_>,
+    objects: &[&Telemetry],
+) -> Vec<AccessLog> {
     let entries = objects.iter().flat_map(|it| &it.spec.access_logging);
     let entries: Vec<&AccessLogging> = entries
         .filter(|entry| is_ours(entry.matches.as_ref()))
@@ -221,9 +226,12 @@ fn access_logs(mesh: &MeshConfig, objects: &[&Telemetry]) -> Vec<AccessLog> {
     if providers.is_empty() {
         providers.push(ENVOY.to_owned());
     }
-    let logs = providers.iter().filter_map(|name| file_log(mesh, name));
-    logs.map(|config| AccessLog {
-        name: FILE_LOGGER.to_owned(),
+    let logs = providers.iter().filter_map(|name| {
+        let file = file_log(mesh, name).map(|config| (FILE_LOGGER, config));
+        file.or_else(|| services::log(mesh, settings, name))
+    });
+    logs.map(|(logger, config)| AccessLog {
+        name: logger.to_owned(),
         filter: filter.as_deref().map(expression_filter),
         config_type: Some(access_log::ConfigType::TypedConfig(config)),
     })
@@ -371,13 +379,13 @@ pub(super) fn advise(view: &View<'_>, advice: &mut Vec<Advice>) {
         }
         for (index, entry) in object.spec.access_logging.iter().enumerate() {
             for (place, provider) in entry.providers.iter().enumerate() {
-                if file_log(view.config, &provider.name).is_none() {
+                if file_log(view.config, &provider.name).is_some() {
+                    continue;
+                }
+                if let Some(problem) = services::problem(view, &provider.name) {
                     tell(
                         format!("spec.accessLogging[{index}].providers[{place}]"),
-                        format!(
-                            "{} is no access log in a file: nothing is logged there",
-                            provider.name
-                        ),
+                        format!("{problem}: nothing is logged there"),
                     );
                 }
             }

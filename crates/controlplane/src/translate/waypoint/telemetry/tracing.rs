@@ -218,7 +218,7 @@ fn problem(view: &View<'_>, name: &str) -> Option<String> {
     }
 }
 
-fn host(service: &str) -> &str {
+pub(super) fn host(service: &str) -> &str {
     service.split_once('/').map_or(service, |(_, host)| host)
 }
 
