@@ -29,6 +29,7 @@ mod policies;
 mod redirects;
 mod rows;
 mod services;
+mod swaps;
 mod telemetry;
 mod traffic;
 mod waypoints;

@@ -5,7 +5,7 @@ use std::{future::Future, pin::Pin};
 use anyhow::Result;
 
 use crate::{
-    connections, gateway_api, policies, redirects, services, telemetry, traffic, waypoints,
+    connections, gateway_api, policies, redirects, services, swaps, telemetry, traffic, waypoints,
     world::World,
 };
 
@@ -28,8 +28,9 @@ pub(crate) fn rows() -> Vec<(&'static str, Row)> {
             service_entry_inlined_workload_entry service_entry_selects_workload_entry
             service_entry_selects_uncaptured_pod service_entry_dns_with_auto_assign
             service_entry_visibility;
+        swaps: waypoint_changes;
         waypoints:
-            waypoint_changes remove_add_waypoint bogus_use_waypoint server_routing traffic_split
+            remove_add_waypoint bogus_use_waypoint server_routing traffic_split
             direct waypoint_with_invalid_backend weighted_waypoint_traffic_shift
             weighted_waypoint_canary_not_ready weighted_waypoint_policy_propagation
             cross_namespace_waypoint waypoint_status tcp_route tls_route

@@ -15,10 +15,10 @@ use crate::{
     world::{SOON, World},
 };
 
-const ROW: &str = "10.96.2.90:80";
+pub(crate) const ROW: &str = "10.96.2.90:80";
 
 /// A Service of its own for a row, whose labels and annotations change.
-fn service(labels: &str) -> String {
+pub(crate) fn service(labels: &str) -> String {
     labelled(labels, "")
 }
 
@@ -49,7 +49,7 @@ async fn came_from(world: &World, target: &str) -> Result<IpAddr> {
     Ok(session.get("/", &[]).await?.description()?.peer.ip())
 }
 
-async fn comes_from(world: &World, pod: &str) -> Result<()> {
+pub(crate) async fn comes_from(world: &World, pod: &str) -> Result<()> {
     let expected = address(world, pod)?;
     eventually(format!("requests come from {pod}"), SOON, || async {
         for _ in 0..4 {
@@ -60,19 +60,6 @@ async fn comes_from(world: &World, pod: &str) -> Result<()> {
     })
     .await
     .map(|_| ())
-}
-
-/// A service goes from one waypoint to another and back. Calls may fail while one of the two is told and the other is not
-/// yet, and none does after that.
-pub(crate) async fn waypoint_changes(world: &World) -> Result<()> {
-    for name in ["waypoint", "other", "waypoint"] {
-        world.apply(&service(&format!("istio.io/use-waypoint: {name}")))?;
-        comes_from(world, &format!("apps/{name}")).await?;
-        for _ in 0..20 {
-            get(ROW, "/").status(200).check(world).await?;
-        }
-    }
-    Ok(())
 }
 
 pub(crate) async fn remove_add_waypoint(world: &World) -> Result<()> {

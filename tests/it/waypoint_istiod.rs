@@ -21,10 +21,18 @@ use crate::{
 };
 
 const PORT: &str = "15011";
+/// Of the server, as the waypoint sees it.
+pub(crate) const ADDRESS: &str = "https://127.0.0.1:15011";
 const ONE: &str = "inbound-vip|80|http|canary.shop";
 const TWO: &str = "inbound-vip|80|http/v2|canary.shop";
 
-async fn start_server(mesh: &Mesh, vip: SocketAddr) -> Process {
+/// Starts a control plane of `tests/peers` in the waypoint's pod.
+pub(crate) async fn start_server(
+    mesh: &Mesh,
+    vip: SocketAddr,
+    script: &str,
+    further: &[&str],
+) -> Process {
     let python = peers::grpc_python(&root().join("target/venv-xds"))
         .await
         .unwrap();
@@ -37,14 +45,17 @@ async fn start_server(mesh: &Mesh, vip: SocketAddr) -> Process {
     let program = Program {
         name: "ads".to_owned(),
         path: python,
-        args: vec![
-            root().join("tests/peers/ads_server.py").into(),
+        args: [
+            root().join("tests/peers").join(script).into(),
             PORT.into(),
             vip.ip().to_string().into(),
             format!("{legacy}:8080").into(),
             shown.certificate.into(),
             shown.key.into(),
-        ],
+        ]
+        .into_iter()
+        .chain(further.iter().map(Into::into))
+        .collect(),
         env: std::collections::BTreeMap::new(),
         namespace: mesh
             .cluster()
@@ -79,10 +90,9 @@ async fn is_served(mesh: &Mesh, vip: SocketAddr) -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_control_plane_that_serves_endpoints_only_by_name() {
     let (mut mesh, vip) = Box::pin(mesh_with_waypoint(&[CANARY])).await;
-    let server = start_server(&mesh, vip).await;
-    let address = format!("https://127.0.0.1:{PORT}");
+    let server = start_server(&mesh, vip, "ads_server.py", &[]).await;
     let env = [
-        ("XDS_ADDRESS", address.as_str()),
+        ("XDS_ADDRESS", ADDRESS),
         ("ALT_XDS_HOSTNAME", "istiod.example"),
     ];
     mesh.restart_waypoint("shop/waypoint", &env).await.unwrap();

@@ -49,11 +49,11 @@ spec:
     - destination: {host: canary, subset: v1}
 ";
 
-fn vectors() -> Value {
+pub(crate) fn vectors() -> Value {
     serde_json::from_str(VECTORS).unwrap()
 }
 
-fn token(name: &str) -> String {
+pub(crate) fn token(name: &str) -> String {
     vectors()["tokens"][name].as_str().unwrap().to_owned()
 }
 
@@ -73,7 +73,7 @@ spec:
 }
 
 /// One call; its answer as text.
-async fn call(mesh: &Mesh, target: SocketAddr, token: Option<&str>) -> Result<String> {
+pub(crate) async fn call(mesh: &Mesh, target: SocketAddr, token: Option<&str>) -> Result<String> {
     let client = mesh.cluster().client("shop/client")?;
     let mut connection = client.connect(target, SOON).await?;
     let header = token.map(|token| format!("authorization: Bearer {token}\r\n"));
@@ -97,7 +97,7 @@ async fn l7_jwt() {
     })
     .await
     .unwrap();
-    for algorithm in ["PS512", "ES256", "ES384", "EdDSA"] {
+    for algorithm in ["PS512", "ES256", "ES384", "ES512", "EdDSA"] {
         let reply = call(&mesh, vip, Some(&token(algorithm))).await.unwrap();
         assert!(reply.starts_with("HTTP/1.1 200"), "{algorithm}: {reply}");
         // The claim chooses the route, and the token stays here.

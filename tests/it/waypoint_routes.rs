@@ -220,7 +220,7 @@ async fn a_cookie_chooses_the_route_and_the_pages_show_it() {
         listeners.contains(r#""inbound-vip|9000|tcp|canary.shop.svc.cluster.local": "tcp""#),
         "{listeners}"
     );
-    let dump = page("/config_dump").await;
+    let dump = page("/state").await;
     for part in [
         "chains",
         "clusters",

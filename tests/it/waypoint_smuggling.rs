@@ -1,6 +1,5 @@
 //! Requests that two servers could read in two ways are refused by the waypoint (RFC 9112, 11.2), byte by byte as written
-//! here; and a path is brought into one form before a policy looks at it. One with both lengths, `content-length` and
-//! `chunked`, is not refused: hyper takes the latter (RFC 9112, 6.3), and what goes on has only one.
+//! here; and a path is brought into one form before a policy looks at it.
 
 use std::net::SocketAddr;
 
@@ -78,6 +77,8 @@ async fn what_could_be_read_in_two_ways_is_refused() {
     for headers in [
         "content-length: 5\r\ncontent-length: 6\r\n",
         "content-length: 5, 6\r\n",
+        "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\nContent-Length: 5\r\n",
         "content-length: +5\r\n",
         "transfer-encoding: chunked, identity\r\n",
         "transfer-encoding : chunked\r\n",
@@ -93,6 +94,21 @@ async fn what_could_be_read_in_two_ways_is_refused() {
             "{headers:?}: {reply}"
         );
         assert!(!reply.contains("/hidden"), "{headers:?}: {reply}");
+    }
+
+    // Nor does it help to come later, behind other bodies, or in parts.
+    let both = "POST /hidden HTTP/1.1\r\nhost: canary\r\ncontent-length: 5\r\n\
+                transfer-encoding: chunked\r\n\r\n0\r\n\r\n";
+    for body in [
+        "content-length: 7\r\n\r\n0\r\n\r\nab",
+        "transfer-encoding: chunked\r\n\r\n7\r\n0\r\n\r\nab\r\n0\r\n\r\n",
+    ] {
+        let request = format!("POST /page HTTP/1.1\r\nhost: canary\r\n{body}{both}");
+        let reply = raw(&mesh, vip, &request).await.unwrap();
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+        assert_eq!(reply.matches("HTTP/1.1 ").count(), 2, "{reply}");
+        assert!(reply.contains("HTTP/1.1 400"), "{reply}");
+        assert!(!reply.contains("/hidden"), "{reply}");
     }
 
     let preflight = "OPTIONS /page HTTP/1.1\r\nhost: canary\r\norigin: https://shop.example\r\n\

@@ -1,7 +1,7 @@
-"""A collector of spans made of OpenTelemetry's own protos (PyPI's opentelemetry-proto): OTLP by gRPC and by HTTP.
+"""A collector of spans and of logs made of OpenTelemetry's own protos (PyPI's opentelemetry-proto): OTLP by gRPC, spans by HTTP, too.
 
 Usage: otlp_server.py GRPC_PORT HTTP_PORT
-Each span that arrives is one JSON line on stdout.
+Each span and each log record that arrives is one JSON line on stdout.
 """
 import concurrent.futures
 import http.server
@@ -10,6 +10,8 @@ import sys
 import threading
 
 import grpc
+from google.protobuf import json_format
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
 
@@ -44,6 +46,22 @@ def tell(request, wire, key):
                     print(json.dumps(line), flush=True)
 
 
+class Logs(logs_service_pb2_grpc.LogsServiceServicer):
+    def Export(self, request, context):
+        for resource in request.resource_logs:
+            for scope in resource.scope_logs:
+                for record in scope.log_records:
+                    line = {
+                        "resource": texts(resource.resource.attributes),
+                        "body": record.body.string_value,
+                        "nanoseconds": record.time_unix_nano,
+                        "attributes": json_format.MessageToDict(record)["attributes"],
+                    }
+                    with lock:
+                        print(json.dumps(line), flush=True)
+        return logs_service_pb2.ExportLogsServiceResponse()
+
+
 class Grpc(trace_service_pb2_grpc.TraceServiceServicer):
     def Export(self, request, context):
         metadata = dict(context.invocation_metadata())
@@ -72,6 +90,7 @@ class Http(http.server.BaseHTTPRequestHandler):
 
 server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=4))
 trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Grpc(), server)
+logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), server)
 server.add_insecure_port(f"0.0.0.0:{GRPC_PORT}")
 server.start()
 plain = http.server.ThreadingHTTPServer(("0.0.0.0", int(HTTP_PORT)), Http)

@@ -1,32 +1,36 @@
 //! The admin pages, loopback only, and the metrics.
 
 mod clusters;
+mod envoy;
 mod routes;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use leyline_runtime::http as server;
 use leyline_telemetry::{log::LogHandle, metrics::MetricsHandle};
+use leyline_xds::NodeInfo;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::info;
 
+use self::envoy::Asked;
 use crate::{
     app::Shared,
     config::{Config, listener::Chain},
 };
 
 const INDEX: &str = "<!doctype html><title>waypoint</title><h1>waypoint</h1><ul>\
-<li><a href=\"/config_dump\">config_dump</a>: chains, clusters, workloads, certificates</li>\
+<li><a href=\"/config_dump\">config_dump</a>: what the control plane sent, as Envoy shows it; <a href=\"/config_dump?include_eds\">with endpoints</a></li>\
+<li><a href=\"/state\">state</a>: what was made of it: chains, clusters, workloads, certificates</li>\
 <li><a href=\"/clusters\">clusters</a>: endpoints and their load, as Envoy shows them; <a href=\"/clusters?format=json\">JSON</a></li>\
 <li><a href=\"/listeners\">listeners</a>: chains of services</li>\
 <li><a href=\"/routes\">routes</a>: what they match and where they lead</li>\
 <li><a href=\"/certs\">certs</a></li>\
 <li><a href=\"/unsupported\">unsupported</a>: configuration that is refused, and why</li>\
-<li>POST /logging?level=LEVEL: log levels at run time</li>\
+<li><a href=\"/logging\">logging</a>: log levels; POST /logging?level=LEVEL or level=TARGET=LEVEL,... changes them at run time</li>\
 <li>POST /quitquitquit: graceful shutdown</li></ul>";
 
 /// What the admin pages show and do.
@@ -34,6 +38,9 @@ pub(crate) struct Admin {
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: LogHandle,
     pub(crate) quit: mpsc::Sender<()>,
+    /// What the control plane was told.
+    pub(crate) node: NodeInfo,
+    pub(crate) started: SystemTime,
 }
 
 impl Admin {
@@ -48,7 +55,11 @@ impl Admin {
         let config = self.shared.config.load();
         match request.uri().path() {
             "/" => server::typed(StatusCode::OK, "text/html; charset=utf-8", INDEX),
-            "/config_dump" => json_page(&self.dump(&config)),
+            "/config_dump" => {
+                let asked = Asked::parse(request.uri().query());
+                json_page(&envoy::dump(&config, &self.node, self.started, &asked))
+            }
+            "/state" => json_page(&self.state(&config)),
             "/clusters" if wants_json(request.uri().query()) => {
                 json_page(&clusters::as_json(&config))
             }
@@ -57,6 +68,10 @@ impl Admin {
             "/routes" => json_page(&routes::page(&config)),
             "/certs" => json_page(&json!(self.shared.certificates.dump())),
             "/unsupported" => json_page(&json!(unsupported(&config))),
+            "/logging" if request.method() == Method::GET => {
+                let levels = format!("current log level is {}\n", self.log.current());
+                server::text(StatusCode::OK, levels)
+            }
             "/logging" => {
                 let (status, body) = self
                     .log
@@ -75,7 +90,7 @@ impl Admin {
         }
     }
 
-    fn dump(&self, config: &Config) -> Value {
+    fn state(&self, config: &Config) -> Value {
         json!({
             "config": self.shared.settings.shown(),
             "chains": chains(config),

@@ -2,7 +2,11 @@
 //!
 //! Two runtimes, as in ztunnel: one thread for the control plane's streams, certificates and admin; workers for traffic.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result};
 use leyline_hbone::{Baggage, Pool};
@@ -39,10 +43,12 @@ use crate::{
     admin::{self, Admin},
     config::store::ConfigStore,
     discovery, dns,
-    http::replay::Budget,
-    listener,
+    export::{self, Exporter, Queue},
+    http::{filters::jwt::remote::KeyStore, replay::Budget},
+    jwks, listener,
+    logs::ServiceLogs,
     settings::Settings,
-    spans::{Exporter, Spans},
+    spans::Spans,
     stats::Stats,
 };
 
@@ -68,6 +74,8 @@ pub(crate) struct Shared {
     /// Told after each update of it.
     pub(crate) mesh_changed: Notify,
     pub(crate) certificates: Arc<CertificateStore>,
+    /// Of token issuers.
+    pub(crate) keys: KeyStore,
     /// Tunnels to endpoints.
     pub(crate) pool: Pool,
     pub(crate) netns: NetNs,
@@ -79,7 +87,9 @@ pub(crate) struct Shared {
     pub(crate) stats: Stats,
     /// Bodies that are kept for retries.
     pub(crate) kept: Arc<Budget>,
-    pub(crate) spans: Spans,
+    pub(crate) spans: Queue<Spans>,
+    /// Access logs that go to services.
+    pub(crate) service_logs: Queue<ServiceLogs>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -127,8 +137,8 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
     let netns = NetNs::current().context("cannot open the process's network namespace")?;
     let listeners = Listeners::open(&netns, &workers)?;
     let drain_deadline = settings.drain_deadline;
-    let (shared, exporter) = start_state(settings, netns, log.clone(), (&drain, &background))?;
-    start_export(&shared, exporter, &background, &workers);
+    let (shared, exporters) = start_state(settings, netns, log.clone(), (&drain, &background))?;
+    start_calls(&shared, exporters, &background, &workers);
     shared
         .certificates
         .prefetch(shared.settings.identity.clone());
@@ -145,6 +155,8 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
         shared: shared.clone(),
         log,
         quit,
+        node: node_of(&shared.settings),
+        started: SystemTime::now(),
     };
     listeners.serve(
         &shared,
@@ -161,7 +173,7 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
     }
     servers.start();
     tell_outcome(drain.run(drain_deadline).await);
-    shared.spans.flush().await;
+    tokio::join!(shared.spans.flush(), shared.service_logs.flush());
     background.run(Duration::ZERO).await;
     servers.run(Duration::ZERO).await;
     Ok(())
@@ -179,11 +191,22 @@ fn tell_outcome(outcome: DrainOutcome) {
     }
 }
 
-/// Spans travel as traffic does, and where it does.
-fn start_export(shared: &Arc<Shared>, exporter: Exporter, background: &Drain, workers: &Handle) {
+/// Those who send what requests leave behind.
+struct Exporters {
+    spans: Exporter<Spans>,
+    logs: Exporter<ServiceLogs>,
+}
+
+/// Spans, access logs and keys of token issuers travel as traffic does, and where it does.
+fn start_calls(shared: &Arc<Shared>, exporters: Exporters, background: &Drain, workers: &Handle) {
     let _on_workers = workers.enter();
-    let export = exporter.run(shared.clone(), background.clone());
-    spawn("spans", Span::none(), background, export);
+    let fetch = jwks::run(shared.clone());
+    spawn("keys", Span::none(), background, fetch);
+    let Exporters { spans, logs } = exporters;
+    let spans = spans.run(shared.clone(), background.clone());
+    spawn("spans", Span::none(), background, spans);
+    let logs = logs.run(shared.clone(), background.clone());
+    spawn("access logs", Span::none(), background, logs);
 }
 
 /// Forgets series that nothing counts in.
@@ -193,7 +216,10 @@ async fn keep_metrics(shared: Arc<Shared>, metrics: metrics::MetricsHandle, ends
     loop {
         tokio::select! {
             () = ends.started() => return,
-            _ = upkeep.tick() => metrics.upkeep(),
+            _ = upkeep.tick() => {
+                metrics.upkeep();
+                shared.config.forget_ended();
+            }
             _ = sweep.tick() => shared.stats.sweep(),
         }
     }
@@ -205,7 +231,7 @@ fn start_state(
     netns: NetNs,
     log: log::LogHandle,
     (drain, background): (&Drain, &Drain),
-) -> Result<(Arc<Shared>, Exporter)> {
+) -> Result<(Arc<Shared>, Exporters)> {
     let ca = Arc::new(CaClient::own(&settings.ca).context("CA address or root")?);
     let certificate = CertificateConfig {
         ttl: settings.secret_ttl,
@@ -230,12 +256,18 @@ fn start_state(
         // No workload is local: certificates are wanted for nobody but this waypoint.
         node: Some("".into()),
     };
-    let (spans, exporter) = Spans::new();
+    let (spans, spans_exporter) = export::queue();
+    let (service_logs, logs_exporter) = export::queue();
+    let exporters = Exporters {
+        spans: spans_exporter,
+        logs: logs_exporter,
+    };
     let shared = Shared {
         config: ConfigStore::default(),
         mesh_changed: Notify::new(),
         mesh: Store::new(local),
         certificates,
+        keys: KeyStore::default(),
         pool: Pool::new(settings.proxy.hbone.clone(), drain.clone()),
         netns,
         baggage: baggage.encode(),
@@ -244,9 +276,10 @@ fn start_state(
         stats: Stats::default(),
         kept: Arc::default(),
         spans,
+        service_logs,
         settings,
     };
-    Ok((Arc::new(shared), exporter))
+    Ok((Arc::new(shared), exporters))
 }
 
 fn follow_xds(shared: &Arc<Shared>, ready: ReadinessTask, background: &Drain) -> Result<()> {
@@ -368,7 +401,7 @@ fn node_of(settings: &Settings) -> NodeInfo {
     metadata.insert("NETWORK".to_owned(), node.network.to_string().into());
     NodeInfo {
         id: node.id(),
-        cluster: format!("{}.{}", node.service_account, node.pod_namespace),
+        cluster: node.cluster(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         metadata,
     }

@@ -5,8 +5,12 @@
 //! answered with 503, the reason is in the NACK, the log and `/unsupported`. What comes again unchanged is kept, with its
 //! connections.
 
+pub(crate) mod leaving;
 pub(crate) mod listener;
+pub(crate) mod received;
 pub(crate) mod store;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub(crate) mod destinations;
 pub(crate) mod http;
@@ -42,7 +46,9 @@ use self::{
     destinations::Leaf,
     endpoints::EndpointSet,
     http::RouteSource,
+    leaving::Leaving,
     listener::{Chain, Main},
+    received::Received,
     route::RouteTable,
     secrets::Secrets,
 };
@@ -59,6 +65,10 @@ pub(crate) struct Config {
     with_secrets: HashMap<Str, Arc<ClusterProto>>,
     /// What is refused, and why; by type and name.
     pub(crate) unsupported: OrdMap<String, Str>,
+    /// What is not served any more, and whom it is still served to.
+    pub(crate) leaving: Leaving,
+    /// All of it as it came.
+    pub(crate) received: Received,
 }
 
 /// A route table, or why there is none.
@@ -145,8 +155,12 @@ impl Config {
         self.assignments.retain(|name, _| used.contains(name));
         let secrets: HashSet<Str> = self.secret_names().cloned().collect();
         self.secrets.retain(|name, _| secrets.contains(name));
+        let is_used = |name: &str| used.contains(&Str::from(name));
+        self.received.retain(ENDPOINT_TYPE, is_used);
         let routes = self.wanted(ROUTE_TYPE).unwrap_or_default();
         self.routes.retain(|name, _| routes.contains(name.as_str()));
+        self.received
+            .retain(ROUTE_TYPE, |name| routes.contains(name));
     }
 
     /// The endpoints of a cluster; `None` when they have not arrived.

@@ -21,7 +21,9 @@ pub(crate) mod rewrite;
 pub(crate) mod sample;
 mod stream_idle;
 pub(crate) mod upgrade;
+mod warm;
 
 pub(crate) mod body;
 pub(crate) mod executor;
+mod framing;
 pub(crate) mod replay;

@@ -14,6 +14,9 @@ mod upstream;
 mod config;
 mod discovery;
 mod dns;
+mod export;
+mod jwks;
+mod logs;
 
 mod authorizer;
 mod cel;

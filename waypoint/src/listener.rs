@@ -11,13 +11,13 @@ use metrics::counter;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::sleep,
+    time::{Duration, Instant, sleep, timeout_at},
 };
 use tracing::{Span, debug, info, warn};
 
 use crate::{
     app::Shared,
-    config::{destinations::Leaf, listener::Chain},
+    config::{Config, destinations::Leaf, listener::Chain},
     http::{
         life::{LifeLimits, spread},
         request_log::SeriesCache,
@@ -29,6 +29,9 @@ use crate::{
 
 /// Tunnels at once; more wait in the listen queue. Each costs a descriptor and its buffers.
 const MAX_TUNNELS: usize = 16_384;
+
+/// How long a destination that is not known is waited for.
+const ARRIVAL: Duration = Duration::from_secs(2);
 
 /// Who is at the other end of a tunnel.
 #[derive(Clone, Debug)]
@@ -128,8 +131,8 @@ async fn establish(
 
 /// One CONNECT: which chain, then 200, then what is inside.
 async fn handle_stream(shared: Arc<Shared>, client: Client, request: Request) {
-    let config = shared.config.load_full();
     let authority = request.authority().clone();
+    let config = arrived(&shared, &authority).await;
     let refuse = |request: Request, status: StatusCode, reason: &'static str, why: &str| {
         counter!("leyline_waypoint_refused_total", "reason" => reason).increment(1);
         info!(
@@ -168,6 +171,26 @@ async fn handle_stream(shared: Arc<Shared>, client: Client, request: Request) {
     dispatch(shared, client, authority, chain, io).await;
 }
 
+/// The configuration that serves this destination. A node proxy may be told of this waypoint before this waypoint is told of the
+/// service: it waits a moment for that.
+async fn arrived(shared: &Shared, authority: &HboneAuthority) -> Arc<Config> {
+    let serving = || {
+        let serves = |config: &Config| config.destination(authority).is_some();
+        let config = shared.config.serving(serves);
+        let is_served = serves(&config);
+        (config, is_served)
+    };
+    let deadline = Instant::now() + ARRIVAL;
+    loop {
+        // Before the look, so that no change is missed.
+        let changed = shared.config.changed();
+        let (config, is_served) = serving();
+        if is_served || timeout_at(deadline, changed).await.is_err() {
+            return config;
+        }
+    }
+}
+
 async fn dispatch(
     shared: Arc<Shared>,
     client: Client,
@@ -175,7 +198,8 @@ async fn dispatch(
     name: Str,
     mut io: leyline_hbone::HboneIo,
 ) {
-    let config = shared.config.load_full();
+    let serves = |config: &Config| config.chain(name.as_str()).is_some();
+    let config = shared.config.serving(serves);
     let destination = Destination(authority);
     let chain = config.chain(name.as_str());
     match chain.map(|chain| (&**chain, chain)) {
@@ -212,12 +236,10 @@ async fn http(
     io: leyline_hbone::HboneIo,
 ) {
     let settings = &shared.settings.proxy;
-    let idle = match shared
+    let config = shared
         .config
-        .load()
-        .chain(chain.as_str())
-        .map(|chain| &**chain)
-    {
+        .serving(|config| config.chain(chain.as_str()).is_some());
+    let idle = match config.chain(chain.as_str()).map(|chain| &**chain) {
         Some(Chain::Http(chain)) => chain.idle,
         Some(Chain::Tcp(_) | Chain::Refused(_)) | None => None,
     };

@@ -147,6 +147,11 @@ impl Settings {
 
 impl NodeSettings {
     /// As Envoy calls itself.
+    /// As Istio names clusters of proxies.
+    pub(crate) fn cluster(&self) -> String {
+        format!("{}.{}", self.service_account, self.pod_namespace)
+    }
+
     pub(crate) fn id(&self) -> String {
         format!(
             "waypoint~{}~{}.{}~{}",

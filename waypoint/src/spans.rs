@@ -11,7 +11,7 @@ use http::HeaderMap;
 use crate::config::tracing::Tracing;
 use context::{Parent, SpanContext};
 
-pub(crate) use exporter::{Exporter, Spans};
+pub(crate) use exporter::Spans;
 
 /// Begins the span of a request: decides whether it is told, and passes the trace on in the request's headers.
 pub(crate) fn begin(tracing: &Tracing, headers: &mut HeaderMap) -> SpanContext {

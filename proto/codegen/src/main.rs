@@ -1,6 +1,5 @@
-//! `cargo xtask codegen` runs this: compiles `proto/proto` to `proto/src/gen` with protox, so that neither this command nor a
-//! build needs protoc, and Envoy's own protos, as `envoy-types` has them, to the descriptors that `crates/envoy-json` reads.
-//! With `--check` nothing is written and a difference is an error.
+//! `cargo xtask codegen` runs this: compiles `proto/proto` to `proto/src/gen` with protox, so that nobody needs protoc, and
+//! Envoy's protos to descriptors. With `--check` nothing is written and a difference is an error.
 
 mod envoy;
 

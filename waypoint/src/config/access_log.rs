@@ -1,6 +1,8 @@
 //! Access logs: what is written of which requests, and how. Parsed when the configuration arrives.
 
-use std::time::Duration;
+mod service;
+
+use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::{
     envoy::{
@@ -16,6 +18,8 @@ use envoy_types::pb::{
         },
         extensions::access_loggers::{
             file::v3::{FileAccessLog, file_access_log::AccessLogFormat},
+            grpc::v3::{HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig},
+            open_telemetry::v3::OpenTelemetryAccessLogConfig,
             stream::v3::{StderrAccessLog, StdoutAccessLog, stderr_access_log, stdout_access_log},
         },
     },
@@ -25,12 +29,16 @@ use prost::Name;
 use serde_json::{Map, Value};
 use tracing::warn;
 
+use self::service::ServiceLog;
 use super::{
     any::decode,
     error::{At, Compiled, Unsupported},
     route::matching::Fraction,
 };
-use crate::format::{Field, Needed, Source, Template, Told, escape_into};
+use crate::{
+    format::{Field, Needed, Source, Template, Told, escape_into},
+    logs::{Collector, Entry},
+};
 
 /// Envoy's own, where a log says nothing.
 const ENVOYS: &str = "[%START_TIME%] \"%REQ(:METHOD)% %REQ(X-ENVOY-ORIGINAL-PATH?:PATH)% %PROTOCOL%\" \
@@ -51,7 +59,14 @@ pub(crate) struct AccessLogs {
 #[derive(Debug)]
 struct AccessLog {
     filter: Option<Filter>,
-    format: Format,
+    sink: Sink,
+}
+
+/// Where it goes, and how it looks.
+#[derive(Debug)]
+enum Sink {
+    Lines(Format),
+    Service(ServiceLog),
 }
 
 #[derive(Debug)]
@@ -94,7 +109,7 @@ impl AccessLogs {
         for (index, proto) in protos.iter().enumerate() {
             let log = AccessLog::compile(proto).at_item("access_log", index)?;
             if let Some(log) = log {
-                log.format.needs(&mut compiled.needed);
+                log.sink.needs(&mut compiled.needed);
                 if let Some(filter) = &log.filter {
                     filter.needs(&mut compiled.needed);
                 }
@@ -106,35 +121,62 @@ impl AccessLogs {
 
     /// The lines of a request or a connection, each with its line feed.
     pub(crate) fn lines(&self, source: &dyn Source) -> impl Iterator<Item = String> {
-        let wanted = self.logs.iter().filter(|log| {
-            let filter = log.filter.as_ref();
-            filter.is_none_or(|filter| filter.takes(source))
-        });
-        wanted.map(|log| log.format.line(source))
+        self.logs.iter().filter_map(|log| match &log.sink {
+            Sink::Lines(format) => log.takes(source).then(|| format.line(source)),
+            Sink::Service(_) => None,
+        })
+    }
+
+    /// What services are told of a request or a connection.
+    pub(crate) fn entries(
+        &self,
+        source: &dyn Source,
+    ) -> impl Iterator<Item = (&Arc<Collector>, Entry)> {
+        self.logs.iter().filter_map(|log| match &log.sink {
+            Sink::Lines(_) => None,
+            Sink::Service(service) if log.takes(source) => {
+                Some((&service.collector, service.entry(source)?))
+            }
+            Sink::Service(_) => None,
+        })
     }
 }
 
 impl AccessLog {
-    /// `None` for a log to a service, which is told as a warning: nobody is refused for the lack of it.
+    fn takes(&self, source: &dyn Source) -> bool {
+        let filter = self.filter.as_ref();
+        filter.is_none_or(|filter| filter.takes(source))
+    }
+
+    /// `None` for a log of an unknown kind, which is told as a warning: nobody is refused for the lack of it.
     fn compile(proto: &Proto) -> Compiled<Option<Self>> {
         let Some(access_log::ConfigType::TypedConfig(any)) = &proto.config_type else {
             return Err(Unsupported::missing("typed_config"));
         };
-        let format = match any.type_url.as_str() {
-            url if url == FileAccessLog::type_url() => file(&decode(any)?)?,
+        let sink = match any.type_url.as_str() {
+            url if url == FileAccessLog::type_url() => Sink::Lines(file(&decode(any)?)?),
             url if url == StdoutAccessLog::type_url() => {
                 let log: StdoutAccessLog = decode(any)?;
                 let format = log.access_log_format.map(|format| match format {
                     stdout_access_log::AccessLogFormat::LogFormat(format) => format,
                 });
-                substitution(&format.unwrap_or_default())?
+                Sink::Lines(substitution(&format.unwrap_or_default())?)
             }
             url if url == StderrAccessLog::type_url() => {
                 let log: StderrAccessLog = decode(any)?;
                 let format = log.access_log_format.map(|format| match format {
                     stderr_access_log::AccessLogFormat::LogFormat(format) => format,
                 });
-                substitution(&format.unwrap_or_default())?
+                Sink::Lines(substitution(&format.unwrap_or_default())?)
+            }
+            url if url == HttpGrpcAccessLogConfig::type_url() => {
+                Sink::Service(ServiceLog::http(&decode(any)?)?)
+            }
+            url if url == TcpGrpcAccessLogConfig::type_url() => {
+                Sink::Service(ServiceLog::tcp(&decode(any)?)?)
+            }
+            url if url == OpenTelemetryAccessLogConfig::type_url() => {
+                Sink::Service(ServiceLog::otlp(&decode(any)?)?)
             }
             url => {
                 warn!(url, "access logs of this type are not written");
@@ -144,7 +186,7 @@ impl AccessLog {
         let filter = proto.filter.as_ref().map(Filter::compile);
         Ok(Some(Self {
             filter: filter.transpose().at("filter")?,
-            format,
+            sink,
         }))
     }
 }
@@ -186,6 +228,15 @@ fn substitution(format: &SubstitutionFormatString) -> Compiled<Format> {
             value: Json::object(fields)?,
             omits_empty: format.omit_empty_values,
         }),
+    }
+}
+
+impl Sink {
+    fn needs(&self, needed: &mut Needed) {
+        match self {
+            Self::Lines(format) => format.needs(needed),
+            Self::Service(service) => service.needs(needed),
+        }
     }
 }
 

@@ -12,7 +12,10 @@ use leyline_types::Str;
 use leyline_xds::session::{Rejection, Resource, Update};
 use metrics::gauge;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, futures::Notified};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::Instant,
+};
 use tracing::{info, warn};
 
 use super::{
@@ -22,6 +25,7 @@ use super::{
     endpoints::EndpointSet,
     error::{Compiled, Unsupported},
     listener::{Chain, Main},
+    received::Fate,
     route::RouteTable,
     secrets::Secret,
 };
@@ -42,6 +46,8 @@ pub(crate) struct ConfigStore {
     writer: Mutex<()>,
     /// Told after each update.
     changed: Notify,
+    /// Told when services are not served any more.
+    departed: Notify,
 }
 
 impl ConfigStore {
@@ -53,6 +59,28 @@ impl ConfigStore {
     /// The same, to be kept over awaits.
     pub(crate) fn load_full(&self) -> Arc<Config> {
         self.current.load_full()
+    }
+
+    /// The configuration in which this holds: the one now, or else one of a moment ago.
+    pub(crate) fn serving(&self, holds: impl Fn(&Config) -> bool) -> Arc<Config> {
+        let now = self.load_full();
+        if holds(&now) {
+            return now;
+        }
+        now.former(Instant::now(), holds).unwrap_or(now)
+    }
+
+    /// Forgets configurations of a moment ago that have had their time.
+    pub(crate) fn forget_ended(&self) {
+        let _writing = self.writer.lock();
+        if let Some(next) = self.current.load().without_ended(Instant::now()) {
+            self.current.store(Arc::new(next));
+        }
+    }
+
+    /// Resolves after the next update with which a service is not served any more.
+    pub(crate) fn departed(&self) -> Notified<'_> {
+        self.departed.notified()
     }
 
     /// Resolves after the next update.
@@ -76,7 +104,8 @@ impl ConfigStore {
     /// is of a type or kind that has no place here keeps what was before.
     pub(crate) fn apply(&self, update: &Update) -> Vec<Rejection> {
         let _writing = self.writer.lock();
-        let mut next = Config::clone(&self.current.load());
+        let before = self.current.load();
+        let mut next = Config::clone(&before);
         let mut rejections = Vec::new();
         for name in &update.removed {
             next.remove(update.type_url, name);
@@ -86,9 +115,12 @@ impl ConfigStore {
             let key = format!("{} {}", short(update.type_url), resource.name);
             if problems.is_empty() {
                 next.unsupported.remove(&key);
+                next.received.put(update.type_url, resource, Fate::Used);
                 continue;
             }
             let reason = problems.join("; ");
+            let fate = next.fate(update.type_url, &before, &reason);
+            next.received.put(update.type_url, resource, fate);
             warn!(
                 resource = key,
                 reason, "configuration is not supported and refused"
@@ -99,6 +131,8 @@ impl ConfigStore {
                 reason,
             });
         }
+        let departs =
+            update.type_url == LISTENER_TYPE && next.leave_behind(&before, Instant::now());
         next.forget_unused();
         gauge!("leyline_waypoint_unsupported")
             .set(u32::try_from(next.unsupported.len()).unwrap_or(u32::MAX));
@@ -111,12 +145,28 @@ impl ConfigStore {
         );
         self.current.store(Arc::new(next));
         self.changed.notify_waiters();
+        if departs {
+            self.departed.notify_waiters();
+        }
         rejections
     }
 }
 
 impl Config {
-    fn remove(&mut self, type_url: &str, name: &str) {
+    /// What becomes of a resource with such a reason against it.
+    fn fate<'a>(&self, type_url: &str, before: &Self, reason: &'a str) -> Fate<'a> {
+        match type_url {
+            LISTENER_TYPE if Arc::ptr_eq(&self.main.destinations, &before.main.destinations) => {
+                Fate::Kept(reason)
+            }
+            LISTENER_TYPE => Fate::UsedInPart(reason),
+            ENDPOINT_TYPE => Fate::Kept(reason),
+            _ => Fate::Refused(reason),
+        }
+    }
+
+    fn remove(&mut self, type_url: &'static str, name: &str) {
+        self.received.remove(type_url, name);
         self.unsupported
             .remove(&format!("{} {name}", short(type_url)));
         match type_url {

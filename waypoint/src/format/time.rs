@@ -14,6 +14,12 @@ const MONTHS: [&str; 12] = [
 ];
 const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 
+/// A time as protobuf writes it in JSON.
+pub(crate) fn utc(time: SystemTime) -> String {
+    // The default is one.
+    TimeFormat::compile("").map_or_else(|_| String::new(), |format| format.text(time))
+}
+
 /// A parsed format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct TimeFormat(Vec<Piece>);

@@ -8,7 +8,7 @@ pub(crate) mod cors;
 mod ext_authz;
 pub(crate) mod fault;
 pub(crate) mod header_mutation;
-mod jwt;
+pub(crate) mod jwt;
 pub(crate) mod local_ratelimit;
 pub(crate) mod ratelimit;
 mod rbac;

@@ -22,9 +22,11 @@ use super::{
     request_log::RequestLog,
     rewrite,
     server::HttpConnection,
+    warm,
 };
 use crate::{
     config::{
+        Config,
         http::{ClientIdentity, HttpChain, RequestId, ServerHeader},
         listener::Chain,
         route::{Route, RouteTable, VirtualHost, action::Action, headers::HeaderChanges},
@@ -75,6 +77,16 @@ struct Additions {
     /// Set last: no upstream says which pages may read its answers.
     cors: HeaderMap,
     server: Option<ServerHeader>,
+    closes: Connection,
+}
+
+/// Whether the client may go on with its HTTP/1.1 connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Connection {
+    #[default]
+    Stays,
+    /// The service is not served here any more.
+    Closes,
 }
 
 impl Additions {
@@ -87,6 +99,10 @@ impl Additions {
         if let Some(server) = &self.server {
             set_server(server, headers);
         }
+        if self.closes == Connection::Closes {
+            let close = HeaderValue::from_static("close");
+            headers.insert(http::header::CONNECTION, close);
+        }
     }
 }
 
@@ -97,7 +113,7 @@ async fn answer(
     log: &mut RequestLog,
     additions: &mut Additions,
 ) -> Result<Response<Body>, Reply> {
-    let config = conn.shared.config.load_full();
+    let config = serving(conn, request.version(), additions);
     let chain = config.chain(conn.chain.as_str()).cloned();
     let chain = http_chain(chain.as_deref())?;
     log.served_by(&chain.telemetry, request.headers());
@@ -105,14 +121,14 @@ async fn answer(
     let (mut exchange, mut body) = Exchange::new(request, chain)?;
     begin(chain, &mut exchange, conn, log);
 
+    let config = warm::with_routes(conn, config, &chain.routes).await;
     let table = config.routes(&chain.routes);
     let table = table.map_err(|reason| Reply::unsupported(reason.as_str()))?;
 
     // Authentication and authorization before everything that costs something or has an effect. A refusal wins over a
     // missing route: who may not ask learns nothing.
     let (security, told) = (&chain.filters.security, &mut additions.authorizer);
-    let checked = security.check(&mut exchange, &mut body, (&config, conn), told);
-    let checked = checked.await;
+    let checked = (security.check(&mut exchange, &mut body, (&config, conn), told)).await;
     log.found(&exchange.metadata);
     let permit = checked?;
 
@@ -138,6 +154,7 @@ async fn answer(
             for level in [&route.headers, &host.headers, &table.headers] {
                 level.request.apply(&mut exchange.head.headers);
             }
+            let config = warm::awaited(conn, &config, action, exchange.random).await;
             let forwarding = Forwarding {
                 conn,
                 config: &config,
@@ -149,6 +166,16 @@ async fn answer(
             Ok(with_headers(response, &table, host, route))
         }
     }
+}
+
+/// The configuration that has the service, now or until a moment ago.
+fn serving(conn: &HttpConnection, version: Version, additions: &mut Additions) -> Arc<Config> {
+    let store = &conn.shared.config;
+    let has_service = |config: &Config| config.chain(conn.chain.as_str()).is_some();
+    if version != Version::HTTP_2 && !has_service(&store.load()) {
+        additions.closes = Connection::Closes;
+    }
+    store.serving(has_service)
 }
 
 /// First of all: what a client says of itself is nothing to go by.

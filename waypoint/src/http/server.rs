@@ -11,19 +11,20 @@ use hyper_util::{
 use leyline_hbone::HboneIo;
 use leyline_types::{HboneAuthority, Str};
 use metrics::counter;
-use tokio::time::Duration;
+use tokio::time::{Duration, sleep};
 use tracing::debug;
 
 use super::{
     executor::DrainExecutor,
+    framing::Framed,
     life::{Life, LifeLimits},
     pipeline,
     request_log::SeriesCache,
 };
-use crate::{app::Shared, listener::Client};
+use crate::{app::Shared, config::leaving::GRACE, listener::Client};
 
 /// Bytes of a request's head; Envoy's default.
-const MAX_HEAD: usize = 60 << 10;
+pub(super) const MAX_HEAD: usize = 60 << 10;
 /// Headers of a request; Envoy's default.
 const MAX_HEADERS: usize = 100;
 /// Requests at once on an HTTP/2 connection.
@@ -105,7 +106,7 @@ pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo)
             }
         })
     };
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(Framed::new(io)), service);
     tokio::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,
@@ -118,8 +119,34 @@ pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo)
             serving.as_mut().graceful_shutdown();
             serving.await
         }
+        () = departed(&conn) => {
+            let reason = "service_left";
+            counter!("leyline_waypoint_connections_ended_total", "reason" => reason).increment(1);
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
     };
     if let Err(error) = result {
         debug!(%error, client = %conn.client.addr, "HTTP connection broke");
+    }
+}
+
+/// Resolves some time after the service was taken away, in the middle of the while that it is still served: a client that
+/// is sending a request at the moment of the change is answered, and hears that it is to go with its answer.
+async fn departed(conn: &HttpConnection) {
+    let config = &conn.shared.config;
+    loop {
+        // Before the look, so that no change is missed.
+        let departed = config.departed();
+        let has_left = || config.load().chain(conn.chain.as_str()).is_none();
+        if has_left() {
+            sleep(GRACE / 2).await;
+            if has_left() {
+                return;
+            }
+            // It is back, and may have left again: the next look tells.
+            continue;
+        }
+        departed.await;
     }
 }

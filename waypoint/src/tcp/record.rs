@@ -113,6 +113,9 @@ impl<'a> Record<'a> {
         for line in self.telemetry.logs.lines(&self) {
             self.shared.log.write_line(line);
         }
+        for (collector, entry) in self.telemetry.logs.entries(&self) {
+            self.shared.service_logs.send(collector, entry);
+        }
         debug!(
             target: "access",
             bytes_received = self.received,

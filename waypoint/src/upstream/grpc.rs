@@ -29,6 +29,18 @@ pub(crate) async fn call<A: Message + Default>(
     method: &'static str,
     question: &impl Message,
 ) -> Result<A, CallFailure> {
+    let answer = ask(shared, config, target, method, question).await?;
+    answer.ok_or_else(|| CallFailure::Answer("no message".to_owned()))
+}
+
+/// The same with a method that may end without an answer, as those do that take a stream of messages: they are given one.
+pub(crate) async fn ask<A: Message + Default>(
+    shared: &Arc<Shared>,
+    config: &Config,
+    target: &Target,
+    method: &'static str,
+    question: &impl Message,
+) -> Result<Option<A>, CallFailure> {
     let call = exchange(shared, config, target, method, question);
     match timeout(target.timeout, call).await {
         Ok(answer) => answer,
@@ -42,7 +54,7 @@ async fn exchange<A: Message + Default>(
     target: &Target,
     method: &'static str,
     question: &impl Message,
-) -> Result<A, CallFailure> {
+) -> Result<Option<A>, CallFailure> {
     let (cluster, endpoint) = target.endpoint(shared, config)?;
     let request = request(cluster, target, method, question)?;
     let response = Box::pin(send_http2(shared, cluster, &endpoint, request)).await?;
@@ -61,9 +73,11 @@ async fn exchange<A: Message + Default>(
     let message = match bytes.split_at_checked(PREFIX) {
         Some(([0, ..], message)) => message,
         Some(_) => return Err(unreadable("compressed, which was not asked for".to_owned())),
-        None => return Err(unreadable("no message".to_owned())),
+        None if bytes.is_empty() => return Ok(None),
+        None => return Err(unreadable("a part of a message".to_owned())),
     };
-    A::decode(message).map_err(|error| unreadable(error.to_string()))
+    let message = A::decode(message).map_err(|error| unreadable(error.to_string()))?;
+    Ok(Some(message))
 }
 
 fn request(

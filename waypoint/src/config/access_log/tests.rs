@@ -13,13 +13,14 @@ use serde_json::json;
 use super::*;
 
 /// A request that was answered with this status.
-struct Fake(u64);
+pub(super) struct Fake(pub(super) u64);
 
 impl Source for Fake {
     fn request(&self, name: &str) -> Option<Cow<'_, str>> {
         match name {
             ":method" => Some("GET".into()),
             ":path" => Some("/a\"b".into()),
+            "x-user" => Some("alice".into()),
             _ => None,
         }
     }

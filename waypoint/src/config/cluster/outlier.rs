@@ -90,35 +90,6 @@ impl OutlierDetection {
         let Some(outlier) = &proto.outlier_detection else {
             return Ok(None);
         };
-        let success = |enforced: Option<&UInt32Value>| {
-            let enforced = value(enforced, 100);
-            let rate = SuccessRate {
-                min_hosts: value(outlier.success_rate_minimum_hosts.as_ref(), RATE_HOSTS),
-                volume: value(outlier.success_rate_request_volume.as_ref(), SUCCESS_VOLUME),
-                factor: value(outlier.success_rate_stdev_factor.as_ref(), SUCCESS_FACTOR),
-                enforced,
-            };
-            (enforced != 0).then_some(rate)
-        };
-        let failure = |enforced: Option<&UInt32Value>| {
-            let enforced = value(enforced, 0);
-            let rate = FailureRate {
-                threshold: value(
-                    outlier.failure_percentage_threshold.as_ref(),
-                    FAILURE_THRESHOLD,
-                ),
-                min_hosts: value(
-                    outlier.failure_percentage_minimum_hosts.as_ref(),
-                    RATE_HOSTS,
-                ),
-                volume: value(
-                    outlier.failure_percentage_request_volume.as_ref(),
-                    FAILURE_VOLUME,
-                ),
-                enforced,
-            };
-            (enforced != 0).then_some(rate)
-        };
         let split = outlier.split_external_local_origin_errors;
         let local_success = outlier.enforcing_local_origin_success_rate.as_ref();
         let local_failure = outlier.enforcing_failure_percentage_local_origin.as_ref();
@@ -146,16 +117,45 @@ impl OutlierDetection {
                 100,
             ),
             split,
-            success_rate: success(outlier.enforcing_success_rate.as_ref()),
-            failure_rate: failure(outlier.enforcing_failure_percentage.as_ref()),
-            local_success_rate: success(local_success).filter(|_rate| split),
-            local_failure_rate: failure(local_failure).filter(|_rate| split),
+            success_rate: success(outlier, outlier.enforcing_success_rate.as_ref()),
+            failure_rate: failure(outlier, outlier.enforcing_failure_percentage.as_ref()),
+            local_success_rate: success(outlier, local_success).filter(|_rate| split),
+            local_failure_rate: failure(outlier, local_failure).filter(|_rate| split),
             interval: time(outlier.interval.as_ref(), INTERVAL)?,
             base_ejection,
             max_ejection: max_ejection.max(base_ejection),
             max_percent: value(outlier.max_ejection_percent.as_ref(), MAX_EJECTION_PERCENT),
         }))
     }
+}
+
+fn success(
+    outlier: &proto::OutlierDetection,
+    enforced: Option<&UInt32Value>,
+) -> Option<SuccessRate> {
+    let enforced = value(enforced, 100);
+    (enforced != 0).then(|| SuccessRate {
+        min_hosts: value(outlier.success_rate_minimum_hosts.as_ref(), RATE_HOSTS),
+        volume: value(outlier.success_rate_request_volume.as_ref(), SUCCESS_VOLUME),
+        factor: value(outlier.success_rate_stdev_factor.as_ref(), SUCCESS_FACTOR),
+        enforced,
+    })
+}
+
+fn failure(
+    outlier: &proto::OutlierDetection,
+    enforced: Option<&UInt32Value>,
+) -> Option<FailureRate> {
+    let enforced = value(enforced, 0);
+    let threshold = outlier.failure_percentage_threshold.as_ref();
+    let min_hosts = outlier.failure_percentage_minimum_hosts.as_ref();
+    let volume = outlier.failure_percentage_request_volume.as_ref();
+    (enforced != 0).then(|| FailureRate {
+        threshold: value(threshold, FAILURE_THRESHOLD),
+        min_hosts: value(min_hosts, RATE_HOSTS),
+        volume: value(volume, FAILURE_VOLUME),
+        enforced,
+    })
 }
 
 fn value(value: Option<&UInt32Value>, default: u32) -> u32 {

@@ -2,11 +2,13 @@
 //! request without one passes, and is for AuthorizationPolicy to refuse. Claims go into the exchange's metadata, where
 //! policies and routes find them.
 //!
-//! Keys are those of the configuration. The control plane fetches them, so that no request waits for an issuer.
+//! Keys are those of the configuration, where the control plane fetches them, or are fetched here (`remote`). A request waits for
+//! an issuer only when its keys were never fetched, or have no key for its token.
 
 mod failure;
 mod keys;
 mod provider;
+pub(crate) mod remote;
 mod token;
 
 use std::{
@@ -21,7 +23,11 @@ use envoy_types::pb::envoy::extensions::filters::http::jwt_authn::v3::{
 };
 use serde_json::{Map, Value};
 
-use self::{failure::Failure, provider::Provider};
+use self::{
+    failure::Failure,
+    provider::Provider,
+    remote::{KeyStore, RemoteSource},
+};
 use super::super::{
     pipeline::{self, Exchange},
     reply::Reply,
@@ -93,6 +99,13 @@ impl Config {
             rules,
             bypass_preflight: filter.bypass_cors_preflight,
         })
+    }
+
+    /// Where keys are to be fetched from.
+    pub(crate) fn remote_sources(&self) -> impl Iterator<Item = &RemoteSource> {
+        self.providers
+            .iter()
+            .filter_map(|provider| provider.remote())
     }
 }
 
@@ -167,7 +180,11 @@ struct Verified {
 ///
 /// # Errors
 /// The answer to a token that is not good.
-pub(crate) fn authenticate(config: &Config, exchange: &mut Exchange) -> Result<(), Reply> {
+pub(crate) async fn authenticate(
+    config: &Config,
+    exchange: &mut Exchange,
+    fetched: &KeyStore,
+) -> Result<(), Reply> {
     // Whatever the client says in these headers, it is no claim of a token.
     for provider in &config.providers {
         for name in provider.output_headers() {
@@ -184,32 +201,59 @@ pub(crate) fn authenticate(config: &Config, exchange: &mut Exchange) -> Result<(
     let Some((_, Some(requirement))) = rule else {
         return Ok(());
     };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH);
-    let mut verified = Vec::new();
-    requirement
-        .check(exchange, now.unwrap_or_default(), &mut verified)
-        .map_err(|failure| failure.reply(exchange))?;
-    for one in verified {
+    let check = |exchange: &Exchange| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let mut verified = Vec::new();
+        let scene = Scene {
+            exchange,
+            now: now.unwrap_or_default(),
+            fetched,
+        };
+        requirement.check(&scene, &mut verified).map(|()| verified)
+    };
+    let mut checked = check(exchange);
+    // An issuer may have new keys that its newest tokens are signed with.
+    if let Err(failure) = &checked
+        && failure.is_about_keys()
+        && fetched.renew(config.remote_sources()).await
+    {
+        checked = check(exchange);
+    }
+    for one in checked.map_err(|failure| failure.reply(exchange))? {
         one.provider.publish(&one, exchange, NAME);
     }
     Ok(())
 }
 
-impl Requirement {
-    fn check(
+/// What a requirement is checked against.
+struct Scene<'a> {
+    exchange: &'a Exchange,
+    /// Since 1970.
+    now: Duration,
+    fetched: &'a KeyStore,
+}
+
+impl Scene<'_> {
+    fn verify(
         &self,
-        exchange: &Exchange,
-        now: Duration,
-        verified: &mut Vec<Verified>,
-    ) -> Result<(), Failure> {
+        provider: &Provider,
+        token: &str,
+        audiences: Option<&[String]>,
+    ) -> Result<provider::Good, Failure> {
+        provider.verify(token, audiences, self.now, self.fetched)
+    }
+}
+
+impl Requirement {
+    fn check(&self, scene: &Scene<'_>, verified: &mut Vec<Verified>) -> Result<(), Failure> {
         match self {
             Self::Provider(provider, audiences) => {
-                let tokens = provider.places.find(exchange);
+                let tokens = provider.places.find(scene.exchange);
                 if tokens.is_empty() {
                     return Err(Failure::Missing);
                 }
                 for (place, token) in tokens {
-                    let good = provider.verify(&token, audiences.as_deref(), now)?;
+                    let good = scene.verify(provider, &token, audiences.as_deref())?;
                     verified.push(Verified {
                         provider: Arc::clone(provider),
                         place,
@@ -219,14 +263,12 @@ impl Requirement {
                 }
                 Ok(())
             }
-            Self::All(all) => all
-                .iter()
-                .try_for_each(|one| one.check(exchange, now, verified)),
+            Self::All(all) => all.iter().try_for_each(|one| one.check(scene, verified)),
             Self::Any(any) => {
                 let mut first = None;
                 for one in any {
                     let before = verified.len();
-                    match one.check(exchange, now, verified) {
+                    match one.check(scene, verified) {
                         Ok(()) => return Ok(()),
                         Err(failure) => {
                             verified.truncate(before);
@@ -236,10 +278,10 @@ impl Requirement {
                 }
                 Err(first.unwrap_or(Failure::Missing))
             }
-            Self::Missing(providers) => lenient(providers, exchange, now, verified),
+            Self::Missing(providers) => lenient(providers, scene, verified),
             Self::MissingOrFailed(providers) => {
                 let before = verified.len();
-                if lenient(providers, exchange, now, verified).is_err() {
+                if lenient(providers, scene, verified).is_err() {
                     verified.truncate(before);
                 }
                 Ok(())
@@ -251,13 +293,12 @@ impl Requirement {
 /// Each token is verified by the provider of its issuer, of those who look where it is.
 fn lenient(
     providers: &[Arc<Provider>],
-    exchange: &Exchange,
-    now: Duration,
+    scene: &Scene<'_>,
     verified: &mut Vec<Verified>,
 ) -> Result<(), Failure> {
     let mut seen: Vec<(token::Place, String)> = Vec::new();
     for provider in providers {
-        for found in provider.places.find(exchange) {
+        for found in provider.places.find(scene.exchange) {
             if !seen.contains(&found) {
                 seen.push(found);
             }
@@ -270,7 +311,7 @@ fn lenient(
         let mut failed = None;
         let mut good = None;
         for provider in looking {
-            match provider.verify(&token, None, now) {
+            match scene.verify(provider, &token, None) {
                 Ok(found) => {
                     good = Some((provider, found));
                     break;

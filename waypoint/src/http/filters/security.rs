@@ -3,7 +3,11 @@
 
 use leyline_authz::{Permit, evaluate_request};
 
-use super::{ext_authz, jwt, rbac};
+use super::{
+    ext_authz,
+    jwt::{self, remote::RemoteSource},
+    rbac,
+};
 use crate::{
     config::{Config, route::headers::HeaderChanges},
     http::{body::Body, pipeline::Exchange, reply::Reply, server::HttpConnection},
@@ -28,6 +32,18 @@ impl Checks {
         self.list.push(check);
     }
 
+    /// Where keys of token issuers are to be fetched from.
+    pub(crate) fn key_sources(&self) -> impl Iterator<Item = &RemoteSource> {
+        self.list.iter().flat_map(|check| {
+            match check {
+                Check::Jwt(filter) => Some(filter.remote_sources()),
+                Check::Rbac(_) | Check::ExtAuthz(_) => None,
+            }
+            .into_iter()
+            .flatten()
+        })
+    }
+
     /// Asks all, until one refuses. What authorizers want the client to be told is put into `told`.
     ///
     /// # Errors
@@ -46,7 +62,10 @@ impl Checks {
                     let passed = rbac::check(filter, exchange, conn);
                     permit = Some(passed.map_err(|denial| Reply::denied(&denial))?);
                 }
-                Check::Jwt(filter) => jwt::authenticate(filter, exchange)?,
+                Check::Jwt(filter) => {
+                    let known = &conn.shared.keys;
+                    Box::pin(jwt::authenticate(filter, exchange, known)).await?;
+                }
                 Check::ExtAuthz(filter) => {
                     let asked = ext_authz::check(filter, exchange, body, (config, conn), told);
                     Box::pin(asked).await?;

@@ -162,6 +162,9 @@ impl Entry {
         for line in self.telemetry.logs.lines(&*self) {
             self.conn.shared.log.write_line(line);
         }
+        for (collector, entry) in self.telemetry.logs.entries(&*self) {
+            self.conn.shared.service_logs.send(collector, entry);
+        }
         self.tell_span();
         self.explain();
     }

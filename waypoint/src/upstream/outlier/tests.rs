@@ -13,7 +13,7 @@ use envoy_types::pb::{
 };
 
 use super::*;
-use crate::config::cluster::EndpointSource;
+use crate::config::{cluster::EndpointSource, secrets::Secrets};
 
 fn policy(split: bool) -> OutlierDetection {
     let trigger = |count| Trigger {
@@ -132,6 +132,7 @@ fn five_of_which_one_is_flaky(change: impl Fn(&mut proto::OutlierDetection)) -> 
             ..proto::Cluster::default()
         },
         None,
+        &Secrets::default(),
     )
     .unwrap();
     let EndpointSource::Static(set) = &cluster.endpoints else {

@@ -88,6 +88,14 @@ fn provider(field: &Field, provider: &ExtensionProvider, found: &mut Vec<Invalid
         status(&field, grpc.status_on_error.as_deref(), found);
         body(&field, grpc.include_request_body_in_check.as_ref(), found);
     }
+    access_logs(field, provider, found);
+    if let Some(otlp) = &provider.opentelemetry {
+        opentelemetry(&field.key("opentelemetry"), otlp, found);
+    }
+}
+
+/// Those that go to services.
+fn access_logs(field: &Field, provider: &ExtensionProvider, found: &mut Vec<Invalid>) {
     if let Some(als) = &provider.envoy_http_als {
         let field = field.key("envoyHttpAls");
         service(&field, &als.service, als.port, found);
@@ -116,9 +124,6 @@ fn provider(field: &Field, provider: &ExtensionProvider, found: &mut Vec<Invalid
     }
     if let Some(als) = &provider.envoy_otel_als {
         service(&field.key("envoyOtelAls"), &als.service, als.port, found);
-    }
-    if let Some(otlp) = &provider.opentelemetry {
-        opentelemetry(&field.key("opentelemetry"), otlp, found);
     }
 }
 

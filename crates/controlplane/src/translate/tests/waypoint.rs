@@ -666,7 +666,7 @@ spec:
     );
     let (translation, _) = config(&format!("{MESH_CONFIG}---\n{near}"));
     expect_test::expect![[r#"
-        Telemetry shop/near spec.accessLogging[1].providers[1]: nowhere is no access log in a file: nothing is logged there
+        Telemetry shop/near spec.accessLogging[1].providers[1]: nowhere is no access log: nothing is logged there
     "#]]
     .assert_eq(&advice(&translation));
 }

@@ -36,6 +36,8 @@ pub(super) enum Failure {
     Subject,
     /// The issuer's keys are not known.
     NoKeys,
+    /// They were to be fetched, and were not.
+    NotFetched,
     NoFittingKey,
     Signature,
 }
@@ -68,6 +70,7 @@ impl Failure {
             Self::Lifetime => "Jwt expiration is missing or too far away",
             Self::Subject => "Jwt subject is not allowed",
             Self::NoKeys => "Jwks doesn't have any valid public key",
+            Self::NotFetched => "Jwks remote fetch is failed",
             Self::NoFittingKey => "Jwks doesn't have key to match kid or alg from Jwt",
             Self::Signature => "Jwt verification fails",
         }
@@ -79,6 +82,11 @@ impl Failure {
             None | Some(Self::Missing | Self::UnknownIssuer) => self,
             Some(before) => before,
         }
+    }
+
+    /// Whether newer keys of the issuer could help.
+    pub(super) fn is_about_keys(self) -> bool {
+        matches!(self, Self::NotFetched | Self::NoFittingKey)
     }
 
     pub(super) fn reply(self, exchange: &Exchange) -> Reply {

@@ -11,11 +11,16 @@ use envoy_types::pb::envoy::{
     extensions::filters::http::jwt_authn::v3::{JwtProvider, jwt_provider::JwksSourceSpecifier},
 };
 use http::{HeaderName, HeaderValue};
-use jsonwebtoken::Algorithm;
 use leyline_authz::TextMatch;
 use serde_json::{Map, Value};
 
-use super::{Verified, failure::Failure, keys::Keys, token::Places};
+use super::{
+    Verified,
+    failure::Failure,
+    keys::{Keys, Signing},
+    remote::{KeyStore, RemoteSource},
+    token::Places,
+};
 use crate::{
     config::{
         any::duration,
@@ -35,7 +40,7 @@ pub(super) struct Provider {
     issuer: String,
     audiences: Vec<String>,
     subjects: Option<TextMatch>,
-    keys: Keys,
+    keys: KeySource,
     pub(super) places: Places,
     keep_token: bool,
     skew: u64,
@@ -45,6 +50,15 @@ pub(super) struct Provider {
     space_delimited: Vec<String>,
     payload_header: Option<(HeaderName, Padding)>,
     claim_headers: Vec<(HeaderName, Vec<String>)>,
+}
+
+/// Where the issuer's keys are.
+#[derive(Debug)]
+enum KeySource {
+    /// In the configuration.
+    Given(Keys),
+    /// To be fetched.
+    Remote(RemoteSource),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,12 +129,21 @@ impl Provider {
         payload.chain(self.claim_headers.iter().map(|(name, _)| name))
     }
 
+    /// Where keys are to be fetched from.
+    pub(super) fn remote(&self) -> Option<&RemoteSource> {
+        match &self.keys {
+            KeySource::Given(_) => None,
+            KeySource::Remote(source) => Some(source),
+        }
+    }
+
     /// All that makes a token good, the signature last: it costs most.
     pub(super) fn verify(
         &self,
         token: &str,
         audiences: Option<&[String]>,
         now: Duration,
+        fetched: &KeyStore,
     ) -> Result<Good, Failure> {
         let mut parts = token.split('.');
         let (Some(header), Some(payload), Some(signature), None) =
@@ -146,8 +169,15 @@ impl Provider {
         check_audience(&claims, own.as_deref().unwrap_or(&self.audiences))?;
         let message = token.get(..header.len() + 1 + payload.len());
         let message = message.unwrap_or_default();
-        self.keys
-            .verify(algorithm, key_id.as_deref(), message, signature)?;
+        let id = key_id.as_deref();
+        match &self.keys {
+            KeySource::Given(keys) => keys.verify(algorithm, id, message, signature)?,
+            KeySource::Remote(source) => {
+                let keys = fetched.of(source).current();
+                let keys = keys.ok_or(Failure::NotFetched)?;
+                keys.verify(algorithm, id, message, signature)?;
+            }
+        }
         Ok(Good {
             payload: payload.to_owned(),
             claims,
@@ -237,31 +267,30 @@ impl Provider {
     }
 }
 
-/// The keys are in the configuration, or the provider is refused.
-fn keys(proto: &JwtProvider) -> Compiled<Keys> {
+fn keys(proto: &JwtProvider) -> Compiled<KeySource> {
+    let given = |text: &str| Ok(KeySource::Given(Keys::parse(text)));
     match &proto.jwks_source_specifier {
         Some(JwksSourceSpecifier::LocalJwks(source)) => match &source.specifier {
-            Some(Specifier::InlineString(text)) => Ok(Keys::parse(text)),
-            Some(Specifier::InlineBytes(bytes)) => Ok(Keys::parse(&String::from_utf8_lossy(bytes))),
+            Some(Specifier::InlineString(text)) => given(text),
+            Some(Specifier::InlineBytes(bytes)) => given(&String::from_utf8_lossy(bytes)),
             _ => Err(Unsupported::new("keys that are not inline")),
         },
-        Some(JwksSourceSpecifier::RemoteJwks(_)) => {
-            Err(Unsupported::new("keys that the proxy is to fetch")).at("remote_jwks")
+        Some(JwksSourceSpecifier::RemoteJwks(remote)) => {
+            let source = RemoteSource::compile(remote).at("remote_jwks")?;
+            Ok(KeySource::Remote(source))
         }
         None => Err(Unsupported::missing("jwks_source_specifier")),
     }
 }
 
-fn read_header(header: &str) -> Result<(Algorithm, Option<String>), Failure> {
+fn read_header(header: &str) -> Result<(Signing, Option<String>), Failure> {
     let header = URL_SAFE_NO_PAD.decode(header);
     let header = header.map_err(|_not_base64| Failure::HeaderBase64)?;
     let header: Map<String, Value> =
         serde_json::from_slice(&header).map_err(|_not_json| Failure::HeaderJson)?;
     let algorithm = header.get("alg").and_then(Value::as_str);
     let algorithm = algorithm.ok_or(Failure::Algorithm)?;
-    let algorithm = algorithm
-        .parse()
-        .map_err(|_unknown| Failure::AlgorithmUnknown)?;
+    let algorithm = Signing::parse(algorithm).ok_or(Failure::AlgorithmUnknown)?;
     // RFC 7515, 4.1.11: who does not know an extension that is critical must refuse.
     if header.contains_key("crit") {
         return Err(Failure::HeaderJson);

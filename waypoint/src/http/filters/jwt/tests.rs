@@ -10,6 +10,7 @@ use envoy_types::pb::envoy::{
         jwt_provider::{JwksSourceSpecifier, NormalizePayload},
     },
 };
+use futures::FutureExt;
 use http::{HeaderMap, Request, StatusCode};
 use serde_json::json;
 
@@ -93,9 +94,18 @@ fn bearer(token: &str) -> Exchange {
     exchange("/a", &[("authorization", &format!("Bearer {token}"))])
 }
 
+/// No keys are to be fetched here, so that nothing is waited for.
+fn authenticate(filter: &Config, exchange: &mut Exchange) -> Result<(), Reply> {
+    let fetched = KeyStore::default();
+    let authenticated = super::authenticate(filter, exchange, &fetched).now_or_never();
+    authenticated.expect("no issuer is asked")
+}
+
 fn verify(name: &str, now: Duration) -> Result<(), Failure> {
     let provider = Provider::compile(&provider()).unwrap();
-    provider.verify(&token(name), None, now).map(drop)
+    provider
+        .verify(&token(name), None, now, &KeyStore::default())
+        .map(drop)
 }
 
 #[test]
@@ -109,6 +119,7 @@ fn every_algorithm_is_verified() {
         "PS512",
         "ES256",
         "ES384",
+        "ES512",
         "EdDSA",
         "RS256 without kid",
     ] {
@@ -119,7 +130,9 @@ fn every_algorithm_is_verified() {
         altered[at] = if altered[at] == b'A' { b'B' } else { b'A' };
         let altered = String::from_utf8(altered).unwrap();
         let provider = Provider::compile(&provider()).unwrap();
-        let failed = provider.verify(&altered, None, NOW).map(drop);
+        let failed = provider
+            .verify(&altered, None, NOW, &KeyStore::default())
+            .map(drop);
         assert_eq!(failed, Err(Failure::Signature), "{name}");
     }
 }
@@ -131,7 +144,6 @@ fn bad_tokens_are_told_apart() {
         ("RS256 signed by a stranger", Failure::Signature),
         ("HS256 keyed with the public key", Failure::NoFittingKey),
         ("none", Failure::AlgorithmUnknown),
-        ("ES512", Failure::AlgorithmUnknown),
         ("critical", Failure::HeaderJson),
         ("numeric iss", Failure::Claim("iss")),
         ("text exp", Failure::Claim("exp")),
@@ -156,7 +168,9 @@ fn bad_tokens_are_told_apart() {
         (format!("{header}.{payload}."), Failure::SignatureBase64),
         (format!("{header}.e30.YQ"), Failure::UnknownIssuer),
     ] {
-        let found = provider.verify(&token, None, NOW).map(drop);
+        let found = provider
+            .verify(&token, None, NOW, &KeyStore::default())
+            .map(drop);
         assert_eq!(found, Err(failure), "{token}");
     }
 }
@@ -176,7 +190,9 @@ fn audiences_issuers_and_keys() {
         let mut proto = provider();
         change(&mut proto);
         let provider = Provider::compile(&proto).unwrap();
-        let found = provider.verify(&token("RS256"), None, NOW).map(drop);
+        let found = provider
+            .verify(&token("RS256"), None, NOW, &KeyStore::default())
+            .map(drop);
         assert_eq!(found, expected);
     };
     check(&|p| p.audiences = vec!["shop".to_owned()], Ok(()));

@@ -90,26 +90,25 @@ pub(super) fn log(
         };
         return Some((TCP, pb::any(&config)));
     }
-    let OtelAls {
-        log_name,
-        log_format,
-        ..
-    } = provider.envoy_otel_als.as_ref()?;
-    let common = common(called(log_name, "otel_envoy_accesslog"));
-    let format = log_format.clone().unwrap_or_default();
+    let als = provider.envoy_otel_als.as_ref()?;
+    let common = common(called(&als.log_name, "otel_envoy_accesslog"));
+    Some((OTEL, pb::any(&otel(als, common))))
+}
+
+fn otel(als: &OtelAls, common: CommonGrpcAccessLogConfig) -> OpenTelemetryAccessLogConfig {
+    let format = als.log_format.clone().unwrap_or_default();
     let body = format.text.filter(|text| !text.is_empty());
     let labels = format.labels.map(|labels| KeyValueList {
         // Sorted, so that the same always gives the same bytes.
         values: pairs(labels.iter().collect()),
     });
-    let config = OpenTelemetryAccessLogConfig {
+    OpenTelemetryAccessLogConfig {
         grpc_service: common.grpc_service,
         log_name: common.log_name,
         body: Some(text(body.as_deref().unwrap_or(TEXT))),
         attributes: labels,
         ..OpenTelemetryAccessLogConfig::default()
-    };
-    Some((OTEL, pb::any(&config)))
+    }
 }
 
 /// Why a provider takes no access logs, if it does not.
