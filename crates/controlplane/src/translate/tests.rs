@@ -1,5 +1,6 @@
 mod findings;
 mod inventory;
+mod load_balancing;
 mod routing;
 mod service_entries;
 mod waypoint;
