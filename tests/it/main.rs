@@ -54,6 +54,7 @@ mod waypoint_pending;
 mod waypoint_policy;
 mod waypoint_remote_keys;
 mod waypoint_resilience;
+mod waypoint_restart;
 mod waypoint_routes;
 mod waypoint_session;
 mod waypoint_smuggling;

@@ -1,6 +1,8 @@
 //! What a waypoint can be told by its environment, read once at start: as istiod renders it for an `istio-waypoint` (facts
 //! F.3), and our own.
 
+mod proxy_config;
+
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use leyline_hbone::HboneConfig;
@@ -76,6 +78,7 @@ pub(crate) struct ProxySettings {
 impl Settings {
     /// Reads the environment; problems collect in `env` and are told together by `env.finish()`.
     pub(crate) fn read(env: &mut Reader<'_>, domain: &str) -> Self {
+        let concurrency = proxy_config::read(env);
         let node = NodeSettings::read(env, domain);
         let trust_domain: TrustDomain = env.parse("TRUST_DOMAIN", TrustDomain::default());
         let identity = Identity::new(trust_domain, &node.pod_namespace, &node.service_account);
@@ -124,7 +127,7 @@ impl Settings {
             resolv_conf: env.string("LEYLINE_RESOLV_CONF", RESOLV_CONF).into(),
             worker_threads: threads::worker_threads(
                 env,
-                None,
+                concurrency,
                 std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             ),
         }

@@ -268,6 +268,7 @@ fn decode_kind(slot: &Slot, tree: &Node) -> KindResult {
             Object::DestinationRule(strict(value, validate::destination_rule)?)
         }
         Kind::Telemetry => Object::Telemetry(strict(value, validate::telemetry)?),
+        Kind::ProxyConfig => Object::ProxyConfig(strict(value, validate::proxy_config)?),
         Kind::EnvoyFilter => Object::EnvoyFilter(strict(value, validate::envoy_filter)?),
         Kind::HttpRoute => Object::HttpRoute(strict(value, validate::http_route)?),
         Kind::GrpcRoute => Object::GrpcRoute(strict(value, validate::grpc_route)?),
@@ -281,16 +282,20 @@ fn decode_kind(slot: &Slot, tree: &Node) -> KindResult {
         Kind::ConfigMap if slot.key.name == MESH_CONFIG_NAME => {
             Object::MeshConfig(mesh_config::decode(value)?)
         }
-        Kind::ConfigMap => {
-            let map = strict(value, validate::ca_bundle)?;
-            Object::CaBundle(Arc::new(TlsSecret::of_config_map(&map)))
-        }
-        Kind::Secret => {
-            let secret = strict(value, validate::secret).map_err(without_values)?;
-            Object::Secret(Arc::new(TlsSecret::of_secret(&secret)))
-        }
+        Kind::ConfigMap => Object::CaBundle(ca_bundle(value)?),
+        Kind::Secret => Object::Secret(secret(value)?),
     };
     Ok((object, status))
+}
+
+fn ca_bundle(value: Value) -> Result<Arc<TlsSecret>, Vec<Invalid>> {
+    let map = strict(value, validate::ca_bundle)?;
+    Ok(Arc::new(TlsSecret::of_config_map(&map)))
+}
+
+fn secret(value: Value) -> Result<Arc<TlsSecret>, Vec<Invalid>> {
+    let secret = strict(value, validate::secret).map_err(without_values)?;
+    Ok(Arc::new(TlsSecret::of_secret(&secret)))
 }
 
 /// Errors of decoding may quote what they found.

@@ -33,6 +33,8 @@ pub enum Kind {
     DestinationRule,
     /// Of Istio, for waypoints.
     Telemetry,
+    /// Of Istio, for whoever starts proxies.
+    ProxyConfig,
     /// Of Istio, for waypoints.
     EnvoyFilter,
     /// Of the Gateway API, for waypoints.
@@ -98,7 +100,7 @@ const GATEWAY_TLS: &[&str] = &[
 ];
 
 impl Kind {
-    const ALL: [Self; 26] = [
+    const ALL: [Self; 27] = [
         Self::Namespace,
         Self::Node,
         Self::ServiceAccount,
@@ -113,6 +115,7 @@ impl Kind {
         Self::VirtualService,
         Self::DestinationRule,
         Self::Telemetry,
+        Self::ProxyConfig,
         Self::EnvoyFilter,
         Self::HttpRoute,
         Self::GrpcRoute,
@@ -156,6 +159,7 @@ impl Kind {
             Self::VirtualService => of("VirtualService", NETWORKING),
             Self::DestinationRule => of("DestinationRule", NETWORKING),
             Self::Telemetry => of("Telemetry", TELEMETRY),
+            Self::ProxyConfig => of("ProxyConfig", NETWORKING),
             Self::EnvoyFilter => of("EnvoyFilter", NETWORKING),
             Self::HttpRoute => of("HTTPRoute", GATEWAY),
             Self::GrpcRoute => of("GRPCRoute", GATEWAY),

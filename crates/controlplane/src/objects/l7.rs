@@ -6,6 +6,7 @@ pub mod backend_tls_policy;
 pub mod destination_rule;
 pub mod envoy_filter;
 pub mod gateway_route;
+pub mod proxy_config;
 pub mod rate_limit;
 pub mod request_authentication;
 pub mod telemetry;

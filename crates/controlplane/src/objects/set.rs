@@ -17,6 +17,7 @@ use crate::objects::{
         destination_rule::DestinationRule,
         envoy_filter::EnvoyFilter,
         gateway_route::{GrpcRoute, HttpRoute, ReferenceGrant, TcpRoute, TlsRoute},
+        proxy_config::ProxyConfig,
         rate_limit::RateLimit,
         request_authentication::RequestAuthentication,
         telemetry::Telemetry,
@@ -63,6 +64,8 @@ pub struct Objects {
     pub destination_rules: BTreeMap<NamespacedName, Arc<DestinationRule>>,
     /// Telemetry settings.
     pub telemetries: BTreeMap<NamespacedName, Arc<Telemetry>>,
+    /// How proxies are started.
+    pub proxy_configs: BTreeMap<NamespacedName, Arc<ProxyConfig>>,
     /// Patches of proxies' configuration.
     pub envoy_filters: BTreeMap<NamespacedName, Arc<EnvoyFilter>>,
     /// HTTP routes of the Gateway API.
@@ -110,6 +113,7 @@ impl Objects {
             (Kind::VirtualService, self.virtual_services.len()),
             (Kind::DestinationRule, self.destination_rules.len()),
             (Kind::Telemetry, self.telemetries.len()),
+            (Kind::ProxyConfig, self.proxy_configs.len()),
             (Kind::EnvoyFilter, self.envoy_filters.len()),
             (Kind::HttpRoute, self.http_routes.len()),
             (Kind::GrpcRoute, self.grpc_routes.len()),
@@ -164,6 +168,7 @@ pub(crate) enum Object {
     VirtualService(Arc<VirtualService>),
     DestinationRule(Arc<DestinationRule>),
     Telemetry(Arc<Telemetry>),
+    ProxyConfig(Arc<ProxyConfig>),
     EnvoyFilter(Arc<EnvoyFilter>),
     HttpRoute(Arc<HttpRoute>),
     GrpcRoute(Arc<GrpcRoute>),
@@ -209,6 +214,7 @@ impl Objects {
             Object::VirtualService(object) => drop(self.virtual_services.insert(name, object)),
             Object::DestinationRule(object) => drop(self.destination_rules.insert(name, object)),
             Object::Telemetry(object) => drop(self.telemetries.insert(name, object)),
+            Object::ProxyConfig(object) => drop(self.proxy_configs.insert(name, object)),
             Object::EnvoyFilter(object) => drop(self.envoy_filters.insert(name, object)),
             Object::HttpRoute(object) => drop(self.http_routes.insert(name, object)),
             Object::GrpcRoute(object) => drop(self.grpc_routes.insert(name, object)),

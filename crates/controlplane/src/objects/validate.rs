@@ -30,7 +30,7 @@ use k8s_openapi::{
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 
-use crate::objects::{field::Field, key::Kind};
+use crate::objects::{field::Field, key::Kind, l7::proxy_config::ProxyConfig};
 
 pub(crate) use backend_tls_policy::backend_tls_policy;
 pub(crate) use destination::destination_rule;
@@ -110,6 +110,11 @@ fn dataplane_mode(metadata: &ObjectMeta, found: &mut Vec<Invalid>) {
         let reason = format!("`{mode}` is neither ambient nor none");
         push(found, Field::of("metadata").key("labels").key(MODE), reason);
     }
+}
+
+/// ProxyConfig.
+pub(crate) fn proxy_config(object: &ProxyConfig, found: &mut Vec<Invalid>) {
+    metadata_of(Kind::ProxyConfig, &object.metadata, found);
 }
 
 /// Namespace.

@@ -7,6 +7,7 @@ mod destination_rules;
 mod gateways;
 mod keys;
 mod pods;
+mod proxy_configs;
 mod routes;
 mod security;
 
@@ -53,6 +54,7 @@ pub(super) fn advise(objects: &Objects, mesh: &MeshSettings, advice: &mut Vec<Ad
     routes::of_gateway_api(objects, mesh, advice);
     destination_rules::advise(objects, advice);
     backend_tls::advise(objects, advice);
+    proxy_configs::advise(objects, advice);
     security::advise(objects, advice);
     for (name, limit) in &objects.rate_limits {
         let mut teller = Teller::new(Kind::RateLimit, name, advice);

@@ -10,11 +10,12 @@ use crate::{
 };
 
 /// Those that something here acts on.
-const ACTED_ON: [&str; 28] = [
+const ACTED_ON: [&str; 29] = [
     "ambient.istio.io/bypass-inbound-capture",
     "ambient.istio.io/dns-capture",
     "ambient.istio.io/redirection",
     "ambient.istio.io/waypoint-inbound-binding",
+    "ambient.istio.io/xfcc-include-client-identity",
     "gateway.istio.io/managed",
     "gateway.istio.io/service-account",
     "istio.io/dataplane-mode",
@@ -76,6 +77,12 @@ pub(super) fn advise(objects: &Objects, advice: &mut Vec<Advice>) {
         TcpRoute: tcp_routes;
         TlsRoute: tls_routes;
         RateLimit: rate_limits;
+        BackendTlsPolicy: backend_tls_policies;
+        PeerAuthentication: peer_authentications;
+        Telemetry: telemetries;
+        EnvoyFilter: envoy_filters;
+        ReferenceGrant: reference_grants;
+        ProxyConfig: proxy_configs;
     }
 }
 

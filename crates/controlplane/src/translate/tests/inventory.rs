@@ -202,6 +202,20 @@ fn of_destination_rules() {
 }
 
 #[test]
+fn of_proxy_configs() {
+    check_spec(
+        (NETWORKING, "ProxyConfig"),
+        "...",
+        &[
+            ("selector: {matchLabels: {a: b}}", ""),
+            ("concurrency: 2", "spec.concurrency"),
+            ("environmentVariables: {A: b}", "spec.environmentVariables"),
+            ("image: {imageType: debug}", "spec.image"),
+        ],
+    );
+}
+
+#[test]
 fn of_backend_tls_policies() {
     let around = "targetRefs: [{group: '', kind: Service, name: server}], ...";
     let valid = "validation: {hostname: a, wellKnownCACertificates: System}";
