@@ -52,6 +52,16 @@ pub(crate) struct Config {
     /// Headers that the authorizer is told; all where nothing is said.
     told: Option<Vec<TextMatch>>,
     never_told: Vec<TextMatch>,
+    form: HeaderForm,
+}
+
+/// How an authorizer that is asked by gRPC is told headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HeaderForm {
+    /// As text, several of a name on one line.
+    Text,
+    /// As bytes, each by itself.
+    Raw,
 }
 
 #[derive(Debug)]
@@ -118,6 +128,11 @@ impl Config {
             body: proto.with_request_body,
             told,
             never_told: never_told.unwrap_or_default(),
+            form: if proto.encode_raw_headers {
+                HeaderForm::Raw
+            } else {
+                HeaderForm::Text
+            },
         })
     }
 
@@ -159,7 +174,6 @@ fn refuse_unknown(proto: &ExtAuthz) -> Compiled<()> {
                 || !proto.route_typed_metadata_context_namespaces.is_empty(),
         ),
         ("include_peer_certificate", proto.include_peer_certificate),
-        ("encode_raw_headers", proto.encode_raw_headers),
         (
             "decoder_header_mutation_rules",
             proto.decoder_header_mutation_rules.is_some(),

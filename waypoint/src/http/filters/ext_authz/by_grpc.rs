@@ -4,7 +4,10 @@ use std::{collections::HashMap, time::SystemTime};
 
 use envoy_types::pb::{
     envoy::{
-        config::core::v3::{HeaderValueOption, header_value_option::HeaderAppendAction},
+        config::core::v3::{
+            HeaderMap, HeaderValue as HeaderProto, HeaderValueOption,
+            header_value_option::HeaderAppendAction,
+        },
         service::auth::v3::{
             AttributeContext, CheckResponse, DeniedHttpResponse, OkHttpResponse,
             attribute_context::{HttpRequest, Request},
@@ -15,7 +18,7 @@ use envoy_types::pb::{
 };
 use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 
-use super::{Changes, Config, PARTIAL_BODY, Verdict, denied, is_of_hop, query};
+use super::{Changes, Config, HeaderForm, PARTIAL_BODY, Verdict, denied, is_of_hop, query};
 use crate::{
     authorizer,
     http::{pipeline::Exchange, sample::Sample, server::HttpConnection},
@@ -31,7 +34,6 @@ pub(super) fn question(
     let mut request = HttpRequest {
         id: exchange.random.to_string(),
         method: head.method.to_string(),
-        headers: headers(filter, exchange, seen),
         path: exchange.path.clone(),
         host: exchange.authority.clone(),
         scheme: "http".to_owned(),
@@ -39,6 +41,11 @@ pub(super) fn question(
         protocol: protocol(head.version).to_owned(),
         ..HttpRequest::default()
     };
+    let headers = headers(filter, exchange, seen);
+    match filter.form {
+        HeaderForm::Text => request.headers = joined(headers),
+        HeaderForm::Raw => request.header_map = Some(raw(headers)),
+    }
     if let Some(seen) = seen {
         if filter.body.is_some_and(|settings| settings.pack_as_bytes) {
             request.raw_body = seen.bytes.to_vec();
@@ -55,41 +62,63 @@ pub(super) fn question(
     }
 }
 
-/// As Envoy tells them: pseudo headers too, and several of a name on one line.
-fn headers(filter: &Config, exchange: &Exchange, seen: Option<&Sample>) -> HashMap<String, String> {
+/// As Envoy tells them: pseudo headers too.
+fn headers(filter: &Config, exchange: &Exchange, seen: Option<&Sample>) -> Vec<(String, Vec<u8>)> {
     let head = &exchange.head;
-    let mut told: HashMap<String, String> = HashMap::new();
     let own = [
         (":authority", exchange.authority.as_str()),
         (":method", head.method.as_str()),
         (":path", exchange.path.as_str()),
         (":scheme", "http"),
     ];
-    let own = own.map(|(name, value)| (name, value.into()));
+    let own = own.map(|(name, value)| (name, value.as_bytes()));
     let headers = head
         .headers
         .iter()
         .filter(|(name, _)| *name != header::HOST);
-    let headers =
-        headers.map(|(name, value)| (name.as_str(), String::from_utf8_lossy(value.as_bytes())));
-    for (name, value) in own.into_iter().chain(headers) {
-        if !filter.is_told(name) {
-            continue;
-        }
-        match told.get_mut(name) {
+    let headers = headers.map(|(name, value)| (name.as_str(), value.as_bytes()));
+    let told = own.into_iter().chain(headers);
+    let told = told.filter(|(name, _)| filter.is_told(name));
+    let mut told: Vec<_> = told
+        .map(|(name, value)| (name.to_owned(), value.to_vec()))
+        .collect();
+    if let Some(seen) = seen {
+        let partial = seen.is_partial.to_string();
+        told.push((PARTIAL_BODY.to_string(), partial.into_bytes()));
+    }
+    told
+}
+
+/// As text, several of a name on one line.
+fn joined(headers: Vec<(String, Vec<u8>)>) -> HashMap<String, String> {
+    let mut told: HashMap<String, String> = HashMap::new();
+    for (name, value) in headers {
+        let value = String::from_utf8_lossy(&value);
+        match told.get_mut(&name) {
             Some(before) => {
                 before.push(',');
                 before.push_str(&value);
             }
             None => {
-                told.insert(name.to_owned(), value.into_owned());
+                told.insert(name, value.into_owned());
             }
         }
     }
-    if let Some(seen) = seen {
-        told.insert(PARTIAL_BODY.to_string(), seen.is_partial.to_string());
-    }
     told
+}
+
+/// As bytes, each by itself.
+fn raw(headers: Vec<(String, Vec<u8>)>) -> HeaderMap {
+    let headers = headers.into_iter();
+    HeaderMap {
+        headers: headers
+            .map(|(key, raw_value)| HeaderProto {
+                key,
+                raw_value,
+                ..HeaderProto::default()
+            })
+            .collect(),
+    }
 }
 
 fn content_length(exchange: &Exchange) -> Option<i64> {
@@ -211,4 +240,29 @@ fn header(option: &HeaderValueOption) -> Option<(HeaderName, HeaderValue)> {
         HeaderValue::from_bytes(&header.raw_value).ok()?
     };
     Some((name, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_told_on_one_line_or_each_by_itself() {
+        let headers = || {
+            let pairs: [(&str, &[u8]); 3] = [("a", b"1"), ("b", b"\xff"), ("a", b"2")];
+            let pairs = pairs.map(|(name, value)| (name.to_owned(), value.to_vec()));
+            Vec::from(pairs)
+        };
+        let text = joined(headers());
+        assert_eq!(
+            (text["a"].as_str(), text["b"].as_str()),
+            ("1,2", "\u{fffd}")
+        );
+        let raw = raw(headers()).headers;
+        let raw: Vec<(&str, &[u8])> = raw
+            .iter()
+            .map(|one| (one.key.as_str(), one.raw_value.as_slice()))
+            .collect();
+        assert_eq!(raw, [("a", &b"1"[..]), ("b", b"\xff"), ("a", b"2")]);
+    }
 }
