@@ -25,6 +25,8 @@ enum Expected {
     Sent(&'static str, Option<&'static str>),
     /// The client was answered with this header, or none of this name.
     Answered(&'static str, Option<&'static str>),
+    /// The application was spoken to in this version of HTTP.
+    Protocol(&'static str),
     /// The application was asked for this path.
     Path(&'static str),
     /// No answer at all.
@@ -101,6 +103,10 @@ impl Case {
         self.expect(Expected::Waypoint(false))
     }
 
+    pub(crate) fn spoken_to_in(self, protocol: &'static str) -> Self {
+        self.expect(Expected::Protocol(protocol))
+    }
+
     fn expect(mut self, expected: Expected) -> Self {
         self.expected.push(expected);
         self
@@ -151,6 +157,7 @@ impl Expected {
                 ensure!(value == expected.map(str::as_bytes));
             }
             Self::Refused => {}
+            Self::Protocol(protocol) => ensure!(answer.description()?.protocol == *protocol),
             Self::Path(path) => ensure!(answer.description()?.path == *path),
             Self::Waypoint(seen) => {
                 ensure!(sent(answer, "x-request-id")?.is_some() == *seen);

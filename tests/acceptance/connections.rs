@@ -52,7 +52,23 @@ pub(crate) async fn use_client_protocol(world: &World) -> Result<()> {
     world.apply(&text)?;
     let grpc = world.grpc("echo-v1:7070", &["/demo.Echo/Say"]).await?;
     ensure!(grpc == ["/demo.Echo/Say v1"], "{grpc:?}");
-    world.expect(&[get("echo-v1:80", "/").status(200)]).await
+    world
+        .expect(&[get("echo-v1:80", "/").spoken_to_in("HTTP/1.1")])
+        .await?;
+    // The same requests, upgraded, and back.
+    let http1 = |text: &str| policy(&format!("{{connectionPool: {{http: {{{text}}}}}}}"));
+    for (setting, protocol) in [
+        ("h2UpgradePolicy: UPGRADE", "HTTP/2.0"),
+        ("h2UpgradePolicy: DO_NOT_UPGRADE", "HTTP/1.1"),
+        (
+            "h2UpgradePolicy: UPGRADE, useClientProtocol: true",
+            "HTTP/1.1",
+        ),
+    ] {
+        let expected = get("echo-v1:80", "/").spoken_to_in(protocol);
+        world.applied(&http1(setting), &[expected]).await?;
+    }
+    Ok(())
 }
 
 /// Requests that hash alike stay with one endpoint, and not all are at one.
@@ -186,7 +202,27 @@ pub(crate) async fn services_with_differing_target_ports(world: &World) -> Resul
             get("echo:8080", "/").status(200).through_waypoint(),
             get("echo:8090", "/").status(200).through_waypoint(),
         ])
-        .await
+        .await?;
+    // The same port of two services leads to two ports, of two protocols, of the same pods.
+    let service = |name: &str, vip: &str, protocol: &str, target: u16| {
+        format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: row-{name}, namespace: apps, labels: {{istio.io/use-waypoint: waypoint}}}}
+spec:
+  clusterIP: {vip}
+  clusterIPs: [{vip}]
+  selector: {{app: echo}}
+  ports: [{{name: {protocol}, port: 80, targetPort: {target}}}]
+---
+"
+        )
+    };
+    let text = service("http", "10.96.2.93", "http", 8080);
+    let text = text + &service("tcp", "10.96.2.94", "tcp", 9000);
+    let http = get("10.96.2.93:80", "/").status(200).through_waypoint();
+    world.applied(&text, &[http]).await?;
+    world.echoes("apps/client", "10.96.2.94:80").await
 }
 
 /// One entry with many addresses, all behind the waypoint.

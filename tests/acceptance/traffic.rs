@@ -281,7 +281,32 @@ pub(crate) async fn retry_conditions(world: &World) -> Result<()> {
         "/fail/v1/409",
     ]
     .map(|path| vec![get("echo:80", path).version("v2"); 5]);
-    world.applied(&rules(rule), &cases.concat()).await
+    world.applied(&rules(rule), &cases.concat()).await?;
+    // What no condition names is not tried again, and neither is more often than said.
+    let rule = "
+  - match: [{uri: {prefix: /fail/v1/504}}]
+    retries: {attempts: 3, retryOn: 'retriable-4xx,reset,503'}
+    route: [{destination: {host: echo}}]
+  - match: [{uri: {prefix: /fail/v1/500}}]
+    retries: {attempts: 0}
+    route: [{destination: {host: echo}}]
+  - match: [{uri: {prefix: /fail/v1/502}}]
+    headers: {response: {set: {x-row: only}}}
+    retries: {attempts: 2, retryOn: 5xx}
+    route: [{destination: {host: echo, subset: v1}}]
+";
+    let only = get("echo:80", "/fail/v1/502").answered("x-row", "only");
+    world.applied(&rules(rule), &[only.status(502)]).await?;
+    for path in ["/fail/v1/504", "/fail/v1/500"] {
+        let mut failed = 0;
+        for _ in 0..20 {
+            let status = get("echo:80", path).ask(world).await?.status;
+            failed += usize::from(status.is_server_error());
+        }
+        // Half of the endpoints: 20 coins fall on one side once in a million times.
+        ensure!((1..20).contains(&failed), "{path}: {failed} of 20 failed");
+    }
+    Ok(())
 }
 
 pub(crate) async fn fault_abort(world: &World) -> Result<()> {

@@ -71,6 +71,8 @@ pub struct Description {
     pub peer: SocketAddr,
     /// To which address, as the app's socket sees it.
     pub local: SocketAddr,
+    /// Version of HTTP.
+    pub protocol: String,
     /// Request method.
     pub method: String,
     /// Request path and query.

@@ -1,4 +1,4 @@
-//! The HTTP port of the echo app. `/bytes/N` downloads N bytes of the pattern, `/slow/MS` answers after a while,
+//! The HTTP port of the echo app, HTTP/1 and HTTP/2. `/bytes/N` downloads N bytes of the pattern, `/slow/MS` answers after a while,
 //! `/fail/VERSION/STATUS` fails where the version is the app's, and every path describes the request, with the hash of its body.
 //! An app that is told to fail says the same under its status.
 
@@ -13,8 +13,11 @@ use anyhow::{Context, Result};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
 use tokio::{net::TcpStream, time::sleep};
 
 use super::{Description, Me};
@@ -34,11 +37,13 @@ pub(super) async fn serve(stream: TcpStream, me: Arc<Me>) -> Result<()> {
             }))
         }
     });
-    http1::Builder::new()
-        // A client that has sent its request may close its half.
-        .half_close(true)
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    // A client that has sent its request may close its half.
+    builder.http1().half_close(true);
+    builder
         .serve_connection(TokioIo::new(stream), service)
         .await
+        .map_err(anyhow::Error::from_boxed)
         .context("serving HTTP")
 }
 
@@ -85,6 +90,7 @@ async fn answer(
         requests,
         peer,
         local,
+        protocol: format!("{:?}", head.version),
         method: head.method.to_string(),
         path: head.uri.to_string(),
         headers: pairs(&head.headers),
