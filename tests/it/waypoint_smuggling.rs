@@ -111,6 +111,16 @@ async fn what_could_be_read_in_two_ways_is_refused() {
         assert!(!reply.contains("/hidden"), "{reply}");
     }
 
+    // Nor behind an offer of another protocol that is not taken, after which hyper resets.
+    let offer = "GET /page HTTP/1.1\r\nhost: canary\r\nupgrade: h2c\r\nconnection: upgrade";
+    let request = format!("{offer}\r\n\r\n{both}");
+    let reply = raw(&mesh, vip, &request).await.unwrap_or_default();
+    assert!(!reply.contains("/hidden"), "{reply}");
+    // Without such company it ends in order.
+    let request = format!("{offer}, close\r\n\r\n");
+    let reply = raw(&mesh, vip, &request).await.unwrap();
+    assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+
     let preflight = "OPTIONS /page HTTP/1.1\r\nhost: canary\r\norigin: https://shop.example\r\n\
                      access-control-request-method: PUT\r\nconnection: close\r\n\r\n";
     let reply = raw(&mesh, vip, preflight).await.unwrap();

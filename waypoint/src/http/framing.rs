@@ -4,28 +4,91 @@
 //! the connection.
 //!
 //! For that one must know where heads begin: bodies are followed, no byte of them is looked at. What is not understood is
-//! left to hyper from there on, and so are other protocols: HTTP/2, tunnels, and whatever follows a request for an upgrade.
+//! left to hyper from there on, and so are other protocols: HTTP/2, and whatever was asked for and granted. What follows such a
+//! request waits for its answer, which [`Switch`] tells.
 
 mod scan;
 
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, BytesMut};
+use futures::task::AtomicWaker;
+use http::{Method, Request, Response, StatusCode, Version, header::UPGRADE};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use leyline_hbone::HboneIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_util::io::poll_read_buf;
+use tracing::debug;
 
-use self::scan::Scanner;
+use self::scan::{Answer, Scanner};
+
+/// Where those who answer a connection's requests tell what became of one for another protocol.
+#[derive(Debug, Default)]
+pub(super) struct Switch {
+    answer: Mutex<Option<Answer>>,
+    reader: AtomicWaker,
+    /// Of the last request whose wish was not granted. hyper gives the connection to it at its end all the same.
+    declined: Mutex<Option<OnUpgrade>>,
+}
+
+/// A request for another protocol, before it is answered.
+pub(super) struct Asked {
+    method: Method,
+    upgrade: Option<OnUpgrade>,
+}
+
+impl Switch {
+    /// What must be told of a request for another protocol.
+    pub(super) fn asked<B>(request: &Request<B>) -> Option<Asked> {
+        let is_asked =
+            request.method() == Method::CONNECT || request.headers().contains_key(UPGRADE);
+        (is_asked && request.version() <= Version::HTTP_11).then(|| Asked {
+            method: request.method().clone(),
+            upgrade: request.extensions().get().cloned(),
+        })
+    }
+
+    /// The answer; of one connection they come in order.
+    pub(super) fn tell<B>(&self, asked: Asked, response: &Response<B>) {
+        let status = response.status();
+        let is_switched = status == StatusCode::SWITCHING_PROTOCOLS
+            || (asked.method == Method::CONNECT && status.is_success());
+        let answer = if is_switched {
+            Answer::Switched
+        } else {
+            *self.declined.lock() = asked.upgrade;
+            Answer::Stays
+        };
+        *self.answer.lock() = Some(answer);
+        self.reader.wake();
+    }
+
+    /// Ends a connection that hyper has served and given away unfinished, because a request on it once asked for another
+    /// protocol; left alone it would be reset, and the last answer with it.
+    pub(super) async fn finish(&self) {
+        let declined = self.declined.lock().take();
+        if let Some(upgrade) = declined
+            && let Ok(connection) = upgrade.await
+            && let Err(error) = TokioIo::new(connection).shutdown().await
+        {
+            debug!(%error, "HTTP connection did not end in order");
+        }
+    }
+}
 
 /// A connection whose requests have one length each.
 #[derive(Debug)]
 pub(super) struct Framed {
     io: HboneIo,
     scanner: Scanner,
+    switch: Arc<Switch>,
     /// A head that is not complete, or what could not be handed on yet.
     kept: BytesMut,
     /// Bytes of it that may be handed on.
@@ -33,9 +96,10 @@ pub(super) struct Framed {
 }
 
 impl Framed {
-    pub(super) fn new(io: HboneIo) -> Self {
+    pub(super) fn new(io: HboneIo, switch: Arc<Switch>) -> Self {
         Self {
             io,
+            switch,
             scanner: Scanner::default(),
             kept: BytesMut::new(),
             cleared: 0,
@@ -70,7 +134,18 @@ impl AsyncRead for Framed {
                 this.cleared -= count;
                 return Poll::Ready(Ok(()));
             }
-            if !this.kept.is_empty() {
+            if this.scanner.awaits_answer() {
+                this.switch.reader.register(cx.waker());
+                let answer = this.switch.answer.lock().take();
+                if let Some(answer) = answer {
+                    this.scanner.answered(answer);
+                    this.cleared = this.scanner.clear(&mut this.kept);
+                    continue;
+                }
+                if !this.kept.is_empty() {
+                    return Poll::Pending;
+                }
+            } else if !this.kept.is_empty() {
                 if !ready!(this.poll_more(cx))? && this.cleared == 0 {
                     return Poll::Ready(Ok(()));
                 }

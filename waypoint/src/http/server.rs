@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::{
     executor::DrainExecutor,
-    framing::Framed,
+    framing::{Framed, Switch},
     life::{Life, LifeLimits},
     pipeline,
     request_log::SeriesCache,
@@ -78,35 +78,25 @@ impl Destination {
 pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo) {
     let conn = Arc::new(conn);
     let drain = conn.shared.drain.clone();
-    let mut builder = auto::Builder::new(DrainExecutor::new(drain.clone()));
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(conn.shared.settings.proxy.head_deadline)
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
-        .max_concurrent_streams(MAX_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_DEADLINE);
+    let builder = builder(&conn);
+    let switch = Arc::new(Switch::default());
     let service = {
-        let conn = conn.clone();
+        let (conn, switch) = (conn.clone(), switch.clone());
         service_fn(move |request: Request<Incoming>| {
-            let conn = conn.clone();
+            let (conn, switch) = (conn.clone(), switch.clone());
             async move {
                 let busy = conn.life.enter();
+                let asked = Switch::asked(&request);
                 let response = pipeline::handle(conn, request).await;
+                if let Some(asked) = asked {
+                    switch.tell(asked, &response);
+                }
                 Ok::<_, std::convert::Infallible>(response.map(|body| busy.until_end_of(body)))
             }
         })
     };
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(Framed::new(io)), service);
+    let serving = builder
+        .serve_connection_with_upgrades(TokioIo::new(Framed::new(io, switch.clone())), service);
     tokio::pin!(serving);
     let result = tokio::select! {
         result = serving.as_mut() => result,
@@ -126,9 +116,32 @@ pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo)
             serving.await
         }
     };
-    if let Err(error) = result {
-        debug!(%error, client = %conn.client.addr, "HTTP connection broke");
+    match result {
+        Ok(()) => switch.finish().await,
+        Err(error) => debug!(%error, client = %conn.client.addr, "HTTP connection broke"),
     }
+}
+
+/// What holds for every connection of both protocols.
+fn builder(conn: &HttpConnection) -> auto::Builder<DrainExecutor> {
+    let mut builder = auto::Builder::new(DrainExecutor::new(conn.shared.drain.clone()));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(conn.shared.settings.proxy.head_deadline)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
+        .max_concurrent_streams(MAX_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_DEADLINE);
+    builder
 }
 
 /// Resolves some time after the service was taken away, in the middle of the while that it is still served: a client that

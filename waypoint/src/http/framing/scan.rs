@@ -9,10 +9,20 @@ const MAX_LINE: usize = 16 << 10;
 /// Takes the place of the first byte of a field's name, and is none that a name may have (RFC 9110, 5.1).
 const SPOILT: u8 = b'\0';
 
+/// What became of a request for another protocol (RFC 9110, 7.8 and 9.3.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::http) enum Answer {
+    /// What follows is no HTTP/1.1.
+    Switched,
+    Stays,
+}
+
 /// What comes next.
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
     next: Next,
+    /// The message that is being followed asks for another protocol.
+    asks: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +39,8 @@ enum Next {
     },
     /// Trailer fields up to an empty line; the length of this one so far.
     Trailers { length: usize },
+    /// What the answer to a request for another protocol makes of it: that protocol, or the next head.
+    Answer,
     /// Nothing that could be followed.
     Anything,
 }
@@ -61,8 +73,8 @@ enum Follows {
 }
 
 impl Scanner {
-    /// How many of these bytes may be handed on: all but a head at their end that is not complete. The next call begins
-    /// with that again, and goes on with more.
+    /// How many of these bytes may be handed on: all but a head at their end that is not complete, and what follows a request
+    /// for another protocol until [`Self::answered`]. The next call begins with that again, and goes on with more.
     pub(super) fn clear(&mut self, bytes: &mut [u8]) -> usize {
         let mut at = 0;
         while let Some(rest) = bytes.get_mut(at..)
@@ -76,8 +88,30 @@ impl Scanner {
         at
     }
 
-    /// Takes some of these bytes, at least one. `None`: a head is not complete.
+    /// Whether it takes an answer to go on.
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.next == Next::Answer
+    }
+
+    /// The request for another protocol was answered.
+    pub(super) fn answered(&mut self, answer: Answer) {
+        self.next = match answer {
+            Answer::Switched => Next::Anything,
+            Answer::Stays => HEAD,
+        };
+    }
+
+    /// Takes some of these bytes, at least one. `None`: a head is not complete, or an answer is awaited.
     fn step(&mut self, bytes: &mut [u8]) -> Option<usize> {
+        let taken = self.follow(bytes)?;
+        // Where a head comes next, a message is over.
+        if self.next == HEAD && std::mem::take(&mut self.asks) {
+            self.next = Next::Answer;
+        }
+        Some(taken)
+    }
+
+    fn follow(&mut self, bytes: &mut [u8]) -> Option<usize> {
         match &mut self.next {
             Next::Head { searched } => {
                 if *searched == 0
@@ -95,7 +129,9 @@ impl Scanner {
                     return None;
                 };
                 let head = bytes.get_mut(..end).unwrap_or_default();
-                self.next = match look(head) {
+                let (follows, asks) = look(head);
+                self.asks = asks;
+                self.next = match follows {
                     Follows::Length(0) => HEAD,
                     Follows::Length(left) => Next::Body {
                         left,
@@ -123,6 +159,7 @@ impl Scanner {
                 self.next = self.next.after(byte);
                 Some(1)
             }
+            Next::Answer => None,
             Next::Anything => Some(bytes.len()),
         }
     }
@@ -175,6 +212,7 @@ impl Next {
             | Self::Trailers { .. }
             | Self::Head { .. }
             | Self::Body { .. }
+            | Self::Answer
             | Self::Anything => Self::Anything,
         }
     }
@@ -194,16 +232,16 @@ fn end_of_head(bytes: &[u8], searched: usize) -> Option<usize> {
     })
 }
 
-/// Reads a complete head, and spoils it if it has two lengths.
-fn look(head: &mut [u8]) -> Follows {
+/// Reads a complete head, and spoils it if it has two lengths. With whether it asks for another protocol.
+fn look(head: &mut [u8]) -> (Follows, bool) {
     let mut length = None;
     let mut coding = None;
-    let mut is_upgrade = false;
     let mut at = 0;
     let method_end = head.iter().position(|byte| *byte == b' ');
     let method = head.get(..method_end.unwrap_or(0)).unwrap_or_default();
-    // A tunnel, or the preface of HTTP/2.
-    let is_other = matches!(method, b"CONNECT" | b"PRI" | b"");
+    // The preface of HTTP/2, or nothing known.
+    let is_other = matches!(method, b"PRI" | b"");
+    let mut asks = method == b"CONNECT";
     for line in head.split_inclusive(|byte| *byte == b'\n') {
         let begins = at;
         at += line.len();
@@ -217,11 +255,11 @@ fn look(head: &mut [u8]) -> Follows {
                 length = Some(value.get(1..).unwrap_or_default().trim_ascii());
             }
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => coding = Some(begins),
-            7 if name.eq_ignore_ascii_case(b"upgrade") => is_upgrade = true,
+            7 if name.eq_ignore_ascii_case(b"upgrade") => asks = true,
             _ => {}
         }
     }
-    match (length, coding) {
+    let follows = match (length, coding) {
         (Some(_), Some(coding)) => {
             if let Some(byte) = head.get_mut(coding) {
                 *byte = SPOILT;
@@ -229,7 +267,7 @@ fn look(head: &mut [u8]) -> Follows {
             counter!("leyline_waypoint_requests_with_two_lengths_total").increment(1);
             Follows::Unknown
         }
-        _ if is_other || is_upgrade => Follows::Unknown,
+        _ if is_other => Follows::Unknown,
         // hyper refuses any other than chunked.
         (None, Some(_)) => Follows::Chunks,
         (Some(length), None) => std::str::from_utf8(length)
@@ -237,7 +275,8 @@ fn look(head: &mut [u8]) -> Follows {
             .and_then(|length| length.parse().ok())
             .map_or(Follows::Unknown, Follows::Length),
         (None, None) => Follows::Length(0),
-    }
+    };
+    (follows, asks)
 }
 
 #[cfg(test)]

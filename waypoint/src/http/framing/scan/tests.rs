@@ -61,14 +61,34 @@ fn bodies_are_not_looked_at_and_neither_are_other_protocols() {
             BOTH.len()
         ),
         format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{BOTH}"),
-        format!("CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n{BOTH}"),
-        format!("GET / HTTP/1.1\r\nupgrade: websocket\r\n\r\n{BOTH}"),
         // hyper ends the connection at these.
         format!("PUT / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\nx\r\n{BOTH}"),
         format!("PUT / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n10000000000000000\r\n{BOTH}"),
         format!("PUT / HTTP/1.1\r\ncontent-length: x\r\n\r\n{BOTH}"),
     ] {
         assert!(!is_spoilt(&stream), "{stream:?}");
+    }
+}
+
+#[test]
+fn what_follows_a_request_for_another_protocol_waits_for_its_answer() {
+    for request in [
+        "CONNECT a:1 HTTP/1.1\r\nhost: a:1\r\n\r\n",
+        "GET / HTTP/1.1\r\nupgrade: websocket\r\n\r\n",
+        "PUT / HTTP/1.1\r\nUpgrade: h2c\r\ncontent-length: 3\r\n\r\nabc",
+        "PUT / HTTP/1.1\r\nupgrade: h2c\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n",
+    ] {
+        for (answer, spoils) in [(Answer::Switched, false), (Answer::Stays, true)] {
+            let mut scanner = Scanner::default();
+            let mut stream = format!("{request}{BOTH}").into_bytes();
+            assert_eq!(scanner.clear(&mut stream), request.len(), "{request:?}");
+            assert!(scanner.awaits_answer());
+            let mut rest = stream.split_off(request.len());
+            assert_eq!(scanner.clear(&mut rest), 0);
+            scanner.answered(answer);
+            assert_eq!(scanner.clear(&mut rest), BOTH.len());
+            assert_eq!(rest.contains(&SPOILT), spoils, "{request:?} {answer:?}");
+        }
     }
 }
 
