@@ -416,10 +416,11 @@ impl Mesh {
 
     /// Ends all programs in order and removes everything.
     pub async fn stop(mut self) -> Result<()> {
-        let stops = self.ztunnels.values_mut().map(Daemon::stop);
-        let proxies = futures::future::try_join_all(stops).await;
+        // Node proxies would wait for the connections that waypoints keep to endpoints.
         let stops = self.waypoints.values_mut().map(Daemon::stop);
         let waypoints = futures::future::try_join_all(stops).await;
+        let stops = self.ztunnels.values_mut().map(Daemon::stop);
+        let proxies = futures::future::try_join_all(stops).await;
         let controlplane = self.controlplane.stop().await;
         proxies?;
         waypoints?;
