@@ -65,8 +65,8 @@ const E2E_THREADS: &str = "2";
 const UNIT_CASES: &str = "32";
 /// Inputs per property and round of `cargo xtask fuzz`: rounds of some seconds.
 const FUZZ_CASES: &str = "2000";
-/// Inputs per property in the smoke run of `cargo xtask test`: new ones each time, and about a minute in all.
-const SMOKE_CASES: &str = "512";
+/// Inputs per property in the smoke run of `cargo xtask test`: new ones each time, and two minutes in all.
+const SMOKE_CASES: &str = "256";
 
 /// Tests and steps that ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
