@@ -17,6 +17,7 @@ mod dns;
 mod export;
 mod jwks;
 mod logs;
+mod otlp;
 
 mod authorizer;
 mod cel;

@@ -19,17 +19,14 @@ use envoy_types::pb::{
     },
     opentelemetry::proto::common::v1::KeyValue,
 };
-use http::{HeaderValue, Method, Request, header};
-use prost::Message;
 use tracing::warn;
 
 use crate::{
     app::Shared,
-    config::route::headers::HeaderChanges,
     export::{self, Signal},
-    http::body::Body,
+    otlp::Otlp,
     upstream::{
-        call::{self, CallFailure, Target},
+        call::{CallFailure, Target},
         grpc,
     },
 };
@@ -58,15 +55,6 @@ pub(crate) enum Wire {
         /// Of each message.
         resource: Vec<KeyValue>,
         built_in: BuiltIn,
-    },
-}
-
-#[derive(Debug, PartialEq)]
-pub(crate) enum Otlp {
-    Grpc,
-    Http {
-        path: String,
-        headers: HeaderChanges,
     },
 }
 
@@ -174,27 +162,7 @@ async fn by_otlp(
     how: &Otlp,
     request: &otlp::Request,
 ) -> Result<u64, CallFailure> {
-    let config = shared.config.load_full();
-    let response: otlp::Response = match how {
-        Otlp::Grpc => {
-            let asked = grpc::call(shared, &config, target, OTLP, request);
-            Box::pin(asked).await?
-        }
-        Otlp::Http { path, headers } => {
-            let mut post = Request::new(Body::full(request.encode_to_vec()));
-            *post.method_mut() = Method::POST;
-            let kind = HeaderValue::from_static("application/x-protobuf");
-            post.headers_mut().insert(header::CONTENT_TYPE, kind);
-            headers.apply(post.headers_mut());
-            let asked = call::http(shared, &config, target, path, post);
-            let answer = Box::pin(asked).await?;
-            if !answer.status().is_success() {
-                return Err(CallFailure::Http(answer.status()));
-            }
-            // Some collectors answer with nothing, or in JSON.
-            otlp::Response::decode(answer.into_body()).unwrap_or_default()
-        }
-    };
+    let response: otlp::Response = how.export(shared, target, OTLP, request).await?;
     let partial = response.partial_success.unwrap_or_default();
     if partial.rejected > 0 {
         let reason = partial.error_message;

@@ -4,10 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use envoy_types::pb::envoy::{
-    config::{
-        core::v3::{HttpService, http_uri::HttpUpstreamType},
-        trace::v3::{OpenTelemetryConfig, tracing::http::ConfigType},
-    },
+    config::trace::v3::{OpenTelemetryConfig, tracing::http::ConfigType},
     extensions::{
         filters::network::http_connection_manager::v3::{
             HttpConnectionManager, http_connection_manager::Tracing as Proto,
@@ -23,12 +20,12 @@ use envoy_types::pb::envoy::{
 use tracing::warn;
 
 use super::{
-    any::{decode, duration},
+    any::decode,
     error::{At, Compiled, Unsupported},
-    route::headers::{HeaderChanges, HeaderOps},
 };
 use crate::{
     format::{Needed, Template},
+    otlp::Otlp,
     spans::sampling::{Chance, Sampling, Share},
     upstream::call::Target,
 };
@@ -53,20 +50,9 @@ pub(crate) struct Tracing {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Collector {
     pub(crate) target: Target,
-    pub(crate) wire: Wire,
+    pub(crate) wire: Otlp,
     /// Who we say we are.
     pub(crate) service_name: String,
-}
-
-/// How OTLP is spoken.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Wire {
-    #[default]
-    Grpc,
-    Http {
-        path: String,
-        headers: HeaderChanges,
-    },
 }
 
 /// An attribute that the user, or Istio, wants.
@@ -222,10 +208,10 @@ fn collector(config: &OpenTelemetryConfig) -> Compiled<Collector> {
         name => name.to_owned(),
     };
     let (target, wire) = match &config.http_service {
-        Some(service) => by_http(service).at("http_service")?,
+        Some(service) => Otlp::by_http(service, TIMEOUT).at("http_service")?,
         None => {
             let target = Target::compile(config.grpc_service.as_ref(), None, TIMEOUT);
-            (target.at("grpc_service")?, Wire::Grpc)
+            (target.at("grpc_service")?, Otlp::Grpc)
         }
     };
     Ok(Collector {
@@ -233,33 +219,6 @@ fn collector(config: &OpenTelemetryConfig) -> Compiled<Collector> {
         wire,
         service_name,
     })
-}
-
-/// istiod writes the URI without its scheme.
-fn by_http(service: &HttpService) -> Compiled<(Target, Wire)> {
-    let uri = service.http_uri.as_ref();
-    let uri = uri.ok_or_else(|| Unsupported::missing("http_uri"))?;
-    let Some(HttpUpstreamType::Cluster(cluster)) = &uri.http_upstream_type else {
-        return Err(Unsupported::missing("cluster"));
-    };
-    let plain = uri
-        .uri
-        .split_once("://")
-        .map_or(uri.uri.as_str(), |(_, rest)| rest);
-    let (authority, path) = plain.split_once('/').unwrap_or((plain, ""));
-    let headers = HeaderOps::compile(&[], &[], &[], &service.request_headers_to_add)?;
-    let deadline = uri.timeout.as_ref();
-    let target = Target {
-        cluster: cluster.clone(),
-        authority: authority.to_owned(),
-        timeout: deadline.map_or(Ok(TIMEOUT), duration).at("timeout")?,
-        ..Target::default()
-    };
-    let wire = Wire::Http {
-        path: format!("/{path}"),
-        headers: headers.response,
-    };
-    Ok((target, wire))
 }
 
 impl Tag {
@@ -333,34 +292,7 @@ fn peer(text: &str) -> Option<(End, PeerField)> {
 
 #[cfg(test)]
 mod tests {
-    use envoy_types::pb::envoy::config::core::v3::HttpUri;
-
     use super::*;
-
-    #[test]
-    fn uris_of_collectors() {
-        let check = |uri: &str, authority: &str, path: &str| {
-            let service = HttpService {
-                http_uri: Some(HttpUri {
-                    uri: uri.to_owned(),
-                    http_upstream_type: Some(HttpUpstreamType::Cluster("c".to_owned())),
-                    ..HttpUri::default()
-                }),
-                ..HttpService::default()
-            };
-            let (target, wire) = by_http(&service).unwrap();
-            assert_eq!(target.authority, authority);
-            assert_eq!(target.timeout, TIMEOUT);
-            assert!(matches!(wire, Wire::Http { path: found, .. } if found == path));
-        };
-        check("otel.example/v1/traces", "otel.example", "/v1/traces");
-        check(
-            "http://otel.example/v1/traces",
-            "otel.example",
-            "/v1/traces",
-        );
-        check("otel.example", "otel.example", "/");
-    }
 
     #[test]
     fn tags_of_istio_are_of_the_workloads() {

@@ -2,21 +2,13 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, header};
-use prost::Message;
 use tracing::warn;
 
 use super::otlp;
 use crate::{
     app::Shared,
-    config::tracing::{Collector, Wire},
+    config::tracing::Collector,
     export::{self, Signal},
-    http::body::Body,
-    upstream::{
-        call::{self, CallFailure},
-        grpc,
-    },
 };
 
 const METHOD: &str = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
@@ -33,7 +25,11 @@ impl Signal for Spans {
     async fn send(shared: Arc<Shared>, collector: Arc<Collector>, spans: Vec<otlp::Span>) {
         let sent = spans.len() as u64;
         let request = request(&collector, spans);
-        match export(&shared, &collector, &request).await {
+        let told = collector
+            .wire
+            .export(&shared, &collector.target, METHOD, &request);
+        let told: Result<otlp::Response, _> = told.await;
+        match told {
             Ok(response) => {
                 let partial = response.partial_success.unwrap_or_default();
                 let rejected = u64::try_from(partial.rejected_spans).unwrap_or_default();
@@ -50,35 +46,6 @@ impl Signal for Spans {
                 warn!(cluster, spans = sent, %error, "the collector of spans does not take them");
                 export::count::<Self>("failed", sent);
             }
-        }
-    }
-}
-
-async fn export(
-    shared: &Arc<Shared>,
-    collector: &Collector,
-    request: &otlp::Request,
-) -> Result<otlp::Response, CallFailure> {
-    let config = shared.config.load_full();
-    match &collector.wire {
-        Wire::Grpc => {
-            let asked = grpc::call(shared, &config, &collector.target, METHOD, request);
-            Box::pin(asked).await
-        }
-        Wire::Http { path, headers } => {
-            let mut post = Request::new(Body::full(request.encode_to_vec()));
-            *post.method_mut() = Method::POST;
-            let kind = HeaderValue::from_static("application/x-protobuf");
-            post.headers_mut().insert(header::CONTENT_TYPE, kind);
-            headers.apply(post.headers_mut());
-            let asked = call::http(shared, &config, &collector.target, path, post);
-            let answer = Box::pin(asked).await?;
-            if !answer.status().is_success() {
-                return Err(CallFailure::Http(answer.status()));
-            }
-            // Some collectors answer with nothing, or in JSON.
-            let body: Bytes = answer.into_body();
-            Ok(otlp::Response::decode(body).unwrap_or_default())
         }
     }
 }

@@ -2,23 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use envoy_types::pb::envoy::{
-    config::core::v3::{HttpService, http_uri::HttpUpstreamType},
-    extensions::access_loggers::{
-        grpc::v3::{CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig},
-        open_telemetry::v3::OpenTelemetryAccessLogConfig,
-    },
+use envoy_types::pb::envoy::extensions::access_loggers::{
+    grpc::v3::{CommonGrpcAccessLogConfig, HttpGrpcAccessLogConfig, TcpGrpcAccessLogConfig},
+    open_telemetry::v3::OpenTelemetryAccessLogConfig,
 };
 use tracing::warn;
 
 use crate::{
-    config::{
-        any::duration,
-        error::{At, Compiled, Unsupported},
-        route::headers::HeaderOps,
-    },
+    config::error::{At, Compiled, Unsupported},
     format::{Field, Needed, Source},
-    logs::{BuiltIn, Collector, Entry, Otlp, Wire, als, otlp::RecordFormat},
+    logs::{BuiltIn, Collector, Entry, Wire, als, otlp::RecordFormat},
+    otlp::Otlp,
     upstream::call::Target,
 };
 
@@ -74,7 +68,7 @@ impl ServiceLog {
             (name, _) => name.to_owned(),
         };
         let (target, how) = match &log.http_service {
-            Some(service) => by_http(service).at("http_service")?,
+            Some(service) => Otlp::by_http(service, TIMEOUT).at("http_service")?,
             None => {
                 let older = common.and_then(|common| common.grpc_service.as_ref());
                 let service = log.grpc_service.as_ref().or(older);
@@ -136,30 +130,6 @@ fn als_collector(common: Option<&CommonGrpcAccessLogConfig>) -> Compiled<Collect
         wire: Wire::Als,
         log_name: common.log_name.clone(),
     })
-}
-
-fn by_http(service: &HttpService) -> Compiled<(Target, Otlp)> {
-    let uri = service.http_uri.as_ref();
-    let uri = uri.ok_or_else(|| Unsupported::missing("http_uri"))?;
-    let Some(HttpUpstreamType::Cluster(cluster)) = &uri.http_upstream_type else {
-        return Err(Unsupported::missing("cluster"));
-    };
-    let plain = uri.uri.split_once("://");
-    let plain = plain.map_or(uri.uri.as_str(), |(_, rest)| rest);
-    let (authority, path) = plain.split_once('/').unwrap_or((plain, ""));
-    let headers = HeaderOps::compile(&[], &[], &[], &service.request_headers_to_add)?;
-    let deadline = uri.timeout.as_ref();
-    let target = Target {
-        cluster: cluster.clone(),
-        authority: authority.to_owned(),
-        timeout: deadline.map_or(Ok(TIMEOUT), duration).at("timeout")?,
-        ..Target::default()
-    };
-    let how = Otlp::Http {
-        path: format!("/{path}"),
-        headers: headers.response,
-    };
-    Ok((target, how))
 }
 
 #[cfg(test)]
