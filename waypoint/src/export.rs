@@ -216,6 +216,14 @@ enum Fill {
     Full,
 }
 
+/// Counts the items of a message that the collector took, but for those that it rejects.
+pub(crate) fn count_taken<S: Signal>(items: u64, rejected: u64) {
+    if rejected > 0 {
+        count::<S>("rejected", rejected);
+    }
+    count::<S>("sent", items - rejected);
+}
+
 /// Counts items that came to this.
 pub(crate) fn count<S: Signal>(result: &'static str, items: u64) {
     counter!(S::METRIC, "result" => result).increment(items);

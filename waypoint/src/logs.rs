@@ -24,7 +24,7 @@ use tracing::warn;
 use crate::{
     app::Shared,
     export::{self, Signal},
-    otlp::Otlp,
+    otlp::{Otlp, Response, attribute},
     upstream::{
         call::{CallFailure, Target},
         grpc,
@@ -92,16 +92,13 @@ impl Signal for ServiceLogs {
                     attributes.extend(own_attributes(&shared, &collector));
                 }
                 let request = otlp::request(attributes, entries);
-                by_otlp(&shared, &collector.target, how, &request).await
+                let told = how.export(&shared, &collector.target, OTLP, &request).await;
+                told.map(|response| rejected(response, count))
             }
         };
         match sent {
             Ok(rejected) => {
-                let rejected = rejected.min(count);
-                if rejected > 0 {
-                    export::count::<Self>("rejected", rejected);
-                }
-                export::count::<Self>("sent", count - rejected);
+                export::count_taken::<Self>(count, rejected);
             }
             Err(error) => {
                 let cluster = collector.target.cluster.as_str();
@@ -156,31 +153,21 @@ async fn by_als(
 }
 
 /// How many were rejected.
-async fn by_otlp(
-    shared: &Arc<Shared>,
-    target: &Target,
-    how: &Otlp,
-    request: &otlp::Request,
-) -> Result<u64, CallFailure> {
-    let response: otlp::Response = how.export(shared, target, OTLP, request).await?;
-    let partial = response.partial_success.unwrap_or_default();
-    if partial.rejected > 0 {
-        let reason = partial.error_message;
-        warn!(
-            rejected = partial.rejected,
-            reason, "the access log service rejects some"
-        );
+fn rejected(response: Response, of: u64) -> u64 {
+    let (rejected, reason) = response.rejected(of);
+    if rejected > 0 {
+        warn!(rejected, reason, "the access log service rejects some");
     }
-    Ok(u64::try_from(partial.rejected).unwrap_or_default())
+    rejected
 }
 
 fn own_attributes(shared: &Shared, collector: &Collector) -> [KeyValue; 4] {
     let node = &shared.settings.node;
     [
-        otlp::attribute("log_name", collector.log_name.clone()),
+        attribute("log_name", collector.log_name.clone()),
         // A waypoint is told no locality of its own.
-        otlp::attribute("zone_name", String::new()),
-        otlp::attribute("cluster_name", node.cluster()),
-        otlp::attribute("node_name", node.id()),
+        attribute("zone_name", String::new()),
+        attribute("cluster_name", node.cluster()),
+        attribute("node_name", node.id()),
     ]
 }

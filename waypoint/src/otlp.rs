@@ -1,9 +1,18 @@
-//! How OTLP is spoken, for spans and for access logs: by gRPC, or by POST (OTLP specification 1.x). What is in the messages is theirs.
+//! How OTLP is spoken, for spans and for access logs (opentelemetry-proto 1.x): by gRPC, or by POST, and what messages of both have.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use envoy_types::pb::envoy::config::core::v3::{HttpService, http_uri::HttpUpstreamType};
+use envoy_types::pb::{
+    envoy::config::core::v3::{HttpService, http_uri::HttpUpstreamType},
+    opentelemetry::proto::common::v1::{
+        AnyValue, InstrumentationScope, KeyValue, any_value::Value,
+    },
+};
 use http::{HeaderValue, Method, Request, header};
+use prost::Message;
 
 use crate::{
     app::Shared,
@@ -57,17 +66,13 @@ impl Otlp {
     }
 
     /// Sends one message; `method` is the path of the gRPC method.
-    pub(crate) async fn export<Q, R>(
+    pub(crate) async fn export(
         &self,
         shared: &Arc<Shared>,
         target: &Target,
         method: &'static str,
-        request: &Q,
-    ) -> Result<R, CallFailure>
-    where
-        Q: prost::Message,
-        R: prost::Message + Default,
-    {
+        request: &impl Message,
+    ) -> Result<Response, CallFailure> {
         let config = shared.config.load_full();
         match self {
             Self::Grpc => {
@@ -86,10 +91,67 @@ impl Otlp {
                     return Err(CallFailure::Http(answer.status()));
                 }
                 // Some collectors answer with nothing, or in JSON.
-                Ok(R::decode(answer.into_body()).unwrap_or_default())
+                Ok(Response::decode(answer.into_body()).unwrap_or_default())
             }
         }
     }
+}
+
+/// `ExportTraceServiceResponse` and `ExportLogsServiceResponse`.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Response {
+    #[prost(message, optional, tag = "1")]
+    partial_success: Option<PartialSuccess>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PartialSuccess {
+    #[prost(int64, tag = "1")]
+    rejected: i64,
+    #[prost(string, tag = "2")]
+    error_message: String,
+}
+
+impl Response {
+    /// How many of so many items the collector does not take, and why.
+    pub(crate) fn rejected(self, of: u64) -> (u64, String) {
+        let partial = self.partial_success.unwrap_or_default();
+        let rejected = u64::try_from(partial.rejected).unwrap_or_default();
+        (rejected.min(of), partial.error_message)
+    }
+}
+
+/// Whom all of a message is from.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Resource {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) attributes: Vec<KeyValue>,
+}
+
+/// What made the items.
+pub(crate) fn scope() -> InstrumentationScope {
+    InstrumentationScope {
+        name: "leyline-waypoint".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..InstrumentationScope::default()
+    }
+}
+
+/// An attribute.
+pub(crate) fn attribute(key: impl Into<String>, value: impl Into<String>) -> KeyValue {
+    KeyValue {
+        key: key.into(),
+        value: Some(AnyValue {
+            value: Some(Value::StringValue(value.into())),
+        }),
+        ..KeyValue::default()
+    }
+}
+
+/// Nanoseconds since 1970, until 2554.
+pub(crate) fn nanoseconds(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -1,8 +1,6 @@
 //! Access logs as OTLP has them (opentelemetry-proto 1.x, `opentelemetry.proto.collector.logs.v1`): the few messages by their field
 //! numbers, and the templates that bodies and attributes are made of.
 
-use std::time::UNIX_EPOCH;
-
 use envoy_types::pb::opentelemetry::proto::common::v1::{
     AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList, any_value::Value,
 };
@@ -11,6 +9,7 @@ use super::Entry;
 use crate::{
     config::error::{At, Compiled},
     format::{Field, Needed, Source, Template, Told},
+    otlp::{Resource, nanoseconds, scope},
 };
 
 /// `ExportLogsServiceRequest`.
@@ -20,33 +19,12 @@ pub(crate) struct Request {
     resource_logs: Vec<ResourceLogs>,
 }
 
-/// `ExportLogsServiceResponse`.
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Response {
-    #[prost(message, optional, tag = "1")]
-    pub(crate) partial_success: Option<PartialSuccess>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct PartialSuccess {
-    #[prost(int64, tag = "1")]
-    pub(crate) rejected: i64,
-    #[prost(string, tag = "2")]
-    pub(crate) error_message: String,
-}
-
 #[derive(Clone, PartialEq, prost::Message)]
 struct ResourceLogs {
     #[prost(message, optional, tag = "1")]
     resource: Option<Resource>,
     #[prost(message, repeated, tag = "2")]
     scope_logs: Vec<ScopeLogs>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Resource {
-    #[prost(message, repeated, tag = "1")]
-    attributes: Vec<KeyValue>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -72,17 +50,6 @@ pub(crate) struct Record {
     span_id: Vec<u8>,
 }
 
-/// An attribute.
-pub(crate) fn attribute(key: &str, text: String) -> KeyValue {
-    KeyValue {
-        key: key.to_owned(),
-        value: Some(AnyValue {
-            value: Some(Value::StringValue(text)),
-        }),
-        ..KeyValue::default()
-    }
-}
-
 /// All of a message.
 pub(super) fn request(attributes: Vec<KeyValue>, entries: Vec<Entry>) -> Request {
     let records = entries.into_iter().filter_map(|entry| match entry {
@@ -94,11 +61,7 @@ pub(super) fn request(attributes: Vec<KeyValue>, entries: Vec<Entry>) -> Request
         resource_logs: vec![ResourceLogs {
             resource: Some(Resource { attributes }),
             scope_logs: vec![ScopeLogs {
-                scope: Some(InstrumentationScope {
-                    name: "leyline-waypoint".to_owned(),
-                    version: env!("CARGO_PKG_VERSION").to_owned(),
-                    ..InstrumentationScope::default()
-                }),
+                scope: Some(scope()),
                 log_records: records.collect(),
             }],
         }],
@@ -141,14 +104,13 @@ impl RecordFormat {
 
     /// Of a request or a connection.
     pub(crate) fn record(&self, source: &dyn Source) -> Record {
-        let since = source.start().duration_since(UNIX_EPOCH);
         let id = |field| match source.field(field) {
             Some(Told::Text(text)) => bytes(&text),
             Some(Told::Number(_)) | None => Vec::new(),
         };
         let attributes = self.attributes.iter();
         Record {
-            time_unix_nano: u64::try_from(since.unwrap_or_default().as_nanos()).unwrap_or_default(),
+            time_unix_nano: nanoseconds(source.start()),
             body: self.body.as_ref().map(|body| body.fill(source)),
             attributes: attributes
                 .map(|(key, value)| pair(key, value.fill(source)))

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, sync::atomic::Ordering};
 
+use envoy_types::pb::opentelemetry::proto::common::v1::KeyValue;
+
 use super::entry::{Entry, grpc_name};
 use crate::{
     config::{
@@ -9,9 +11,10 @@ use crate::{
         tracing::{End, PeerField, TagValue, Tracing},
     },
     format::Source,
+    otlp::{attribute, nanoseconds},
     spans::{
         context::SpanContext,
-        otlp::{self, KeyValue, attribute},
+        otlp::{ERROR, SERVER, Span, Status},
     },
     stats::labels::{Peer, UNKNOWN},
 };
@@ -32,7 +35,7 @@ impl Entry {
         }
     }
 
-    fn to_span(&self, tracing: &Tracing, context: &SpanContext) -> otlp::Span {
+    fn to_span(&self, tracing: &Tracing, context: &SpanContext) -> Span {
         let parent = context.parent.map(u64::to_be_bytes);
         let operation = self.operation.as_ref().map(|name| name.as_str());
         let operation = operation.filter(|name| !name.is_empty());
@@ -48,19 +51,19 @@ impl Entry {
                 put(&mut attributes, &tag.name, value);
             }
         }
-        otlp::Span {
+        Span {
             trace_id: context.trace.to_be_bytes().into(),
             span_id: context.span.to_be_bytes().into(),
             trace_state: context.state.clone(),
             parent_span_id: parent.map(Into::into).unwrap_or_default(),
             name: operation.unwrap_or(INGRESS).to_owned(),
-            kind: otlp::SERVER,
-            start_time_unix_nano: otlp::nanoseconds(self.start_time),
-            end_time_unix_nano: otlp::nanoseconds(self.start_time + self.start.elapsed()),
+            kind: SERVER,
+            start_time_unix_nano: nanoseconds(self.start_time),
+            end_time_unix_nano: nanoseconds(self.start_time + self.start.elapsed()),
             attributes,
-            status: is_failed.then(|| otlp::Status {
-                code: otlp::ERROR,
-                ..otlp::Status::default()
+            status: is_failed.then(|| Status {
+                code: ERROR,
+                ..Status::default()
             }),
         }
     }
