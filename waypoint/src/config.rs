@@ -155,12 +155,12 @@ impl Config {
         self.assignments.retain(|name, _| used.contains(name));
         let secrets: HashSet<Str> = self.secret_names().cloned().collect();
         self.secrets.retain(|name, _| secrets.contains(name));
-        let is_used = |name: &str| used.contains(&Str::from(name));
-        self.received.retain(ENDPOINT_TYPE, is_used);
+        self.received
+            .retain(ENDPOINT_TYPE, |name| used.contains(name));
         let routes = self.wanted(ROUTE_TYPE).unwrap_or_default();
         self.routes.retain(|name, _| routes.contains(name.as_str()));
         self.received
-            .retain(ROUTE_TYPE, |name| routes.contains(name));
+            .retain(ROUTE_TYPE, |name| routes.contains(name.as_str()));
     }
 
     /// The endpoints of a cluster; `None` when they have not arrived.

@@ -85,11 +85,12 @@ impl Received {
     }
 
     /// Forgets those of a type that nobody uses.
-    pub(crate) fn retain(&mut self, type_url: &'static str, is_used: impl Fn(&str) -> bool) {
+    pub(crate) fn retain(&mut self, type_url: &'static str, is_used: impl Fn(&Str) -> bool) {
         let unused: Vec<Str> = self
             .of(type_url)
-            .map(|(name, _)| name.clone())
-            .filter(|name| !is_used(name.as_str()))
+            .map(|(name, _)| name)
+            .filter(|name| !is_used(name))
+            .cloned()
             .collect();
         for name in unused {
             self.0.remove(&(type_url, name));
