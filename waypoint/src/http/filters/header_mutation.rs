@@ -70,31 +70,36 @@ impl Config {
 
     fn apply_for(&self, headers: &mut HeaderMap, (peer, local): (&str, &str)) {
         for step in &self.steps {
-            let Step::Put { name, value, how } = step else {
-                if let Step::Remove(name) = step {
-                    headers.remove(name);
-                }
-                continue;
-            };
-            let told = Request {
-                headers,
-                peer,
-                local,
-            };
-            let value = value.whole(&told);
-            match value.and_then(|text| HeaderValue::try_from(text).ok()) {
-                Some(value) => {
-                    let mut change = HeaderChanges::default();
-                    change.put(name.clone(), value, *how);
-                    change.apply(headers);
-                }
-                // What the client has made up must not stand where the value should.
-                None => {
-                    headers.remove(name);
+            match step {
+                Step::Remove(name) => drop(headers.remove(name)),
+                Step::Put { name, value, how } => {
+                    let told = Request {
+                        headers,
+                        peer,
+                        local,
+                    };
+                    let value = value.whole(&told);
+                    put_or_remove(headers, name, value, *how);
                 }
             }
         }
     }
+}
+
+/// What the client has made up must not stand where there is no value, or none that a header may have.
+fn put_or_remove(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    value: Option<String>,
+    how: HeaderAppendAction,
+) {
+    let Some(value) = value.and_then(|text| HeaderValue::try_from(text).ok()) else {
+        headers.remove(name);
+        return;
+    };
+    let mut change = HeaderChanges::default();
+    change.put(name.clone(), value, how);
+    change.apply(headers);
 }
 
 fn step(proto: &Mutation) -> Compiled<Step> {
