@@ -93,17 +93,17 @@ impl Queue {
         batch.clear();
         let mut state = self.state.lock();
         state.writing = false;
-        if state.lines.is_empty() {
+        let waits = state.lines.is_empty();
+        if waits {
             self.emptied.notify_all();
             self.filled
                 .wait_while(&mut state, |state| state.lines.is_empty());
-            state.writing = true;
-            if state.taken.is_some_and(|at| at.elapsed() < self.gather) {
-                let few = |state: &mut State| state.lines.len() < BATCH;
-                self.filled.wait_while_for(&mut state, few, self.gather);
-            }
         }
         state.writing = true;
+        if waits && state.taken.is_some_and(|at| at.elapsed() < self.gather) {
+            let few = |state: &mut State| state.lines.len() < BATCH;
+            self.filled.wait_while_for(&mut state, few, self.gather);
+        }
         state.taken = Some(Instant::now());
         let count = state.lines.len().min(BATCH);
         batch.extend(state.lines.drain(..count));
