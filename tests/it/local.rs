@@ -15,7 +15,7 @@ const CLIENT: &str = "shop/client";
 const SERVER: &str = "shop/server-v2";
 const CLIENT_ID: &str = "spiffe://cluster.local/ns/shop/sa/client";
 const SERVER_ID: &str = "spiffe://cluster.local/ns/shop/sa/server";
-const ONLY_STRANGERS: &str = "\
+pub(crate) const ONLY_STRANGERS: &str = "\
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: only-strangers, namespace: shop}

@@ -11,7 +11,10 @@ use leyline_tests::{
     process::{Program, output},
 };
 
-use crate::support::{SOON, addr, enrolled_with, in_force};
+use crate::{
+    local::ONLY_STRANGERS,
+    support::{SOON, addr, enrolled_with, in_force},
+};
 
 const CLIENT: &str = "shop/client";
 const CLIENT_ID: &str = "spiffe://cluster.local/ns/shop/sa/client";
@@ -104,16 +107,6 @@ async fn connections_by_socks5_are_like_captured_ones() {
     assert!(said.starts_with("curl: (7)"), "{said}");
     mesh.stop().await.unwrap();
 }
-
-const ONLY_STRANGERS: &str = "\
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: only-strangers, namespace: shop}
-spec:
-  selector: {matchLabels: {app: server}}
-  rules:
-  - from: [{source: {principals: [\"*/sa/stranger\"]}}]
-";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policies_hold_for_connections_by_socks5() {
