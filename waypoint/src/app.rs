@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use leyline_hbone::{Baggage, Pool};
-use leyline_net::{ListenOptions, NetNs, listen, listen::listen_on};
+use leyline_net::{ListenOptions, NetNs, Peers, listen, listen::listen_on};
 use leyline_proto::{
     ADDRESS_TYPE, CLUSTER_TYPE, ENDPOINT_TYPE, LISTENER_TYPE, ROUTE_TYPE, SECRET_TYPE,
 };
@@ -135,7 +135,7 @@ async fn serve(settings: Settings, log: log::LogHandle, workers: Handle) -> Resu
     let servers = Drain::new();
 
     let netns = NetNs::current().context("cannot open the process's network namespace")?;
-    let listeners = Listeners::open(&netns, &workers)?;
+    let listeners = Listeners::open(&netns, &workers, settings.proxy.pace_tunnels)?;
     let drain_deadline = settings.drain_deadline;
     let (shared, exporters) = start_state(settings, netns, log.clone(), (&drain, &background))?;
     start_calls(&shared, exporters, &background, &workers);
@@ -329,11 +329,16 @@ struct Listeners {
 }
 
 impl Listeners {
-    fn open(netns: &NetNs, workers: &Handle) -> Result<Self> {
+    fn open(netns: &NetNs, workers: &Handle, paced: bool) -> Result<Self> {
         let options = ListenOptions::default();
-        let open = |port: u16, what: &str| {
-            listen(netns, port, &options)
+        let open_with = |port: u16, what: &str, options: &ListenOptions| {
+            listen(netns, port, options)
                 .with_context(|| format!("cannot listen on port {port} for {what}"))
+        };
+        let open = |port, what| open_with(port, what, &options);
+        let tunnels = ListenOptions {
+            peers: Peers::tunnels(paced),
+            ..options
         };
         let loopback = SocketAddr::from(([127, 0, 0, 1], ports::ADMIN));
         let admin = listen_on(netns, loopback, &options)
@@ -344,7 +349,7 @@ impl Listeners {
         ];
         let _on_workers = workers.enter();
         Ok(Self {
-            hbone: open(ports::HBONE, "HBONE")?,
+            hbone: open_with(ports::HBONE, "HBONE", &tunnels)?,
             readiness: open(ports::READINESS, "readiness")?,
             admin,
             metrics,

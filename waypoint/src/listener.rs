@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use http::StatusCode;
 use leyline_hbone::server::{self, BadRequest, Request};
-use leyline_net::Accepted;
+use leyline_net::{Accepted, pace};
 use leyline_runtime::spawn;
 use leyline_types::{HboneAuthority, Identity, Str};
 use metrics::counter;
@@ -88,6 +88,7 @@ async fn handle_tunnel(shared: Arc<Shared>, accepted: Accepted) {
         identity,
     };
     debug!(%peer, identity = %client.identity, "tunnel accepted");
+    pace::settle(stream.socket(), &shared.netns);
     let handler = {
         let (shared, client) = (shared.clone(), client.clone());
         move |request| handle_stream(shared.clone(), client.clone(), request)

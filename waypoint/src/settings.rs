@@ -67,6 +67,8 @@ pub(crate) struct ProxySettings {
     /// How long a client of a port without a declared protocol may be silent before it is taken for TCP.
     pub(crate) sniff_deadline: Duration,
     pub(crate) hbone: HboneConfig,
+    /// Whether tunnels are sent at the pace of the node's congestion control on short paths too.
+    pub(crate) pace_tunnels: bool,
     /// From the start of a request's head to its end: a client that sends a byte now and then holds a task for nothing.
     pub(crate) head_deadline: Duration,
     /// Tunnels and HTTP connections of this age are told to go (GOAWAY), so that long-lived clients spread over waypoints.
@@ -111,6 +113,7 @@ impl Settings {
                 handshake_deadline: Duration::from_secs(10),
                 sniff_deadline: env.duration("LEYLINE_SNIFF_DEADLINE", Duration::from_secs(5)),
                 hbone: HboneConfig::default(),
+                pace_tunnels: env.bool("LEYLINE_PACE_TUNNELS", false),
                 head_deadline: env.duration("LEYLINE_HEADERS_DEADLINE", HEAD_DEADLINE),
                 max_connection_age: Some(env.duration("LEYLINE_MAX_CONNECTION_AGE", MAX_AGE)),
                 idle: Some(env.duration("IDLE_TIMEOUT", IDLE)),

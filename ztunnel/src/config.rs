@@ -147,6 +147,8 @@ pub(crate) struct ProxyConfig {
     pub(crate) decisions: DecisionLevel,
     /// Whether connections between pods of this node stay inside the process.
     pub(crate) node_local: bool,
+    /// Whether tunnels are sent at the pace of the node's congestion control on short paths too.
+    pub(crate) pace_tunnels: bool,
     /// Whether applications may ask for connections by SOCKS5.
     pub(crate) socks5: bool,
     pub(crate) hbone: HboneConfig,
@@ -314,6 +316,7 @@ impl ProxyConfig {
             response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true),
             decisions: decisions(env),
             node_local: env.bool("LEYLINE_NODE_LOCAL", true),
+            pace_tunnels: env.bool("LEYLINE_PACE_TUNNELS", false),
             socks5: env.bool("UNSTABLE_ENABLE_SOCKS5", false),
             hbone: connections::hbone(env),
             dns,

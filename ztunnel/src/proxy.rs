@@ -395,6 +395,14 @@ impl Pod {
         }
     }
 
+    /// Towards another proxy.
+    fn tunnel_options(&self) -> ConnectOptions<'_> {
+        ConnectOptions {
+            source: Source::tunnel(self.shared.config.pace_tunnels),
+            ..self.upstream_options()
+        }
+    }
+
     /// Towards the pod's own application, as the pod itself.
     fn own_options(&self) -> ConnectOptions<'_> {
         ConnectOptions {

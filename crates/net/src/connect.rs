@@ -12,6 +12,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::{
     netns::NetNs,
+    pace,
     sockopt::{self, Keepalive},
 };
 
@@ -26,12 +27,21 @@ const SPOOFED_TRIES: usize = 8;
 pub enum Source {
     /// Whichever the routing table gives.
     Routed,
+    /// The same, for a tunnel that calls [`pace::settle`] after its handshake.
+    Tunnel,
     /// The same, towards an application of the namespace.
     Own,
     /// The address of a remote client, towards an application of the namespace, through its loopback.
     Spoofed(IpAddr),
     /// The same by the namespace's own routes, where rules on marks bring the answers back (facts A4).
     SpoofedRouted(IpAddr),
+}
+
+impl Source {
+    /// For a tunnel; `paced`: as the namespace says, on short paths too.
+    pub fn tunnel(paced: bool) -> Self {
+        if paced { Self::Routed } else { Self::Tunnel }
+    }
 }
 
 /// Told of a spoofed connection before it is made, with the addresses of both ends; what it returns is kept until the
@@ -74,7 +84,7 @@ pub enum ConnectError {
 }
 
 /// Connects to `target` from inside `netns`, with `TCP_NODELAY`; to an application of it without pace
-/// ([`sockopt::set_unpaced`]).
+/// ([`pace::unpaced`]).
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -91,7 +101,11 @@ pub async fn connect(
                 connect_as(netns, target, client, options).await
             }
             // An address of the other family cannot be kept.
-            Source::Spoofed(_) | Source::SpoofedRouted(_) | Source::Own | Source::Routed => {
+            Source::Spoofed(_)
+            | Source::SpoofedRouted(_)
+            | Source::Own
+            | Source::Routed
+            | Source::Tunnel => {
                 let socket = socket(netns, target, options)?;
                 Ok(into_tokio(socket).connect(target).await?)
             }
@@ -152,9 +166,8 @@ fn socket(netns: &NetNs, target: SocketAddr, options: &ConnectOptions<'_>) -> io
     }
     match options.source {
         Source::Routed => {}
-        Source::Own | Source::Spoofed(_) | Source::SpoofedRouted(_) => {
-            sockopt::set_unpaced(&socket)?;
-        }
+        Source::Tunnel => pace::postponed(&socket)?,
+        Source::Own | Source::Spoofed(_) | Source::SpoofedRouted(_) => pace::unpaced(&socket)?,
     }
     socket.set_tcp_nodelay(true)?;
     Ok(socket)

@@ -8,6 +8,7 @@ pub mod copy;
 pub mod listen;
 pub mod netns;
 pub mod orig_dst;
+pub mod pace;
 pub mod proxy_protocol;
 pub mod read_ahead;
 pub mod seqpacket;
@@ -17,7 +18,7 @@ pub mod udp;
 
 pub use accept::{Accepted, accept};
 pub use connect::{Announce, ConnectError, ConnectOptions, Source, connect};
-pub use listen::{ListenOptions, listen, listen_on_loopback};
+pub use listen::{ListenOptions, Peers, listen, listen_on_loopback};
 pub use netns::{NetNs, has_address};
 pub use orig_dst::Redirection;
 pub use read_ahead::ReadAhead;

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     netns::NetNs,
+    pace,
     sockopt::{self, Keepalive},
 };
 
@@ -27,12 +28,31 @@ pub struct ListenOptions {
     pub reuse_port: bool,
     /// Bound to the loopback device: nothing from outside the namespace reaches it.
     pub loopback_only: bool,
-    /// Only applications of the namespace connect: what is sent to them needs no pace ([`sockopt::set_unpaced`]).
-    pub local_peers: bool,
+    /// Who connects, which decides the pace at which they are sent to ([`pace`]).
+    pub peers: Peers,
     /// Inherited by accepted sockets.
     pub keepalive: Option<Keepalive>,
     /// Which families [`listen`] takes.
     pub families: Families,
+}
+
+/// Who connects to a listener.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Peers {
+    /// They are sent to as the namespace says.
+    #[default]
+    Anywhere,
+    /// Applications of the namespace alone.
+    Local,
+    /// Proxies, with tunnels that call [`pace::settle`] after their handshake.
+    Tunnels,
+}
+
+impl Peers {
+    /// For tunnels; `paced`: as the namespace says, on short paths too.
+    pub fn tunnels(paced: bool) -> Self {
+        if paced { Self::Anywhere } else { Self::Tunnels }
+    }
 }
 
 /// Address families of a listener on all addresses.
@@ -109,8 +129,10 @@ pub fn listen_on(
     if let Some(keepalive) = &options.keepalive {
         sockopt::set_keepalive(&socket, keepalive)?;
     }
-    if options.local_peers {
-        sockopt::set_unpaced(&socket)?;
+    match options.peers {
+        Peers::Anywhere => {}
+        Peers::Local => pace::unpaced(&socket)?,
+        Peers::Tunnels => pace::postponed(&socket)?,
     }
     if let Some(mark) = options.mark {
         socket.set_mark(mark)?;

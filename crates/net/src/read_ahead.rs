@@ -39,6 +39,11 @@ impl ReadAhead {
         }
     }
 
+    /// The connection itself.
+    pub fn get_ref(&self) -> &TcpStream {
+        &self.stream
+    }
+
     /// The connection alone; what was read ahead is lost.
     pub fn into_inner(self) -> TcpStream {
         self.stream

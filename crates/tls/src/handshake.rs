@@ -185,6 +185,20 @@ async fn let_alert_arrive(mut stream: TcpStream) {
     }
 }
 
+impl ServerTls {
+    /// The connection that carries the tunnel.
+    pub fn socket(&self) -> &TcpStream {
+        self.io.get_ref().0.get_ref()
+    }
+}
+
+impl ClientTls {
+    /// The connection that carries the tunnel.
+    pub fn socket(&self) -> &TcpStream {
+        self.io.get_ref().0.get_ref()
+    }
+}
+
 impl<IO> ClientTls<IO> {
     /// A handle on what the server says about our certificate.
     pub fn verdict(&self) -> Verdict {

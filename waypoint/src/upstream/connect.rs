@@ -6,7 +6,7 @@ use leyline_hbone::{ConnectRequest, DialError, HboneIo, PoolKey};
 use leyline_net::{
     ConnectError,
     connect::{ConnectOptions, Source},
-    proxy_protocol,
+    pace, proxy_protocol,
     sockopt::Keepalive,
 };
 use leyline_tls::{ClientTls, OriginTls, OriginationError, TlsError};
@@ -178,10 +178,14 @@ async fn dial(shared: &Shared, key: &PoolKey) -> Result<ClientTls, DialError> {
     let dialled = async {
         let certificate = shared.certificates.get(&key.source).await?;
         let deadline = shared.settings.proxy.handshake_deadline;
-        let options = options(shared.settings.proxy.connect_deadline);
+        let options = ConnectOptions {
+            source: Source::tunnel(shared.settings.proxy.pace_tunnels),
+            ..options(shared.settings.proxy.connect_deadline)
+        };
         let stream = leyline_net::connect(&shared.netns, key.target, &options).await?;
         let (stream, _identity) =
             leyline_tls::connect(&certificate, stream, &key.destinations, deadline).await?;
+        pace::settle(stream.socket(), &shared.netns);
         Ok(stream)
     };
     let dialled: Result<ClientTls, DialFailure> = dialled.await;

@@ -35,6 +35,7 @@ impl Config {
             "istioVersion": node.istio_version,
             "capture": self.capture,
             "nodeLocal": proxy.node_local,
+            "paceTunnels": proxy.pace_tunnels,
             "socks5": proxy.socks5,
             "redirection": match proxy.redirection {
                 Redirection::Steered => "ebpf",

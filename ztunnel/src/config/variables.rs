@@ -340,6 +340,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "true",
         "connections between two pods of the node stay inside ztunnel",
     ),
+    (
+        "LEYLINE_PACE_TUNNELS",
+        "false",
+        "where the node's congestion control is BBR, it governs tunnels of less than 1 ms too; they take CUBIC otherwise",
+    ),
 ];
 
 /// The list as text for a terminal. An entry without a name is a heading.

@@ -11,7 +11,7 @@ use leyline_hbone::{
     HboneConfig, HboneError, HboneStream,
     server::{self, BadRequest, Request},
 };
-use leyline_net::{Accepted, into_split_reading};
+use leyline_net::{Accepted, into_split_reading, pace};
 use leyline_state::{InboundTarget, Service, Snapshot, Workload};
 use leyline_telemetry::traffic::{
     Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security, WorkloadLabels,
@@ -70,6 +70,7 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place:
         Err((refusal, error)) => return refused(refusal, &error),
     };
     debug!(pod = %pod.name, %peer, %identity, "tunnel accepted");
+    pace::settle(stream.socket(), &pod.netns);
     let tunnel = Arc::new(Tunnel {
         peer,
         local,

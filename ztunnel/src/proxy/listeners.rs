@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd};
 
 use anyhow::Context;
 use leyline_capture::{Inbound, PodOptions, PodSockets};
-use leyline_net::{ListenOptions, NetNs, listen, listen_on_loopback, sockopt};
+use leyline_net::{ListenOptions, NetNs, Peers, listen, listen_on_loopback, sockopt};
 use leyline_proto::istio::workload::zds as wire;
 use leyline_types::ports;
 use tokio::net::TcpListener;
@@ -78,7 +78,7 @@ impl Listeners {
             Carries::Connections => Some(TcpListeners {
                 outbound: open(ports::OUTBOUND, for_application(config))?,
                 inbound: open(ports::INBOUND_PLAINTEXT, for_peers(config))?,
-                hbone: open(ports::HBONE, for_peers(config))?,
+                hbone: open(ports::HBONE, for_tunnels(config))?,
             }),
         };
         Ok(Self {
@@ -106,7 +106,7 @@ impl Listeners {
 fn for_application(config: &ProxyConfig) -> ListenOptions {
     ListenOptions {
         mark: Some(config.application_mark()),
-        local_peers: true,
+        peers: Peers::Local,
         ..for_peers(config)
     }
 }
@@ -119,9 +119,17 @@ fn for_peers(config: &ProxyConfig) -> ListenOptions {
         // A pod that is enrolled again listens while its earlier instance still drains.
         reuse_port: config.port_use == PortUse::Shared,
         loopback_only: false,
-        local_peers: false,
+        peers: Peers::Anywhere,
         keepalive: config.keepalive,
         families: config.families,
+    }
+}
+
+/// Where other proxies connect.
+fn for_tunnels(config: &ProxyConfig) -> ListenOptions {
+    ListenOptions {
+        peers: Peers::tunnels(config.pace_tunnels),
+        ..for_peers(config)
     }
 }
 

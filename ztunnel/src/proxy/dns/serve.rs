@@ -9,7 +9,7 @@ use std::{
 };
 
 use leyline_net::{
-    Accepted, ListenOptions, NetNs, accept, listen, orig_dst,
+    Accepted, ListenOptions, NetNs, Peers, accept, listen, orig_dst,
     udp::{Datagrams, Received},
 };
 use leyline_runtime::spawn;
@@ -55,7 +55,7 @@ impl DnsListeners {
             transparent: true,
             reuse_port: true,
             loopback_only: true,
-            local_peers: true,
+            peers: Peers::Local,
             keepalive: None,
             families: config.families,
         };

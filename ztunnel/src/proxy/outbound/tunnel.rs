@@ -6,7 +6,7 @@ use std::{
 };
 
 use leyline_hbone::{ConnectRequest, HboneError, HboneStream, PoolKey};
-use leyline_net::{ConnectError, connect};
+use leyline_net::{ConnectError, connect, pace};
 use leyline_state::HboneRoute;
 use leyline_telemetry::traffic::{Connection, Direction, Reporter, ResponseFlag, Security};
 use leyline_tls::{ClientTls, IdentityError, TlsError, Verdict};
@@ -136,10 +136,11 @@ async fn dial(
 ) -> Result<ClientTls, leyline_hbone::DialError> {
     let dialled = async {
         let certificate = pod.shared.certificates.get(&key.source).await?;
-        let stream = connect(&pod.netns, key.target, &pod.upstream_options()).await?;
+        let stream = connect(&pod.netns, key.target, &pod.tunnel_options()).await?;
         let deadline = pod.shared.config.handshake_deadline;
         let (stream, _identity) =
             leyline_tls::connect(&certificate, stream, &key.destinations, deadline).await?;
+        pace::settle(stream.socket(), &pod.netns);
         verdict.get_or_init(|| stream.verdict());
         Ok(stream)
     };
