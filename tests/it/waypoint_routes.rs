@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use http::StatusCode;
+use leyline_net::NetNs;
 use leyline_tests::{
     cluster::Family, eventually::eventually, mesh::Mesh, peers::Peers, process::Process,
 };
@@ -105,6 +106,19 @@ async fn grpc_servers(mesh: &Mesh, peers: &Peers) -> Vec<Process> {
     servers
 }
 
+/// Messages, streams and statuses reach a client in Go as they were sent.
+async fn by_grpcurl(peers: &Peers, client: &NetNs, calls: SocketAddr) {
+    for (method, times) in [("demo.Other/Greet", 1), ("demo.Other/Repeat", 3)] {
+        let printed = peers.grpcurl(client, calls, method).await.unwrap();
+        let message = "{\n  \"name\": \"v1\"\n}\n";
+        assert_eq!(printed, message.repeat(times), "{method}");
+    }
+    let failed = peers.grpcurl(client, calls, "demo.Other/Fail").await;
+    let failed = format!("{:#}", failed.unwrap_err());
+    assert!(failed.contains("Code: FailedPrecondition"), "{failed}");
+    assert!(failed.contains("Message: as asked for"), "{failed}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn routes_of_the_gateway_api_choose_by_grpc_method_and_answer_preflights() {
     let (mesh, vip) = Box::pin(mesh_with_waypoint(&[CANARY, VERSIONS, GATEWAY_API])).await;
@@ -125,6 +139,7 @@ async fn routes_of_the_gateway_api_choose_by_grpc_method_and_answer_preflights()
     })
     .await
     .unwrap();
+    by_grpcurl(&peers, client, calls).await;
     for mut server in servers {
         server.kill().await.unwrap();
     }

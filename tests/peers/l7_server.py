@@ -1,7 +1,7 @@
 """gRPC and WebSocket servers that share no code with Leyline, for a pod of the demo: PyPI's grpcio and websockets.
 
 /demo.Echo/Say answers a message, /demo.Echo/Headers says what came with it, /demo.Echo/Fail ends with a status,
-/demo.Echo/Chat answers each of a stream. Each call is a line of output. A WebSocket gets back what it sends.
+/demo.Echo/Chat answers each of a stream, and Greet and Repeat answer in protobuf (echo.proto). Each call is a line of output. A WebSocket gets back what it sends.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import websockets
 class Echo(grpc.GenericRpcHandler):
     def __init__(self, name):
         self.name = name.encode()
+        # Field 1, a string.
+        self.message = b"\x0a" + bytes([len(self.name)]) + self.name
 
     def service(self, details):
         async def say(request, context):
@@ -32,6 +34,13 @@ class Echo(grpc.GenericRpcHandler):
             async for request in requests:
                 yield request
 
+        async def greet(request, context):
+            return self.message
+
+        async def repeat(request, context):
+            for _ in range(3):
+                yield self.message
+
         method = details.method.rsplit("/", 1)[1]
         print("called", method, flush=True)
         match method:
@@ -41,6 +50,10 @@ class Echo(grpc.GenericRpcHandler):
                 return grpc.unary_unary_rpc_method_handler(headers)
             case "Fail":
                 return grpc.unary_unary_rpc_method_handler(fail)
+            case "Greet":
+                return grpc.unary_unary_rpc_method_handler(greet)
+            case "Repeat":
+                return grpc.unary_stream_rpc_method_handler(repeat)
             case "Chat":
                 return grpc.stream_stream_rpc_method_handler(chat)
         return None

