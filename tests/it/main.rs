@@ -40,6 +40,7 @@ mod waypoint;
 mod waypoint_access_logs;
 mod waypoint_authz;
 mod waypoint_balance;
+mod waypoint_clients;
 mod waypoint_dns;
 mod waypoint_envoy;
 mod waypoint_floods;

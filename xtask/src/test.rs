@@ -19,7 +19,7 @@ use leyline_devtools::tools::{Tool, ensure_tools};
 use crate::{codegen, ebpf, tidy};
 
 /// What the tests need besides Rust and gcc: peers that share no code with us.
-const TOOLS: [Tool; 9] = [
+const TOOLS: [Tool; 11] = [
     Tool {
         probe: &["python3", "-c", "import ensurepip, venv"],
         package: "python3-venv",
@@ -55,6 +55,15 @@ const TOOLS: [Tool; 9] = [
     Tool {
         probe: &["redis-server", "--version"],
         package: "redis-server",
+    },
+    Tool {
+        probe: &["h2load", "--version"],
+        package: "nghttp2-client",
+    },
+    Tool {
+        // It has no option that ends well.
+        probe: &["sh", "-c", "command -v wrk"],
+        package: "wrk",
     },
 ];
 
