@@ -19,6 +19,8 @@ mod set;
 mod validate;
 mod watch;
 
+#[cfg(test)]
+pub(crate) use document::Node;
 pub use gateway::{
     AllowedRoutes, EAST_WEST_CLASS, Gateway, GatewayAddress, GatewayClass, GatewayClassSpec,
     GatewayListener, GatewaySpec, GatewayStatus, HBONE, MESH_CONTROLLERS, REMOTE_CLASS,

@@ -1,3 +1,4 @@
+mod fields;
 mod findings;
 mod inventory;
 mod load_balancing;

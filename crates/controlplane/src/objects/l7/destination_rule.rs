@@ -87,6 +87,8 @@ pub struct LoadBalancer {
     pub consistent_hash: Option<ConsistentHash>,
     /// Nearness.
     pub locality_lb_setting: Option<LocalitySetting>,
+    /// Nearness by zones.
+    pub zone_aware_lb_setting: Option<Value>,
     /// Older form of `warmup`.
     pub warmup_duration_secs: Option<String>,
     /// Slow start of new endpoints.
@@ -257,6 +259,8 @@ pub struct HttpSettings {
     pub use_client_protocol: Option<bool>,
     /// Of one HTTP/2 connection.
     pub max_concurrent_streams: Option<i64>,
+    /// Pings.
+    pub http2_keep_alive: Option<Value>,
 }
 
 /// Ejection of endpoints that fail.
@@ -281,6 +285,8 @@ pub struct OutlierDetection {
     pub max_ejection_percent: Option<i32>,
     /// Below it, all endpoints are used; 0 when absent.
     pub min_health_percent: Option<i32>,
+    /// Statuses that count as failures in place of 5xx.
+    pub outlier_detection_http_error_codes: Vec<Value>,
 }
 
 /// TLS to the endpoint.
@@ -323,4 +329,6 @@ pub struct RetryBudget {
     pub percent: Option<f64>,
     /// Always allowed; 3 when absent.
     pub min_retry_concurrency: Option<u32>,
+    /// Over which requests are counted.
+    pub budget_interval: Option<String>,
 }

@@ -61,6 +61,28 @@ pub struct PatchMatch {
     pub route_configuration: Option<RouteConfigurationMatch>,
     /// Of a cluster.
     pub cluster: Option<Value>,
+    /// Of a waypoint.
+    pub waypoint: Option<WaypointMatch>,
+}
+
+/// What a waypoint has of a service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct WaypointMatch {
+    /// Port of the service.
+    pub port_number: Option<u32>,
+    /// A filter.
+    pub filter: Option<FilterMatch>,
+    /// A route.
+    pub route: Option<WaypointRouteMatch>,
+}
+
+/// A route.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct WaypointRouteMatch {
+    /// Its name.
+    pub name: Option<String>,
 }
 
 /// A listener.

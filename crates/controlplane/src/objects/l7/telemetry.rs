@@ -70,6 +70,8 @@ pub struct Tracing {
     pub use_request_id_for_trace_sampling: Option<bool>,
     /// Istio's own tags.
     pub enable_istio_tags: Option<bool>,
+    /// Take the headers of the trace as they come.
+    pub disable_context_propagation: Option<bool>,
 }
 
 /// Where the value of a tag is from; one is set.

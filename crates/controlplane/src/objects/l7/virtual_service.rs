@@ -147,8 +147,10 @@ pub struct Delegate {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Redirect {
-    /// Path, or what replaces the matched prefix.
+    /// In place of the path.
     pub uri: Option<String>,
+    /// In place of the matched prefix.
+    pub prefix_rewrite: Option<String>,
     /// Host.
     pub authority: Option<String>,
     /// Port.
@@ -242,6 +244,8 @@ pub struct Delay {
     pub percent: Option<i32>,
     /// How long.
     pub fixed_delay: Option<String>,
+    /// Published, and refused by Istio as by us.
+    pub exponential_delay: Option<String>,
 }
 
 /// An error in place of the answer.
@@ -254,6 +258,8 @@ pub struct Abort {
     pub http_status: Option<u32>,
     /// Name of a gRPC status.
     pub grpc_status: Option<String>,
+    /// Published, and refused by Istio as by us.
+    pub http2_error: Option<String>,
 }
 
 /// Copies of requests, whose answers nobody waits for.

@@ -174,6 +174,10 @@ fn check_redirect(field: &Field, redirect: &Redirect, found: &mut Vec<Invalid>) 
         let allowed = ["FROM_PROTOCOL_DEFAULT", "FROM_REQUEST_PORT"];
         one_of(&field.key("derivePort"), derived, &allowed, found);
     }
+    if redirect.uri.is_some() && redirect.prefix_rewrite.is_some() {
+        let reason = "cannot be combined with uri";
+        push(found, field.key("prefixRewrite"), reason);
+    }
     if redirect.port.is_some() && redirect.derive_port.is_some() {
         push(
             found,
@@ -265,7 +269,9 @@ fn check_fault(field: &Field, fault: &Fault, found: &mut Vec<Invalid>) {
     if let Some(delay) = &fault.delay {
         let field = field.key("delay");
         http::percent(&field.key("percentage"), delay.percentage, found);
-        if delay.fixed_delay.is_none() {
+        if delay.exponential_delay.is_some() {
+            push(found, field.key("exponentialDelay"), "is not supported");
+        } else if delay.fixed_delay.is_none() {
             push(found, field.key("fixedDelay"), "is needed");
         }
         time(&field.key("fixedDelay"), delay.fixed_delay.as_ref(), found);
@@ -273,6 +279,9 @@ fn check_fault(field: &Field, fault: &Fault, found: &mut Vec<Invalid>) {
     if let Some(abort) = &fault.abort {
         let field = field.key("abort");
         http::percent(&field.key("percentage"), abort.percentage, found);
+        if abort.http2_error.is_some() {
+            push(found, field.key("http2Error"), "is not supported");
+        }
         match (abort.http_status, &abort.grpc_status) {
             (Some(code), None) => status(&field.key("httpStatus"), code, 200, found),
             (None, Some(name)) => {

@@ -42,6 +42,12 @@ fn of_policy(field: &str, policy: &TrafficPolicy, teller: &mut Teller<'_>) {
         format!("{field}.tunnel"),
         "has no effect: connections are not tunnelled through a proxy of the user's",
     );
+    let budget = policy.retry_budget.as_ref();
+    teller.tell_if(
+        budget.is_some_and(|budget| budget.budget_interval.is_some()),
+        format!("{field}.retryBudget.budgetInterval"),
+        "has no effect: retries are in proportion to the requests of the moment",
+    );
     let parts = Parts {
         load_balancer: policy.load_balancer.as_ref(),
         connection_pool: policy.connection_pool.as_ref(),
@@ -69,6 +75,19 @@ fn of_parts(field: &str, parts: &Parts<'_>, teller: &mut Teller<'_>) {
         format!("{field}.loadBalancer.simple"),
         "PASSTHROUGH is for ServiceEntries with resolution NONE, which have it by themselves: LEAST_REQUEST is used",
     );
+    teller.tell_if(
+        parts
+            .load_balancer
+            .is_some_and(|one| one.zone_aware_lb_setting.is_some()),
+        format!("{field}.loadBalancer.zoneAwareLbSetting"),
+        "has no effect: nearness is by localityLbSetting",
+    );
+    let http = parts.connection_pool.and_then(|pool| pool.http.as_ref());
+    teller.tell_if(
+        http.is_some_and(|http| http.http2_keep_alive.is_some()),
+        format!("{field}.connectionPool.http.http2KeepAlive"),
+        "has no effect: connections are probed as the waypoint does by itself",
+    );
     let tcp = parts.connection_pool.and_then(|pool| pool.tcp.as_ref());
     teller.tell_if(
         tcp.is_some_and(|tcp| tcp.tcp_keepalive.is_some()),
@@ -76,6 +95,11 @@ fn of_parts(field: &str, parts: &Parts<'_>, teller: &mut Teller<'_>) {
         "has no effect: connections are probed as the waypoint does by itself",
     );
     let outlier = parts.outlier_detection;
+    teller.tell_if(
+        outlier.is_some_and(|outlier| !outlier.outlier_detection_http_error_codes.is_empty()),
+        format!("{field}.outlierDetection.outlierDetectionHttpErrorCodes"),
+        "has no effect: statuses from 500 on are failures",
+    );
     teller.tell_if(
         outlier.is_some_and(|outlier| outlier.consecutive_errors.is_some()),
         format!("{field}.outlierDetection.consecutiveErrors"),

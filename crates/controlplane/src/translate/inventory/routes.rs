@@ -211,7 +211,8 @@ fn of_http_rule(field: &str, parts: &HttpParts<'_>, teller: &mut Teller<'_>) {
     }
     for (backend, to) in backends.iter().enumerate() {
         for (index, filter) in to.filters.iter().enumerate() {
-            let field = format!("{field}.backendRefs[{backend}].filters[{index}].type");
+            let place = format!("{field}.backendRefs[{backend}].filters[{index}]");
+            let field = format!("{place}.type");
             let refused = filter.external_auth.is_some() || filter.extension_ref.is_some();
             teller.tell_if(refused, field.clone(), REFUSED);
             let of_rule = filter.request_mirror.is_some()
@@ -219,6 +220,12 @@ fn of_http_rule(field: &str, parts: &HttpParts<'_>, teller: &mut Teller<'_>) {
                 || filter.cors.is_some();
             let reason = "has no effect on one backend: it belongs to the rule";
             teller.tell_if(of_rule, field, reason);
+            let rewrite = filter.url_rewrite.as_ref();
+            teller.tell_if(
+                rewrite.is_some_and(|rewrite| rewrite.path.is_some()),
+                format!("{place}.urlRewrite.path"),
+                reason,
+            );
         }
     }
 }

@@ -1,6 +1,8 @@
 //! EnvoyFilters: of all that they may change, the rate limit filters that users write them for. Whatever else a patch asks
 //! for is told as advice, and the patch has no effect; it is never applied in part.
 
+mod place;
+
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use envoy_types::pb::{
@@ -23,7 +25,7 @@ use super::{
 use crate::{
     objects::{
         Kind, ObjectKey, Objects,
-        l7::envoy_filter::{ConfigPatch, EnvoyFilter, ListenerMatch, RouteConfigurationMatch},
+        l7::envoy_filter::{ConfigPatch, EnvoyFilter},
     },
     translate::Advice,
 };
@@ -230,14 +232,19 @@ fn parse(patch: &ConfigPatch) -> Result<Patch, NoEffect> {
         Some(other) => return no_effect("match.context", format!("{other} is no waypoint")),
     }
     if matches.proxy.is_some() {
-        return no_effect(
-            "match.proxy",
-            "a choice by the proxy's version is not supported",
-        );
+        let reason = "a choice by the proxy's version is not supported";
+        return no_effect("match.proxy", reason);
+    }
+    if matches.cluster.is_some() {
+        return no_effect("match.cluster", "clusters are not patched");
+    }
+    if patch.patch.filter_class.is_some() {
+        let reason = "filters are put before the router and no other place";
+        return no_effect("patch.filterClass", reason);
     }
     match (patch.apply_to.as_str(), patch.patch.operation.as_str()) {
         ("HTTP_FILTER", "INSERT_BEFORE" | "INSERT_FIRST") => Ok(Patch {
-            port: filter_port(matches.listener.as_ref())?,
+            port: place::of_filters(matches)?,
             change: Change::Filter(Box::new(filter(&patch.patch.value)?)),
             cluster: named_cluster(&patch.patch.value),
         }),
@@ -246,7 +253,7 @@ fn parse(patch: &ConfigPatch) -> Result<Patch, NoEffect> {
             format!("of filters, INSERT_BEFORE and INSERT_FIRST are supported, {other} is not"),
         ),
         ("VIRTUAL_HOST", "MERGE") => {
-            let (port, host, _) = route_place(matches.route_configuration.as_ref())?;
+            let (port, host, _) = place::of_hosts(matches)?;
             let settings = settings(&patch.patch.value, &[])?;
             Ok(Patch {
                 port,
@@ -258,7 +265,7 @@ fn parse(patch: &ConfigPatch) -> Result<Patch, NoEffect> {
             })
         }
         ("HTTP_ROUTE", "MERGE") => {
-            let (port, host, name) = route_place(matches.route_configuration.as_ref())?;
+            let (port, host, name) = place::of_routes(matches)?;
             let settings = settings(&patch.patch.value, &["route"])?;
             Ok(Patch {
                 port,
@@ -278,53 +285,6 @@ fn parse(patch: &ConfigPatch) -> Result<Patch, NoEffect> {
     }
 }
 
-/// The port, where the place is one before the router.
-fn filter_port(listener: Option<&ListenerMatch>) -> Result<Option<u32>, NoEffect> {
-    let Some(listener) = listener else {
-        return Ok(None);
-    };
-    if listener.port_name.is_some() || listener.name.is_some() || listener.listener_filter.is_some()
-    {
-        return no_effect(
-            "match.listener",
-            "only portNumber and filterChain.filter are supported",
-        );
-    }
-    let Some(chain) = &listener.filter_chain else {
-        return Ok(listener.port_number);
-    };
-    let others = [
-        &chain.name,
-        &chain.sni,
-        &chain.transport_protocol,
-        &chain.application_protocols,
-    ];
-    if others.iter().any(|other| other.is_some()) || chain.destination_port.is_some() {
-        return no_effect("match.listener.filterChain", "only filter is supported");
-    }
-    if let Some(filter) = &chain.filter {
-        if filter.name.as_deref().is_some_and(|name| name != MANAGER) {
-            return no_effect(
-                "match.listener.filterChain.filter.name",
-                format!("only {MANAGER} has HTTP filters"),
-            );
-        }
-        let sub = filter
-            .sub_filter
-            .as_ref()
-            .and_then(|sub| sub.name.as_deref());
-        if sub.is_some_and(|name| name != ROUTER) {
-            return no_effect(
-                "match.listener.filterChain.filter.subFilter.name",
-                format!("only {ROUTER} is supported"),
-            );
-        }
-    }
-    Ok(listener.port_number)
-}
-
-type RoutePlace = (Option<u32>, Option<String>, Option<String>);
-
 /// The cluster within a filter's configuration, wherever it stands.
 fn named_cluster(value: &Value) -> Option<String> {
     match value {
@@ -336,39 +296,6 @@ fn named_cluster(value: &Value) -> Option<String> {
         Value::Array(items) => items.iter().find_map(named_cluster),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
     }
-}
-
-fn route_place(routes: Option<&RouteConfigurationMatch>) -> Result<RoutePlace, NoEffect> {
-    let Some(routes) = routes else {
-        return Ok((None, None, None));
-    };
-    if routes.port_name.is_some() || routes.gateway.is_some() || routes.name.is_some() {
-        return no_effect(
-            "match.routeConfiguration",
-            "only portNumber and vhost are supported",
-        );
-    }
-    let host = routes.vhost.as_ref();
-    if host.is_some_and(|host| host.domain_name.is_some()) {
-        return no_effect(
-            "match.routeConfiguration.vhost.domainName",
-            "is not supported: a waypoint's routes are for all hosts",
-        );
-    }
-    let route = host.and_then(|host| host.route.as_ref());
-    if let Some(action) = route.and_then(|route| route.action.as_deref())
-        && !["ANY", "ROUTE"].contains(&action)
-    {
-        return no_effect(
-            "match.routeConfiguration.vhost.route.action",
-            format!("{action} is not supported"),
-        );
-    }
-    Ok((
-        routes.port_number,
-        host.and_then(|host| host.name.clone()),
-        route.and_then(|route| route.name.clone()),
-    ))
 }
 
 fn fields<'a>(value: &'a Value, field: &str) -> Result<&'a Map<String, Value>, NoEffect> {

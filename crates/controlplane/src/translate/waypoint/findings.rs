@@ -16,7 +16,7 @@ use crate::{
     objects::{
         Gateway, HBONE, Kind, ObjectKey, TargetRef, WAYPOINT_CLASS,
         l7::{
-            gateway_route::{BackendRef, ParentRef},
+            gateway_route::{BackendRef, HttpFilter, ParentRef},
             virtual_service::{Destination, VirtualService},
         },
     },
@@ -111,19 +111,27 @@ impl Known<'_> {
     fn routes(&mut self) {
         let objects = self.inputs.objects;
         for (name, route) in &objects.http_routes {
-            let rules = route.spec.rules.iter().map(|rule| refs(&rule.backend_refs));
+            let rules = route.spec.rules.iter().map(|rule| {
+                let mirrors = mirrors(&rule.filters);
+                refs(&rule.backend_refs).chain(mirrors).collect()
+            });
             self.route(Kind::HttpRoute, name, &route.spec.parent_refs, rules);
         }
         for (name, route) in &objects.grpc_routes {
-            let rules = route.spec.rules.iter().map(|rule| refs(&rule.backend_refs));
+            let rules = route.spec.rules.iter().map(|rule| {
+                let mirrors = mirrors(&rule.filters);
+                refs(&rule.backend_refs).chain(mirrors).collect()
+            });
             self.route(Kind::GrpcRoute, name, &route.spec.parent_refs, rules);
         }
         for (name, route) in &objects.tcp_routes {
-            let rules = route.spec.rules.iter().map(|rule| refs(&rule.backend_refs));
+            let rules = route.spec.rules.iter();
+            let rules = rules.map(|rule| refs(&rule.backend_refs).collect());
             self.route(Kind::TcpRoute, name, &route.spec.parent_refs, rules);
         }
         for (name, route) in &objects.tls_routes {
-            let rules = route.spec.rules.iter().map(|rule| refs(&rule.backend_refs));
+            let rules = route.spec.rules.iter();
+            let rules = rules.map(|rule| refs(&rule.backend_refs).collect());
             self.route(Kind::TlsRoute, name, &route.spec.parent_refs, rules);
         }
     }
@@ -140,8 +148,8 @@ impl Known<'_> {
             self.parent(&object, name, &format!("spec.parentRefs[{index}]"), parent);
         }
         for (rule, backends) in rules.enumerate() {
-            for (index, backend) in backends.iter().enumerate() {
-                let field = format!("spec.rules[{rule}].backendRefs[{index}]");
+            for backend in &backends {
+                let field = format!("spec.rules[{rule}].{}", backend.field);
                 self.backend(&object, name, field, backend);
             }
         }
@@ -214,7 +222,7 @@ impl Known<'_> {
             ("" | "core", "Service") => self.service(namespace, to.name),
             (ISTIO_GROUP, "Hostname") => to.name.to_ascii_lowercase(),
             _ => {
-                let message = format!("{} is no kind of backend: its share is refused", to.kind);
+                let message = format!("{} is no kind of backend: {}", to.kind, to.without);
                 return self.add(object, ("ResolvedRefs", "InvalidKind"), field, message);
             }
         };
@@ -222,14 +230,14 @@ impl Known<'_> {
         let reference = (to.group, to.kind, to.name);
         if !is_granted(self.inputs.objects, (kind, route), namespace, reference) {
             let message = format!(
-                "no ReferenceGrant in namespace {namespace} lets a {kind} of {} name this: its share is refused",
-                route.namespace
+                "no ReferenceGrant in namespace {namespace} lets a {kind} of {} name this: {}",
+                route.namespace, to.without
             );
             let why = ("ResolvedRefs", "RefNotPermitted");
             return self.add(object, why, field, message);
         }
         if !self.hosts.contains_key(host.as_str()) {
-            let message = format!("there is no host {host}: its share is refused");
+            let message = format!("there is no host {host}: {}", to.without);
             self.add(object, ("ResolvedRefs", "BackendNotFound"), field, message);
         }
     }
@@ -305,6 +313,14 @@ impl Known<'_> {
             let object = key(Kind::RequestAuthentication, name);
             self.targets(&object, name, &one.spec.target_ref, &one.spec.target_refs);
         }
+        for (name, one) in &objects.telemetries {
+            let object = key(Kind::Telemetry, name);
+            self.targets(&object, name, &one.spec.target_ref, &one.spec.target_refs);
+        }
+        for (name, one) in &objects.envoy_filters {
+            let object = key(Kind::EnvoyFilter, name);
+            self.targets(&object, name, &None, &one.spec.target_refs);
+        }
     }
 
     fn targets(
@@ -357,21 +373,43 @@ fn key(kind: Kind, name: &NamespacedName) -> ObjectKey {
 
 /// A backend of a route of any kind.
 struct Backend<'a> {
+    /// Within the rule.
+    field: String,
+    /// What follows where it is not there.
+    without: &'static str,
     group: &'a str,
     kind: &'a str,
     namespace: Option<&'a str>,
     name: &'a str,
 }
 
-fn refs<Filter>(backends: &[BackendRef<Filter>]) -> Vec<Backend<'_>> {
-    let backends = backends.iter();
-    let backends = backends.map(|one| Backend {
+fn refs<Filter>(backends: &[BackendRef<Filter>]) -> impl Iterator<Item = Backend<'_>> {
+    let backends = backends.iter().enumerate();
+    backends.map(|(index, one)| Backend {
+        field: format!("backendRefs[{index}]"),
+        without: "its share is refused",
         group: one.group.as_deref().unwrap_or_default(),
         kind: one.kind.as_deref().unwrap_or("Service"),
         namespace: one.namespace.as_deref(),
         name: &one.name,
-    });
-    backends.collect()
+    })
+}
+
+/// To whom copies go.
+fn mirrors(filters: &[HttpFilter]) -> impl Iterator<Item = Backend<'_>> {
+    let filters = filters.iter().enumerate();
+    let mirrors = filters.filter_map(|(index, one)| Some((index, one.request_mirror.as_ref()?)));
+    mirrors.map(|(index, mirror)| {
+        let one = &mirror.backend_ref;
+        Backend {
+            field: format!("filters[{index}].requestMirror.backendRef"),
+            without: "no copies are sent",
+            group: one.group.as_deref().unwrap_or_default(),
+            kind: one.kind.as_deref().unwrap_or("Service"),
+            namespace: one.namespace.as_deref(),
+            name: &one.name,
+        }
+    })
 }
 
 /// Every destination with its field.

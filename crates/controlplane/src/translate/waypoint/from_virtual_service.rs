@@ -225,10 +225,11 @@ fn to_redirect(redirect: &vs::Redirect, port: u16) -> Redirect {
             None if derived == Some("FROM_REQUEST_PORT") => RedirectPort::Number(port),
             None => RedirectPort::Kept,
         },
-        path: redirect
-            .uri
-            .clone()
-            .map_or(PathRewrite::None, PathRewrite::Full),
+        path: match (&redirect.uri, &redirect.prefix_rewrite) {
+            (Some(uri), _) => PathRewrite::Full(uri.clone()),
+            (None, Some(prefix)) => PathRewrite::Matched(prefix.clone()),
+            (None, None) => PathRewrite::None,
+        },
         code: redirect.redirect_code.unwrap_or(301),
     }
 }

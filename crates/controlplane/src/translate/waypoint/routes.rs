@@ -406,9 +406,8 @@ fn redirect_action(redirect: &Redirect, matched: &RequestMatch) -> RedirectActio
     };
     let path = match &redirect.path {
         PathRewrite::None => None,
-        PathRewrite::Matched(text) | PathRewrite::Full(text) => {
-            Some(PathRewriteSpecifier::PathRedirect(text.clone()))
-        }
+        PathRewrite::Full(text) => Some(PathRewriteSpecifier::PathRedirect(text.clone())),
+        PathRewrite::Matched(text) => Some(PathRewriteSpecifier::PrefixRewrite(text.clone())),
         PathRewrite::Segments(text) => {
             let (pattern, substitution) = segments_rewrite(&matched.path, text);
             Some(PathRewriteSpecifier::RegexRewrite(substitute(

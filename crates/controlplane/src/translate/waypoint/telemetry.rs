@@ -375,7 +375,7 @@ pub(super) fn advise(view: &View<'_>, advice: &mut Vec<Advice>) {
             );
         }
         for (field, problem) in tracing::problems(view, object) {
-            tell(field, format!("{problem}: nothing is traced"));
+            tell(field, problem);
         }
         for (index, entry) in object.spec.access_logging.iter().enumerate() {
             for (place, provider) in entry.providers.iter().enumerate() {

@@ -183,7 +183,7 @@ pub(super) fn of(
     })
 }
 
-/// Providers of an object that collect no spans: where they are named, and why.
+/// What of an object has no effect: providers that collect no spans, and fields; where it stands, and why.
 pub(super) fn problems(view: &View<'_>, object: &Telemetry) -> Vec<(String, String)> {
     let entries = object.spec.tracing.iter().enumerate();
     let named = entries.flat_map(|(index, entry)| {
@@ -193,9 +193,18 @@ pub(super) fn problems(view: &View<'_>, object: &Telemetry) -> Vec<(String, Stri
             (field, &provider.name)
         })
     });
-    named
-        .filter_map(|(field, name)| Some((field, problem(view, name)?)))
-        .collect()
+    let unable = named.filter_map(|(field, name)| {
+        let problem = problem(view, name)?;
+        Some((field, format!("{problem}: nothing is traced")))
+    });
+    let entries = object.spec.tracing.iter().enumerate();
+    let in_vain = entries.filter(|(_, entry)| entry.disable_context_propagation.is_some());
+    let in_vain = in_vain.map(|(index, _)| {
+        let reason = "has no effect: a traced request carries the waypoint's own span";
+        let field = format!("spec.tracing[{index}].disableContextPropagation");
+        (field, reason.to_owned())
+    });
+    unable.chain(in_vain).collect()
 }
 
 fn problem(view: &View<'_>, name: &str) -> Option<String> {
