@@ -7,6 +7,7 @@ use leyline_tests::{eventually::eventually, session::Session};
 
 use crate::{
     case::get,
+    matrix::{PROTOCOLS, curl},
     traffic::any,
     world::{SOON, World},
 };
@@ -52,9 +53,24 @@ pub(crate) async fn use_client_protocol(world: &World) -> Result<()> {
     world.apply(&text)?;
     let grpc = world.grpc("echo-v1:7070", &["/demo.Echo/Say"]).await?;
     ensure!(grpc == ["/demo.Echo/Say v1"], "{grpc:?}");
-    world
-        .expect(&[get("echo-v1:80", "/").spoken_to_in("HTTP/1.1")])
-        .await?;
+    // Each client's own protocol, where the port is declared and where it is not.
+    for port in [80, 8090] {
+        let target = world.target(&format!("echo-v1:{port}"))?;
+        for (option, protocol) in PROTOCOLS {
+            let url = format!("http://{target}/");
+            let args = [option, url.as_str()];
+            eventually(
+                "the application hears what the client says",
+                SOON,
+                || async {
+                    let seen = curl(world, "apps/client", &args).await?;
+                    ensure!(seen.protocol == protocol, "{option} {port}: {seen:?}");
+                    Ok(())
+                },
+            )
+            .await?;
+        }
+    }
     // The same requests, upgraded, and back.
     let http1 = |text: &str| policy(&format!("{{connectionPool: {{http: {{{text}}}}}}}"));
     for (setting, protocol) in [
@@ -218,11 +234,21 @@ spec:
 "
         )
     };
-    let text = service("http", "10.96.2.93", "http", 8080);
-    let text = text + &service("tcp", "10.96.2.94", "tcp", 9000);
-    let http = get("10.96.2.93:80", "/").status(200).through_waypoint();
-    world.applied(&text, &[http]).await?;
-    world.echoes("apps/client", "10.96.2.94:80").await
+    let text = [
+        service("http", "10.96.2.93", "http", 8080),
+        service("tcp", "10.96.2.94", "tcp", 9000),
+        service("auto-http", "10.96.2.95", "auto", 8080),
+        service("auto-tcp", "10.96.2.96", "auto", 9000),
+        service("grpc", "10.96.2.97", "grpc", 7070),
+    ];
+    let http = ["10.96.2.93:80", "10.96.2.95:80"];
+    let http = http.map(|to| get(to, "/").status(200).through_waypoint());
+    world.applied(&text.concat(), &http).await?;
+    world.echoes("apps/client", "10.96.2.94:80").await?;
+    world.echoes("apps/client", "10.96.2.96:80").await?;
+    let answers = world.grpc("10.96.2.97:80", &["/demo.Echo/Say"; 2]).await?;
+    ensure!(answers.iter().all(|it| it.contains("Say v")), "{answers:?}");
+    Ok(())
 }
 
 /// One entry with many addresses, all behind the waypoint.

@@ -25,6 +25,7 @@
 mod case;
 mod connections;
 mod gateway_api;
+mod matrix;
 mod policies;
 mod redirects;
 mod rows;

@@ -5,8 +5,8 @@ use std::{future::Future, pin::Pin};
 use anyhow::Result;
 
 use crate::{
-    connections, gateway_api, policies, redirects, services, swaps, telemetry, traffic, waypoints,
-    world::World,
+    connections, gateway_api, matrix, policies, redirects, services, swaps, telemetry, traffic,
+    waypoints, world::World,
 };
 
 pub(crate) type Row = for<'a> fn(&'a World) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -23,8 +23,9 @@ macro_rules! rows {
 
 pub(crate) fn rows() -> Vec<(&'static str, Row)> {
     rows! {
+        matrix: services names hbone;
         services:
-            services pod_ip server_side_lb outbound_policy_allow_any
+            pod_ip server_side_lb outbound_policy_allow_any
             service_entry_inlined_workload_entry service_entry_selects_workload_entry
             service_entry_selects_uncaptured_pod service_entry_dns_with_auto_assign
             service_entry_visibility;

@@ -1,47 +1,12 @@
 //! Rows of `tests/integration/ambient` about who reaches which service or pod, and how.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use leyline_tests::{eventually::eventually, process::Program, session::Session};
 
 use crate::{
     case::get,
     world::{SOON, World},
 };
-
-/// Captured or not, with a waypoint or without, in each protocol.
-pub(crate) async fn services(world: &World) -> Result<()> {
-    world
-        .expect(&[
-            get("echo:80", "/").status(200).through_waypoint(),
-            get("echo:8090", "/").status(200).through_waypoint(),
-            get("captured:80", "/").status(200).past_waypoint(),
-            get("captured:8090", "/").status(200).past_waypoint(),
-            get("stranger:80", "/").version("outside").past_waypoint(),
-            get("echo:80", "/")
-                .from("apps/echo-v1")
-                .status(200)
-                .through_waypoint(),
-            // Nothing serves the address of a service for who is not in the mesh: pods alone.
-            get("apps/echo-v1:8080", "/")
-                .from("outside/stranger")
-                .version("v1")
-                .past_waypoint(),
-        ])
-        .await?;
-    for to in ["echo", "captured", "stranger"] {
-        world.echoes("apps/client", &format!("{to}:9000")).await?;
-        let greeting = world.greeting("apps/client", &format!("{to}:9001")).await?;
-        ensure!(greeting.starts_with("220 "), "{to}: {greeting}");
-    }
-    for to in ["echo:7070", "captured:7070"] {
-        let answers = world.grpc(to, &["/demo.Echo/Say"; 2]).await?;
-        ensure!(
-            answers.iter().all(|it| it.contains("Say v")),
-            "{to}: {answers:?}"
-        );
-    }
-    Ok(())
-}
 
 pub(crate) async fn pod_ip(world: &World) -> Result<()> {
     world
@@ -175,17 +140,55 @@ pub(crate) async fn service_entry_dns_with_auto_assign(world: &World) -> Result<
     Ok(())
 }
 
-/// What is exported to its own namespace alone has no address elsewhere.
+/// Who sees a host: nobody, everybody, its own namespace, those that are named. The client asks by address, which nobody
+/// has whom it is not told, and by name.
 pub(crate) async fn service_entry_visibility(world: &World) -> Result<()> {
     let address = world.target("apps/echo-v1:8080")?.ip();
-    let text = entry(&format!(
-        "  resolution: STATIC\n  endpoints: [{{address: {address}}}]\n  exportTo: ['.']\n"
-    ));
-    world
-        .applied(&text, &[get(ENTRY, "/").version("v1")])
-        .await?;
-    let elsewhere = text.replace("namespace: apps", "namespace: outside");
-    world
-        .applied(&elsewhere, &[get(ENTRY, "/").refused()])
-        .await
+    // In turn, so that each is seen to take effect.
+    for (owner, export_to, is_seen) in [
+        ("apps", "", true),
+        ("outside", "['.']", false),
+        ("apps", "['*']", true),
+        ("outside", "[outside]", false),
+        ("apps", "['.']", true),
+        // The wire to node proxies knows all namespaces or the own one; the author is told.
+        ("outside", "[apps]", false),
+        ("outside", "", true),
+        ("outside", "[outside, apps]", false),
+        ("apps", "[apps]", true),
+        ("apps", "[outside]", false),
+        ("outside", "['*']", true),
+        ("apps", "[outside, apps]", true),
+    ] {
+        let mut text = entry(&format!(
+            "  resolution: STATIC\n  endpoints: [{{address: {address}}}]\n"
+        ));
+        if !export_to.is_empty() {
+            text.push_str(&format!("  exportTo: {export_to}\n"));
+        }
+        world.apply(&text.replace("namespace: apps", &format!("namespace: {owner}")))?;
+        let what = format!("{owner} exports to {export_to:?}");
+        let known = eventually(&what, SOON, || async {
+            let answer = world.resolve("entry.example").await;
+            let is_known = answer.is_ok_and(|address| address.to_string() == "10.97.3.1");
+            ensure!(is_known == is_seen, "known by name: {is_known}");
+            Ok(())
+        });
+        known.await?;
+        // Who does not know the address waits for an answer from nowhere: once is enough.
+        let address = match (is_seen, export_to) {
+            (true, _) => get(ENTRY, "/").version("v1"),
+            (false, "['.']") => get(ENTRY, "/").refused(),
+            (false, _) => continue,
+        };
+        world.expect(&[address]).await.context(what)?;
+    }
+    // Of two of a name each namespace has its own before that of another.
+    let other = world.target("apps/echo-v2:8080")?.ip();
+    let of = |namespace: &str, address: std::net::IpAddr| {
+        let rest = format!("  resolution: STATIC\n  endpoints: [{{address: {address}}}]\n");
+        entry(&rest).replace("namespace: apps", &format!("namespace: {namespace}"))
+    };
+    let both = format!("{}---\n{}", of("outside", address), of("apps", other));
+    world.applied(&both, &[get(ENTRY, "/").version("v2")]).await
 }

@@ -91,6 +91,7 @@ pub(crate) async fn redirect(world: &World) -> Result<()> {
         ("/code", "{uri: /new/path, redirectCode: 308}"),
         ("/port", "{uri: /new/path, port: 8080}"),
         ("/scheme", "{scheme: https, authority: example.org}"),
+        ("/prefix", "{prefixRewrite: /new}"),
         (
             "/derived",
             "{scheme: https, derivePort: FROM_PROTOCOL_DEFAULT}",
@@ -116,6 +117,7 @@ pub(crate) async fn redirect(world: &World) -> Result<()> {
                     .answered("location", "http://echo/new/path"),
                 case("/port").answered("location", "http://echo:8080/new/path"),
                 case("/scheme/x").answered("location", "https://example.org/scheme/x"),
+                case("/prefix/x?a=b").answered("location", "http://echo/new/x?a=b"),
                 case("/derived").answered("location", "https://echo/derived"),
                 get("echo:80", "/requested")
                     .with("host", "echo:80")
@@ -282,6 +284,7 @@ pub(crate) async fn retry_conditions(world: &World) -> Result<()> {
     ]
     .map(|path| vec![get("echo:80", path).version("v2"); 5]);
     world.applied(&rules(rule), &cases.concat()).await?;
+    grpc_retry_conditions(world).await?;
     // What no condition names is not tried again, and neither is more often than said.
     let rule = "
   - match: [{uri: {prefix: /fail/v1/504}}]
@@ -306,6 +309,45 @@ pub(crate) async fn retry_conditions(world: &World) -> Result<()> {
         // Half of the endpoints: 20 coins fall on one side once in a million times.
         ensure!((1..20).contains(&failed), "{path}: {failed} of 20 failed");
     }
+    Ok(())
+}
+
+/// What gRPC servers say of themselves, by the status in their heads.
+async fn grpc_retry_conditions(world: &World) -> Result<()> {
+    let statuses = [
+        ("CANCELLED", "cancelled"),
+        ("DEADLINE_EXCEEDED", "deadline-exceeded"),
+        ("INTERNAL", "internal"),
+        ("RESOURCE_EXHAUSTED", "resource-exhausted"),
+        ("UNAVAILABLE", "unavailable"),
+    ];
+    let grpc = statuses.iter().map(|(status, condition)| {
+        format!(
+            "  - match: [{{uri: {{exact: /demo.Echo/Fail_v1_{status}}}}}]
+    retries: {{attempts: 3, retryOn: {condition}}}
+    route: [{{destination: {{host: echo}}}}]
+"
+        )
+    });
+    let other = "  - retries: {attempts: 3, retryOn: unavailable}
+    route: [{destination: {host: echo}}]
+";
+    world.apply(&rules(&(grpc.collect::<String>() + other)))?;
+    let methods = statuses.map(|(status, _)| format!("/demo.Echo/Fail_v1_{status}"));
+    let methods: Vec<&str> = methods.iter().flat_map(|it| [it.as_str(); 4]).collect();
+    eventually("all are answered by v2", SOON, || async {
+        let answers = world.grpc("echo:7070", &methods).await?;
+        ensure!(answers.iter().all(|it| it.ends_with(" v2")), "{answers:?}");
+        Ok(())
+    })
+    .await?;
+    // A status that is not named is the answer.
+    let answers = world.grpc("echo:7070", &["/demo.Echo/Fail_v1_ABORTED"; 8]);
+    let answers = answers.await?;
+    ensure!(
+        answers.iter().any(|it| it.ends_with(" ABORTED")),
+        "{answers:?}"
+    );
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 """gRPC and WebSocket servers that share no code with Leyline, for a pod of the demo: PyPI's grpcio and websockets.
 
 /demo.Echo/Say answers a message, /demo.Echo/Headers says what came with it, /demo.Echo/Fail ends with a status,
-/demo.Echo/Chat answers each of a stream, and Greet and Repeat answer in protobuf (echo.proto). Each call is a line of output. A WebSocket gets back what it sends.
+/demo.Echo/Chat answers each of a stream, /demo.Echo/Fail_NAME_STATUS fails with this status at the server of this name, and Greet
+and Repeat answer in protobuf (echo.proto). Each call is a line of output. A WebSocket gets back what it sends.
 """
 
 import argparse
@@ -30,6 +31,12 @@ class Echo(grpc.GenericRpcHandler):
         async def fail(request, context):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "as asked for")
 
+        async def fail_here(request, context):
+            _, name, status = method.split("_", 2)
+            if name == self.name.decode():
+                await context.abort(grpc.StatusCode[status], "as asked for")
+            return await say(request, context)
+
         async def chat(requests, context):
             async for request in requests:
                 yield request
@@ -56,6 +63,8 @@ class Echo(grpc.GenericRpcHandler):
                 return grpc.unary_stream_rpc_method_handler(repeat)
             case "Chat":
                 return grpc.stream_stream_rpc_method_handler(chat)
+            case _ if method.startswith("Fail_"):
+                return grpc.unary_unary_rpc_method_handler(fail_here)
         return None
 
 
