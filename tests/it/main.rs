@@ -53,6 +53,7 @@ mod waypoint_locality;
 mod waypoint_pages;
 mod waypoint_pending;
 mod waypoint_policy;
+mod waypoint_rates;
 mod waypoint_remote_keys;
 mod waypoint_resilience;
 mod waypoint_restart;
