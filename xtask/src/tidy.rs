@@ -1,7 +1,7 @@
 //! `cargo xtask tidy`: the rules of this code base that no compiler or lint checks.
 //!
 //! Crate edges and banned dependencies come from cargo; lengths and forbidden patterns from a scan of the source text
-//! with comments and strings taken out; and each test that the parity table names must be there. Each finding is printed as `path:line: rule: what`.
+//! with comments and strings taken out; and each test that a table in `tests` names must be there. Each finding is printed as `path:line: rule: what`.
 
 mod edges;
 mod mask;
@@ -45,12 +45,14 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         findings.extend(source::check(path, &text));
         sources.push((path.as_path(), text));
     }
-    let table = fs::read_to_string(root.join(parity::TABLE)).context("reading the parity table")?;
     let texts: Vec<(&Path, &str)> = sources
         .iter()
         .map(|(path, text)| (*path, &**text))
         .collect();
-    findings.extend(parity::check(&table, &texts));
+    for table in parity::TABLES {
+        let text = fs::read_to_string(root.join(table)).context("reading a table of tests")?;
+        findings.extend(parity::check(table, &text, &texts));
+    }
     let mut out = io::stdout().lock();
     for finding in &findings {
         writeln!(out, "{finding}")?;

@@ -1,11 +1,11 @@
-//! `tests/PARITY.md` names tests; each of them must exist, so that the table cannot rot.
+//! `tests/PARITY.md` and `tests/ACCEPTANCE.md` name tests; each of them must exist, so that the tables cannot rot.
 
 use std::path::Path;
 
 use super::Finding;
 
-/// Where the table is, relative to the root.
-pub(super) const TABLE: &str = "tests/PARITY.md";
+/// Where the tables are, relative to the root.
+pub(super) const TABLES: [&str; 2] = ["tests/PARITY.md", "tests/ACCEPTANCE.md"];
 
 /// A test as the table names it: `end/of/path::function`.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,9 +15,9 @@ struct Named<'a> {
     function: &'a str,
 }
 
-/// Names in `table` that no source has; `sources` are paths with their text.
-pub(super) fn check(table: &str, sources: &[(&Path, &str)]) -> Vec<Finding> {
-    named(table)
+/// Names in the text of a table that no source has; `sources` are paths with their text.
+pub(super) fn check(table: &str, text: &str, sources: &[(&Path, &str)]) -> Vec<Finding> {
+    named(text)
         .filter(|named| !sources.iter().any(|(path, text)| has(path, text, named)))
         .map(
             |Named {
@@ -25,7 +25,7 @@ pub(super) fn check(table: &str, sources: &[(&Path, &str)]) -> Vec<Finding> {
                  file,
                  function,
              }| Finding {
-                path: TABLE.into(),
+                path: table.into(),
                 line,
                 rule: "parity",
                 what: format!("there is no function `{function}` in a file `{file}.rs`"),
@@ -74,7 +74,7 @@ mod tests {
             (Path::new("crates/a/src/b.rs"), "fn generic<T>(t: T) {}"),
         ];
         let lines = |table: &str| {
-            let found = check(table, &sources);
+            let found = check("a table", table, &sources);
             found.iter().map(|finding| finding.line).collect::<Vec<_>>()
         };
         let good = "| A | `it/dns::names_are_answered`, `src/b::generic` |\nBefore `::` and `x` is nothing.";
