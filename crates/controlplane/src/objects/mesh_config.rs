@@ -7,6 +7,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::objects::l7::virtual_service::Retry;
+
 /// Name of the ConfigMap.
 pub(crate) const MESH_CONFIG_NAME: &str = "istio";
 /// Its key.
@@ -43,6 +45,8 @@ pub struct MeshConfig {
     pub default_config: DefaultConfig,
     /// What is done to paths before policies and routes.
     pub path_normalization: PathNormalization,
+    /// Of routes that say nothing of retries; Istio's own when absent.
+    pub default_http_retry_policy: Option<Retry>,
 }
 
 /// Names of providers.

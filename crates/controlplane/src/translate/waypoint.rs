@@ -282,7 +282,7 @@ fn waypoint_config(
     }
     let workloads = direct.map(|addresses| direct::workloads(gateway, addresses));
     if let Some(service) = &workloads {
-        routes.insert(direct::HTTP.to_owned(), direct::routes());
+        routes.insert(direct::HTTP.to_owned(), direct::routes(view.config));
         let ports = vec![direct::serve(&context(service), advice)];
         served.push(Served { service, ports });
     }
@@ -374,6 +374,7 @@ impl PortContext<'_, '_> {
                 name: &http,
                 host: service.host,
                 port: number,
+                default_retry: rules::default_retry(self.view.config),
             };
             let clusters = self.settings.clusters_of(number, Traffic::Http);
             let mut table = routes::table(&table, &rules, &clusters);

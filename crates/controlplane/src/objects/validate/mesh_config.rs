@@ -3,7 +3,7 @@
 use super::{
     Invalid,
     http::{self, each, one_of, time},
-    metadata_of, push,
+    metadata_of, push, route,
 };
 use crate::objects::{
     field::Field,
@@ -31,6 +31,9 @@ pub(crate) fn mesh_config(object: &MeshConfigMap, found: &mut Vec<Invalid>) {
     if let Some(normalization) = &mesh.path_normalization.normalization {
         let field = root.key("pathNormalization").key("normalization");
         one_of(&field, normalization, &NORMALIZATIONS, found);
+    }
+    if let Some(retry) = &mesh.default_http_retry_policy {
+        route::check_retry(&root.key("defaultHttpRetryPolicy"), retry, found);
     }
     let field = root.key("extensionProviders");
     each(&field, &mesh.extension_providers, found, provider);

@@ -238,7 +238,7 @@ const RETRY_ON: [&str; 16] = [
     "unavailable",
 ];
 
-fn check_retry(field: &Field, retry: &Retry, found: &mut Vec<Invalid>) {
+pub(super) fn check_retry(field: &Field, retry: &Retry, found: &mut Vec<Invalid>) {
     if retry.attempts < 0 {
         push(found, field.key("attempts"), "must not be negative");
     }

@@ -15,10 +15,13 @@ use super::{
     listeners::ServedPort,
     routes::{self, Clusters},
     rule::Target,
-    telemetry,
+    rules, telemetry,
     view::{PortProtocol, PortView, ServiceView, ip},
 };
-use crate::translate::{Advice, services::Resolution};
+use crate::{
+    objects::mesh_config::MeshConfig,
+    translate::{Advice, services::Resolution},
+};
 
 /// Of the chain of HTTP, and of its routes.
 pub(super) const HTTP: &str = "direct-http";
@@ -93,11 +96,12 @@ pub(super) fn serve(context: &super::PortContext<'_, '_>, advice: &mut Vec<Advic
 }
 
 /// One route.
-pub(super) fn routes() -> RouteConfiguration {
+pub(super) fn routes(config: &MeshConfig) -> RouteConfiguration {
     let table = routes::Table {
         name: HTTP,
         host: HTTP,
         port: PORT.number,
+        default_retry: rules::default_retry(config),
     };
     routes::table(&table, &[], &ToEncap)
 }

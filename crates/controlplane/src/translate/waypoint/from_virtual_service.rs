@@ -291,7 +291,8 @@ fn time(text: Option<&String>) -> Option<std::time::Duration> {
     duration::parse(text?).ok()
 }
 
-fn retry(retry: Option<&vs::Retry>) -> Retry {
+/// Also of MeshConfig.
+pub(super) fn retry(retry: Option<&vs::Retry>) -> Retry {
     let Some(retry) = retry else {
         return Retry::Default;
     };

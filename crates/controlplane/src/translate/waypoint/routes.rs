@@ -72,6 +72,8 @@ pub(super) struct Table<'a> {
     pub(super) name: &'a str,
     pub(super) host: &'a str,
     pub(super) port: u16,
+    /// Of routes that say nothing of retries.
+    pub(super) default_retry: Retry,
 }
 
 /// All routes of one port; where none of the rules takes everything, the rest gets 404, as with Envoy.
@@ -143,7 +145,13 @@ fn route(
         r#match: Some(matching::route_match(matched)),
         action: Some(match &rule.action {
             Action::Forward(backends) => {
-                RouteActionKind::Route(forward(rule, matched, backends, clusters))
+                let mut action = forward(rule, matched, backends, clusters);
+                let retry = match &rule.retry {
+                    Retry::Default => &table.default_retry,
+                    own => own,
+                };
+                action.retry_policy = retry_policy(retry, backends, clusters);
+                RouteActionKind::Route(action)
             }
             Action::Redirect(redirect) => {
                 RouteActionKind::Redirect(redirect_action(redirect, matched))
@@ -182,7 +190,6 @@ fn forward(
         max_grpc_timeout: rule
             .timeout
             .map_or_else(|| pb::duration(Duration::ZERO), pb::duration),
-        retry_policy: retry_policy(&rule.retry, backends, clusters),
         request_mirror_policies: rule
             .mirrors
             .iter()

@@ -8,7 +8,7 @@ use super::{
     from_gateway_api::{self as api, Backends, Ranked, Reference},
     from_virtual_service as vs,
     names::{is_exported, service_host},
-    rule::{HttpRule, Target},
+    rule::{HttpRule, Retry, Target},
     view::{ServiceView, View},
 };
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
             gateway_route::ParentRef,
             virtual_service::{HttpRoute, VirtualService},
         },
+        mesh_config::MeshConfig,
     },
     translate::Advice,
 };
@@ -25,6 +26,12 @@ use crate::{
 /// The gateway that means "inside the mesh".
 pub(super) const MESH: &str = "mesh";
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
+/// The retries of routes that say nothing of them.
+pub(super) fn default_retry(config: &MeshConfig) -> Retry {
+    let policy = config.default_http_retry_policy.as_ref();
+    policy.map_or(Retry::Default, |policy| vs::retry(Some(policy)))
+}
 
 /// The HTTP rules in the order in which they count: VirtualServices, else routes of the Gateway API by their rank.
 pub(super) fn http(

@@ -173,3 +173,32 @@ fn retries_in_other_localities_are_asked_for() {
         assert_eq!(priority.map(|one| one.name.as_str()), expected, "{retries}");
     }
 }
+
+#[test]
+fn routes_that_say_nothing_of_retries_do_as_the_mesh_says() {
+    let to = "route: [{destination: {host: server}}]";
+    let silent = virtual_service(&format!("http: [{{{to}}}]"));
+    let own = virtual_service(&format!("http: [{{retries: {{attempts: 7}}, {to}}}]"));
+    let mesh = |policy: &str| {
+        let text = format!("defaultHttpRetryPolicy: {policy}");
+        format!("---\n{}", security::mesh_config("istio-system", &text))
+    };
+    let (three, none) = (mesh("{attempts: 3, retryOn: 5xx}"), mesh("{attempts: 0}"));
+    for (yaml, expected) in [
+        (silent.clone(), Some(2)),
+        (format!("{silent}{three}"), Some(3)),
+        (format!("{own}{three}"), Some(7)),
+        (format!("{silent}{none}"), None),
+        (three, Some(3)),
+    ] {
+        let (_, config) = config(&yaml);
+        let tables = decoded::<RouteConfiguration>(&config.routes.resources);
+        let route = &tables[0].virtual_hosts[0].routes[0];
+        let Some(Action::Route(action)) = &route.action else {
+            panic!("{route:?}")
+        };
+        let policy = action.retry_policy.as_ref();
+        let attempts = policy.map(|policy| policy.num_retries.unwrap().value);
+        assert_eq!(attempts, expected, "{yaml}");
+    }
+}
