@@ -1,7 +1,7 @@
 //! What a Service says of where its clients' connections go, as node proxies are told (facts LB-6).
 
 use leyline_proto::istio::workload::{
-    LoadBalancing,
+    Address, LoadBalancing, address,
     load_balancing::{HealthPolicy, Mode, Scope},
 };
 
