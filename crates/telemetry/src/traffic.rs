@@ -4,6 +4,7 @@
 //! reported by [`early_failure`]. Labels, keys and their order are Istio's (facts A19, A20).
 
 mod access_log;
+mod labels;
 mod refusal;
 mod series;
 mod sockets;
@@ -13,6 +14,7 @@ use std::{net::SocketAddr, sync::Arc};
 use leyline_types::{Identity, Str};
 
 pub use access_log::AccessLog;
+pub use labels::KeptLabels;
 pub use refusal::{Refusal, early_failure};
 pub(crate) use series::{append, expire};
 pub use sockets::OpenSocket;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::{
     Carrier, Connection, Direction, Reporter, ResponseFlag, Security, ServiceLabels,
     WorkloadLabels,
+    labels::KeptLabels,
     series::{LabelSet, Series},
 };
 
@@ -163,6 +164,7 @@ impl AccessLog {
 
 fn labels_of(connection: Connection) -> LabelSet {
     LabelSet {
+        kept: KeptLabels::now(),
         reporter: connection.reporter,
         security: connection.security,
         source: connection.source,

@@ -5,7 +5,8 @@
 
 use std::{
     collections::HashMap,
-    fmt::Write,
+    fmt::{self, Write},
+    hash::{Hash, Hasher},
     sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -17,7 +18,10 @@ use leyline_types::{Identity, Str};
 use parking_lot::{Mutex, RwLock};
 use tokio::time::Instant;
 
-use super::{Reporter, ResponseFlag, Security, ServiceLabels, WorkloadLabels};
+use super::{
+    Reporter, ResponseFlag, Security, ServiceLabels, WorkloadLabels,
+    labels::{BEFORE_FLAGS, KeptLabels, NAMES},
+};
 
 /// Sets of labels at once, about 1 KiB each. More pairs than this within the expiry are counted under `unknown`.
 const MAX_SETS: usize = 10_000;
@@ -25,9 +29,11 @@ const MAX_SETS: usize = 10_000;
 /// missed; short enough that a node which sees many short-lived pods does not collect them.
 const EXPIRY: Duration = Duration::from_secs(15 * 60);
 
-/// Everything that the labels of a connection are made of, except how it ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// Everything that the labels of a connection are made of, except how it ended. Two are equal when the labels are that are
+/// written: pods of one workload have other names and the same labels.
+#[derive(Clone, Debug)]
 pub(super) struct LabelSet {
+    pub(super) kept: KeptLabels,
     pub(super) reporter: Reporter,
     pub(super) security: Security,
     pub(super) source: Option<Arc<WorkloadLabels>>,
@@ -256,6 +262,7 @@ impl LabelSet {
     /// What stands for sets beyond the bound.
     fn unknown(&self) -> Self {
         Self {
+            kept: self.kept,
             reporter: self.reporter,
             security: self.security,
             source: None,
@@ -266,107 +273,116 @@ impl LabelSet {
         }
     }
 
-    /// All labels of a traffic metric, in Istio's order.
+    /// The values of [`NAMES`].
     // tidy: table
-    fn render(&self) -> Labels {
+    fn values(&self) -> [Value<'_>; NAMES.len()] {
+        fn of<'a>(
+            workload: Option<&'a WorkloadLabels>,
+            text: fn(&WorkloadLabels) -> &Str,
+        ) -> Value<'a> {
+            Value::Text(workload.map_or("", |workload| text(workload).as_str()))
+        }
         let (source, destination) = (self.source.as_deref(), self.destination.as_deref());
-        let service = self.service.as_deref();
-        let workload = |of: Option<&WorkloadLabels>, text: fn(&WorkloadLabels) -> &Str| {
-            known(of.map(text)).to_owned()
+        let service = |text: fn(&ServiceLabels) -> &Str| {
+            let service = self.service.as_deref();
+            Value::Text(service.map_or("", |service| text(service).as_str()))
         };
-        let service = |text: fn(&ServiceLabels) -> &Str| known(service.map(text)).to_owned();
-        let principal = |of: &Option<Identity>| match of {
-            Some(identity) => identity.to_string(),
-            None => UNKNOWN.to_owned(),
-        };
-        let before = [
-            ("reporter", self.reporter.as_str().to_owned()),
-            ("source_workload", workload(source, |w| &w.workload)),
-            (
-                "source_canonical_service",
-                workload(source, |w| &w.canonical_service),
-            ),
-            (
-                "source_canonical_revision",
-                workload(source, |w| &w.canonical_revision),
-            ),
-            (
-                "source_workload_namespace",
-                workload(source, |w| &w.namespace),
-            ),
-            ("source_principal", principal(&self.source_identity)),
-            ("source_app", workload(source, |w| &w.app)),
-            ("source_version", workload(source, |w| &w.version)),
-            ("source_cluster", workload(source, |w| &w.cluster)),
-            ("destination_service", service(|s| &s.hostname)),
-            ("destination_service_namespace", service(|s| &s.namespace)),
-            ("destination_service_name", service(|s| &s.name)),
-            (
-                "destination_workload",
-                workload(destination, |w| &w.workload),
-            ),
-            (
-                "destination_canonical_service",
-                workload(destination, |w| &w.canonical_service),
-            ),
-            (
-                "destination_canonical_revision",
-                workload(destination, |w| &w.canonical_revision),
-            ),
-            (
-                "destination_workload_namespace",
-                workload(destination, |w| &w.namespace),
-            ),
-            (
-                "destination_principal",
-                principal(&self.destination_identity),
-            ),
-            ("destination_app", workload(destination, |w| &w.app)),
-            ("destination_version", workload(destination, |w| &w.version)),
-            ("destination_cluster", workload(destination, |w| &w.cluster)),
-            ("request_protocol", "tcp".to_owned()),
-        ];
-        let after = [
-            (
-                "connection_security_policy",
-                self.security.as_str().to_owned(),
-            ),
-            ("source_region", workload(source, |w| &w.region)),
-            ("source_zone", workload(source, |w| &w.zone)),
-            ("destination_region", workload(destination, |w| &w.region)),
-            ("destination_zone", workload(destination, |w| &w.zone)),
-        ];
+        [
+            Value::Text(self.reporter.as_str()),
+            of(source, |w| &w.workload),
+            of(source, |w| &w.canonical_service),
+            of(source, |w| &w.canonical_revision),
+            of(source, |w| &w.namespace),
+            Value::Principal(self.source_identity.as_ref()),
+            of(source, |w| &w.app),
+            of(source, |w| &w.version),
+            of(source, |w| &w.cluster),
+            service(|s| &s.hostname),
+            service(|s| &s.namespace),
+            service(|s| &s.name),
+            of(destination, |w| &w.workload),
+            of(destination, |w| &w.canonical_service),
+            of(destination, |w| &w.canonical_revision),
+            of(destination, |w| &w.namespace),
+            Value::Principal(self.destination_identity.as_ref()),
+            of(destination, |w| &w.app),
+            of(destination, |w| &w.version),
+            of(destination, |w| &w.cluster),
+            Value::Text("tcp"),
+            Value::Text(self.security.as_str()),
+            of(source, |w| &w.region),
+            of(source, |w| &w.zone),
+            of(destination, |w| &w.region),
+            of(destination, |w| &w.zone),
+        ]
+    }
+
+    /// Those that are written.
+    fn kept(&self) -> impl Iterator<Item = (usize, Value<'_>)> {
+        let values = self.values().into_iter().enumerate();
+        values.filter(|(index, _)| self.kept.has(*index))
+    }
+
+    /// Labels of a traffic metric, in Istio's order.
+    fn render(&self) -> Labels {
         let mut labels = Labels {
             before: String::with_capacity(768),
             after: String::with_capacity(192),
         };
-        for (name, value) in before {
-            write!(labels.before, "{name}=\"{}\",", Escaped(&value)).ok();
+        let (mut before, mut after) = (&mut labels.before, &mut labels.after);
+        for (index, value) in self.kept() {
+            let name = NAMES[index];
+            match index < BEFORE_FLAGS {
+                true => write!(&mut before, "{name}=\"{value}\",").ok(),
+                false => write!(&mut after, ",{name}=\"{value}\"").ok(),
+            };
         }
         labels.before.push_str("response_flags=\"");
-        labels.after.push('"');
-        for (name, value) in after {
-            write!(labels.after, ",{name}=\"{}\"", Escaped(&value)).ok();
-        }
+        labels.after.insert(0, '"');
         labels
+    }
+}
+
+impl PartialEq for LabelSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.kept == other.kept && self.kept().eq(other.kept())
+    }
+}
+
+impl Eq for LabelSet {}
+
+impl Hash for LabelSet {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.kept().for_each(|(_, value)| value.hash(state));
+    }
+}
+
+/// One label's value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Value<'a> {
+    /// Empty where nothing is known.
+    Text(&'a str),
+    Principal(Option<&'a Identity>),
+}
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text("") | Self::Principal(None) => f.write_str(UNKNOWN),
+            Self::Text(text) => Escaped(text).fmt(f),
+            Self::Principal(Some(identity)) => Escaped(&identity.to_string()).fmt(f),
+        }
     }
 }
 
 /// What Istio writes where it knows nothing.
 const UNKNOWN: &str = "unknown";
 
-fn known(text: Option<&Str>) -> &str {
-    match text {
-        Some(text) if !text.is_empty() => text.as_str(),
-        Some(_) | None => UNKNOWN,
-    }
-}
-
 /// A label's value, as the text format wants it.
 struct Escaped<'a>(&'a str);
 
-impl std::fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.0.contains(['\\', '"', '\n']) {
             return f.write_str(self.0);
         }
@@ -388,6 +404,7 @@ mod tests {
 
     fn labels(workload: &str) -> LabelSet {
         LabelSet {
+            kept: KeptLabels::ALL,
             reporter: Reporter::Source,
             security: Security::Unknown,
             source: Some(Arc::new(WorkloadLabels {
@@ -413,6 +430,55 @@ mod tests {
         let first = table.series(&labels("a"));
         assert!(Arc::ptr_eq(&first, &table.series(&labels("a"))));
         assert!(!Arc::ptr_eq(&first, &table.series(&labels("b"))));
+    }
+
+    /// Prometheus refuses a page that has a series twice.
+    #[test]
+    fn pods_of_one_workload_share_their_counters() {
+        let table = Table::new(10);
+        let of_pod = |name: &str| LabelSet {
+            source: Some(Arc::new(WorkloadLabels {
+                name: name.into(),
+                workload: "web".into(),
+                ..WorkloadLabels::default()
+            })),
+            ..labels("")
+        };
+        table.series(&of_pod("web-1")).opened.increment(1);
+        table.series(&of_pod("web-2")).opened.increment(1);
+        table.series(&labels("")).opened.increment(1);
+        table.series(&labels("").unknown()).opened.increment(1);
+        let text = text(&table);
+        let opened = text
+            .lines()
+            .filter(|line| line.starts_with("istio_tcp_connections_opened_total{"));
+        let mut counts: Vec<&str> = opened
+            .map(|line| line.rsplit(' ').next().unwrap())
+            .collect();
+        counts.sort_unstable();
+        assert_eq!(counts, ["2", "2"], "{text}");
+    }
+
+    #[test]
+    fn what_is_told_by_removed_labels_only_is_one() {
+        let table = Table::new(10);
+        let kept = KeptLabels::without("source_workload, source_zone").unwrap();
+        for workload in ["a", "b"] {
+            let labels = LabelSet {
+                kept,
+                ..labels(workload)
+            };
+            table.series(&labels).opened.increment(1);
+        }
+        let text = text(&table);
+        assert!(
+            text.contains(
+                "istio_tcp_connections_opened_total{reporter=\"source\",source_canonical_service="
+            ),
+            "{text}"
+        );
+        assert!(!text.contains("source_zone"), "{text}");
+        assert_eq!(table.series.read().len(), 1);
     }
 
     #[test]
