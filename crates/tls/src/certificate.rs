@@ -19,12 +19,16 @@ use rustls::{
     },
     sign::{CertifiedKey, SingleCertAndKey},
 };
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::{
+    oid_registry::OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER,
+    prelude::{FromDer, X509Certificate},
+};
 
 use crate::{
     provider::{ALPN_H2, mesh_provider, mesh_versions},
     revocation::{Issuers, Revocation},
     spiffe::{SvidError, identity_of},
+    standing::{Anchors, Trusted},
     verify::{InboundVerifier, OutboundVerifier, name_foreign_issuer, verify_server_chain},
 };
 
@@ -34,10 +38,10 @@ pub struct WorkloadCertificate {
     not_after: SystemTime,
     serial: String,
     chain: Vec<CertificateDer<'static>>,
-    roots: Vec<CertificateDer<'static>>,
-    trusted: Arc<RootCertStore>,
+    trusted: Arc<Trusted>,
+    /// What tells its tunnels of other roots; none where they never change.
+    anchors: Option<Arc<Anchors>>,
     issuers: Issuers,
-    client_chain: Arc<dyn ClientCertVerifier>,
     server: Arc<ServerConfig>,
     /// Refuses every server; each handshake takes a copy with a verifier of its own.
     client: ClientConfig,
@@ -145,19 +149,19 @@ impl WorkloadCertificate {
     ) -> Result<Self, CertificateError> {
         let leaf = chain.first().ok_or(CertificateError::Incomplete(0))?;
         let leaf = Leaf::parse(leaf)?;
-        let (trusted, client_chain) = trust(&roots)?;
+        let (store, clients) = trust(&roots)?;
         let resolver = Arc::new(SingleCertAndKey::from(
             CertifiedKey::from_der(chain.clone(), key, mesh_provider()).map_err(key_error)?,
         ));
         let issuers = Issuers::new(Arc::clone(revocation), &roots);
         let inbound = InboundVerifier {
             issuers: issuers.clone(),
-            chain: Arc::clone(&client_chain),
+            chain: Arc::clone(&clients),
             trust_domain: leaf.identity.trust_domain().clone(),
         };
         let server = server_config(inbound, Arc::clone(&resolver))?;
         let client = client_config(
-            OutboundVerifier::new(Arc::clone(&trusted), issuers.clone(), &[]),
+            OutboundVerifier::new(Arc::clone(&store), issuers.clone(), &[]),
             resolver,
         )?;
         Ok(Self {
@@ -165,10 +169,14 @@ impl WorkloadCertificate {
             not_after: leaf.not_after,
             serial: leaf.serial,
             chain,
-            roots,
-            trusted,
+            trusted: Arc::new(Trusted {
+                roots,
+                store,
+                clients,
+                issuer: leaf.issuer,
+            }),
+            anchors: None,
             issuers,
-            client_chain,
             server: Arc::new(server),
             client,
         })
@@ -196,7 +204,7 @@ impl WorkloadCertificate {
 
     /// What peers are judged by, DER.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
-        &self.roots
+        &self.trusted.roots
     }
 
     /// The configuration of the server side.
@@ -204,9 +212,18 @@ impl WorkloadCertificate {
         &self.server
     }
 
-    /// The roots in the form that verification wants.
-    pub(crate) fn trusted(&self) -> &Arc<RootCertStore> {
+    /// What verification wants.
+    pub(crate) fn trusted(&self) -> &Arc<Trusted> {
         &self.trusted
+    }
+
+    /// Has its tunnels told of other roots.
+    pub(crate) fn follow(&mut self, anchors: Arc<Anchors>) {
+        self.anchors = Some(anchors);
+    }
+
+    pub(crate) fn anchors(&self) -> Option<&Arc<Anchors>> {
+        self.anchors.as_ref()
     }
 
     /// What decides on revocation.
@@ -227,8 +244,9 @@ impl WorkloadCertificate {
         let [leaf, intermediates @ ..] = &self.chain[..] else {
             return Err(CertificateError::Incomplete(0));
         };
-        verify_server_chain(leaf, intermediates, &self.trusted, now).map_err(chain_error)?;
-        self.client_chain
+        let Trusted { store, clients, .. } = &*self.trusted;
+        verify_server_chain(leaf, intermediates, store, now).map_err(chain_error)?;
+        clients
             .verify_client_cert(leaf, intermediates, now)
             .map(|_verified| ())
             .map_err(|error| chain_error(name_foreign_issuer(error)))
@@ -250,6 +268,8 @@ struct Leaf {
     identity: Identity,
     not_after: SystemTime,
     serial: String,
+    /// Who signed it: name and, where it says so, key.
+    issuer: Box<[u8]>,
 }
 
 impl Leaf {
@@ -262,8 +282,18 @@ impl Leaf {
             identity,
             not_after: time_of(parsed.validity().not_after.timestamp()),
             serial: parsed.tbs_certificate.serial.to_string(),
+            issuer: issuer_of(&parsed),
         })
     }
+}
+
+fn issuer_of(leaf: &X509Certificate<'_>) -> Box<[u8]> {
+    let key = leaf
+        .extensions()
+        .iter()
+        .find(|extension| extension.oid == OID_X509_EXT_AUTHORITY_KEY_IDENTIFIER);
+    let key = key.map_or(&[][..], |extension| extension.value);
+    [leaf.issuer().as_raw(), key].concat().into()
 }
 
 /// Times before 1970 count as 1970: they are past in any case.

@@ -24,8 +24,9 @@ use crate::{
     certificate::WorkloadCertificate,
     error::{Refusal, TlsError},
     provider::ALPN_H2,
-    revocation::{Reporter, Revoked, Tracked, cut},
+    revocation::{Reporter, Revoked, Tracked, cut, withdrawn},
     spiffe::identity_in,
+    standing::{Leaving, Standing},
     verify::OutboundVerifier,
 };
 
@@ -38,20 +39,27 @@ const ALERT_LINGER_BYTES: usize = 16 * 1024;
 /// records, so that it leaves in one system call. rustls' own 64 KiB cut it in four, at a fifth of the throughput.
 const SEND_BUFFER: usize = 272 << 10;
 
-/// The server side of a tunnel. Breaks when the peer's certificate is revoked.
+/// The server side of a tunnel. Breaks when the peer's certificate is revoked, or its root withdrawn.
 #[derive(Debug)]
 pub struct ServerTls {
     io: server::TlsStream<ReadAhead>,
-    peer: Tracked,
+    peer: Peer,
 }
 
 /// The client side of a tunnel. Remembers the alert with which a server refuses our certificate, which in TLS 1.3
-/// arrives only after [`connect`] has returned. Breaks when the peer's certificate is revoked.
+/// arrives only after [`connect`] has returned. Breaks when the peer's certificate is revoked, or its root withdrawn.
 #[derive(Debug)]
 pub struct ClientTls<IO = ReadAhead> {
     io: client::TlsStream<IO>,
-    peer: Tracked,
+    peer: Peer,
     verdict: Verdict,
+}
+
+/// What ends the trust in a peer that was verified once.
+#[derive(Debug)]
+struct Peer {
+    revocation: Tracked,
+    standing: Standing,
 }
 
 /// What a server said about our certificate, readable after the stream has been given away.
@@ -126,7 +134,7 @@ pub async fn connect_over<IO: AsyncRead + AsyncWrite + Unpin>(
     deadline: Duration,
 ) -> Result<(ClientTls<IO>, Identity), TlsError> {
     let verifier = Arc::new(OutboundVerifier::new(
-        Arc::clone(cert.trusted()),
+        Arc::clone(&cert.trusted().store),
         cert.issuers().clone(),
         expected,
     ));
@@ -145,15 +153,42 @@ pub async fn connect_over<IO: AsyncRead + AsyncWrite + Unpin>(
     Ok((ClientTls { io, peer, verdict }, identity))
 }
 
-/// From here on a list can cut the tunnel.
+/// From here on a list, or other roots, can cut the tunnel.
 fn track(
     cert: &WorkloadCertificate,
     reporter: Reporter,
     session: &CommonState,
-) -> Result<Tracked, TlsError> {
+) -> Result<Peer, TlsError> {
     let chain = session.peer_certificates();
     let tracked = cert.issuers().track(reporter, chain);
-    tracked.map_err(|Revoked| TlsError::Revoked)
+    Ok(Peer {
+        revocation: tracked.map_err(|Revoked| TlsError::Revoked)?,
+        standing: Standing::of(cert, reporter),
+    })
+}
+
+impl Peer {
+    /// An error once it is not trusted any more; wakes the caller then.
+    fn poll_trusted(&mut self, cx: &mut Context<'_>, session: &CommonState) -> io::Result<()> {
+        if self.revocation.poll_cut(cx).is_ready() {
+            return Err(cut());
+        }
+        match self.standing.poll_cut(cx, session.peer_certificates()) {
+            Poll::Ready(()) => Err(withdrawn()),
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    /// The same for who writes, as last seen by who reads.
+    fn trusted(&self) -> io::Result<()> {
+        if self.revocation.is_cut() {
+            return Err(cut());
+        }
+        if self.standing.is_cut() {
+            return Err(withdrawn());
+        }
+        Ok(())
+    }
 }
 
 fn require_h2(alpn: Option<&[u8]>) -> Result<(), TlsError> {
@@ -186,6 +221,16 @@ async fn let_alert_arrive(mut stream: TcpStream) {
 }
 
 impl ServerTls {
+    /// Tells when no new connections are to be begun in the tunnel.
+    pub fn leaving(&self) -> Leaving {
+        self.peer.standing.leaving()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn standing(&self) -> &Standing {
+        &self.peer.standing
+    }
+
     /// The connection that carries the tunnel.
     pub fn socket(&self) -> &TcpStream {
         self.io.get_ref().0.get_ref()
@@ -228,9 +273,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientTls<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.peer.poll_cut(cx).is_ready() {
-            return Poll::Ready(Err(cut()));
-        }
+        let Self { io, peer, .. } = &mut *self;
+        peer.poll_trusted(cx, io.get_ref().1)?;
         let result = ready!(Pin::new(&mut self.io).poll_read(cx, buf));
         Poll::Ready(self.verdict.note(result))
     }
@@ -242,9 +286,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientTls<IO> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.peer.is_cut() {
-            return Poll::Ready(Err(cut()));
-        }
+        self.peer.trusted()?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -253,9 +295,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientTls<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.peer.is_cut() {
-            return Poll::Ready(Err(cut()));
-        }
+        self.peer.trusted()?;
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 
@@ -278,9 +318,8 @@ impl AsyncRead for ServerTls {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.peer.poll_cut(cx).is_ready() {
-            return Poll::Ready(Err(cut()));
-        }
+        let Self { io, peer } = &mut *self;
+        peer.poll_trusted(cx, io.get_ref().1)?;
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
@@ -291,9 +330,7 @@ impl AsyncWrite for ServerTls {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.peer.is_cut() {
-            return Poll::Ready(Err(cut()));
-        }
+        self.peer.trusted()?;
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -302,9 +339,7 @@ impl AsyncWrite for ServerTls {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.peer.is_cut() {
-            return Poll::Ready(Err(cut()));
-        }
+        self.peer.trusted()?;
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
 

@@ -13,6 +13,7 @@ mod provider;
 mod revocation;
 mod seen;
 mod spiffe;
+mod standing;
 mod verify;
 
 mod ca;
@@ -34,6 +35,7 @@ pub use provider::{
     CryptoPolicy, KeyExchange, OldestVersion, install_crypto_policy, install_crypto_provider,
 };
 pub use revocation::{CrlError, CrlWatcher, Revocation, is_revocation};
+pub use standing::Leaving;
 pub use store::{
     CertificateConfig, CertificateDump, CertificateEntry, CertificateSource, CertificateStore,
     CertificateWorker, FetchError, IdentityError,

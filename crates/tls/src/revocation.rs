@@ -24,8 +24,9 @@ pub(crate) use tunnels::Tracked;
 use tunnels::Tunnels;
 pub use watch::CrlWatcher;
 
-/// The text of the error of a stream that was cut.
+/// The texts of the errors of streams that were cut.
 const REVOKED: &str = "the peer's certificate has been revoked";
+const WITHDRAWN: &str = "the root of the peer's certificate has been withdrawn";
 
 /// What is known of revoked certificates, and the tunnels that it concerns.
 #[derive(Debug)]
@@ -50,7 +51,7 @@ pub(crate) enum Reporter {
 }
 
 impl Reporter {
-    fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
@@ -214,15 +215,21 @@ impl Issuers {
 #[derive(Debug)]
 pub(crate) struct Revoked;
 
-/// Whether an error of a tunnel, or of a connection in one, says that the peer was revoked. HTTP/2 passes on the text
-/// of what broke it and not the error itself.
+/// Whether an error of a tunnel, or of a connection in one, says that the peer was revoked, itself or with its root.
+/// HTTP/2 passes on the text of what broke it and not the error itself.
 pub fn is_revocation(error: &io::Error) -> bool {
-    error.to_string().contains(REVOKED)
+    let text = error.to_string();
+    text.contains(REVOKED) || text.contains(WITHDRAWN)
 }
 
 /// The error of a stream whose peer has been revoked.
 pub(crate) fn cut() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, REVOKED)
+}
+
+/// The error of a stream whose peer has lost its root.
+pub(crate) fn withdrawn() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, WITHDRAWN)
 }
 
 fn rejected(reporter: Reporter) {

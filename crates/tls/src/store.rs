@@ -9,8 +9,8 @@ mod schedule;
 mod slot;
 
 use std::{
-    collections::HashMap,
-    fmt,
+    collections::{HashMap, HashSet},
+    fmt, mem,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -52,6 +52,9 @@ pub struct CertificateConfig {
     pub max_identities: usize,
     /// Which peers are refused. None, unless lists are configured.
     pub revocation: Arc<Revocation>,
+    /// How long tunnels go on whose peer is only trusted by a root that was withdrawn. 5 s: requests that are under way
+    /// end in it.
+    pub withdrawal_grace: Duration,
 }
 
 impl Default for CertificateConfig {
@@ -63,6 +66,7 @@ impl Default for CertificateConfig {
             max_fetches: 8,
             max_identities: 4096,
             revocation: Revocation::off(),
+            withdrawal_grace: Duration::from_secs(5),
         }
     }
 }
@@ -150,12 +154,16 @@ struct Shared {
     table: Mutex<Table>,
     /// Tells the worker that the table has changed.
     changed: Notify,
+    /// Tells who asks for [`CertificateStore::reissued`].
+    reissued: Notify,
 }
 
 /// All that changes, under one lock with short sections: tunnels look up, the worker writes.
 struct Table {
     schedule: Schedule,
     slots: HashMap<Identity, Slot>,
+    /// Identities that have another issuer or fewer roots than before; no more than there are slots.
+    reissued: HashSet<Identity>,
     life: Life,
 }
 
@@ -183,6 +191,7 @@ impl CertificateStore {
         let table = Table {
             schedule: Schedule::new(cfg.max_fetches, cfg.max_identities),
             slots: HashMap::new(),
+            reissued: HashSet::new(),
             life: Life::Running,
         };
         let shared = Arc::new(Shared {
@@ -190,6 +199,7 @@ impl CertificateStore {
             source,
             table: Mutex::new(table),
             changed: Notify::new(),
+            reissued: Notify::new(),
         });
         let worker = CertificateWorker {
             shared: Arc::clone(&shared),
@@ -247,9 +257,22 @@ impl CertificateStore {
         self.shared.changed.notify_one();
     }
 
+    /// Waits for identities whose certificate has another issuer, or fewer roots, than before, and says which: tunnels
+    /// that they have opened before are better replaced. For one caller. Cancel safe.
+    pub async fn reissued(&self) -> HashSet<Identity> {
+        loop {
+            let reissued = mem::take(&mut self.shared.table.lock().reissued);
+            if !reissued.is_empty() {
+                return reissued;
+            }
+            self.shared.reissued.notified().await;
+        }
+    }
+
     /// Drops the certificate of an identity that is no longer on this node. Callers that wait for it get an error.
     pub fn forget(&self, identity: &Identity) {
         let mut table = self.shared.table.lock();
+        table.reissued.remove(identity);
         table.schedule.forget(identity);
         table.slots.remove(identity);
         self.shared.changed.notify_one();
@@ -325,7 +348,8 @@ impl Shared {
             return Err(IdentityError::Full { identity, limit });
         }
         self.changed.notify_one();
-        let slot = table.slots.entry(identity).or_insert_with(Slot::new);
+        let new = || Slot::new(self.cfg.withdrawal_grace);
+        let slot = table.slots.entry(identity).or_insert_with(new);
         Ok(slot.state.subscribe())
     }
 
@@ -370,7 +394,10 @@ impl Shared {
         let mut table = self.table.lock();
         let table = &mut *table;
         match result {
-            Ok(cert) => {
+            Ok(mut cert) => {
+                if let Some(slot) = table.slots.get(&fetch.identity) {
+                    cert.follow(Arc::clone(&slot.anchors));
+                }
                 let lease = Lease::new(Arc::new(cert), now, SystemTime::now());
                 let planned = table
                     .schedule
@@ -379,6 +406,11 @@ impl Shared {
                     return;
                 };
                 debug!(identity = %fetch.identity, serial = lease.cert.serial(), "certificate fetched");
+                // Before anybody can have it, and so under the lock: it is short, a word to each tunnel.
+                if slot.anchors.publish(&lease.cert).replaces() {
+                    table.reissued.insert(fetch.identity.clone());
+                    self.reissued.notify_one();
+                }
                 slot.failure = None;
                 slot.state.send_replace(State::Available(lease));
             }

@@ -2,8 +2,10 @@ use std::time::SystemTime;
 
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{
-    ClientConfig, NamedGroup, RootCertStore, SupportedProtocolVersion,
+    ClientConfig, HandshakeKind, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
+    server::ServerSessionMemoryCache,
     version::{TLS12, TLS13},
 };
 
@@ -308,6 +310,57 @@ impl OtherClient {
             }
         };
         tokio::join!(Box::pin(server), Box::pin(client))
+    }
+}
+
+/// Calls and answers once; `server` and `client` are what they would resume with.
+async fn kind_of_handshake(server: TlsAcceptor, client: TlsConnector) -> (HandshakeKind, usize) {
+    let (near, far) = sockets().await;
+    let accepting = async {
+        let mut tls = server.accept(far).await.unwrap();
+        tls.write_all(b"!").await.unwrap();
+        tls.get_ref().1.handshake_kind().unwrap()
+    };
+    let connecting = async {
+        let name = ServerName::try_from("ignored").unwrap();
+        let mut tls = client.connect(name, near).await.unwrap();
+        // Tickets arrive with the first data.
+        let mut byte = [0];
+        tls.read_exact(&mut byte).await.unwrap();
+        usize::try_from(tls.get_ref().1.tls13_tickets_received()).unwrap()
+    };
+    tokio::join!(accepting, connecting)
+}
+
+/// Neither with a client that would like to, nor at a server that offers it.
+#[tokio::test]
+async fn no_handshake_is_resumed() {
+    let ca = TestCa::new();
+    let (web, db) = (ca.workload(WEB), ca.workload(DB));
+    let verifier = Arc::new(OutboundVerifier::new(
+        Arc::clone(&web.trusted().store),
+        Issuers::new(Revocation::off(), &[]),
+        &[WEB.parse().unwrap()],
+    ));
+    let ours = (
+        Arc::clone(web.server_config()),
+        db.client_config(Arc::clone(&verifier)),
+    );
+    let mut eager_client = ClientConfig::clone(&ours.1);
+    eager_client.resumption = Resumption::in_memory_sessions(8);
+    let mut eager_server = ServerConfig::clone(&ours.0);
+    eager_server.session_storage = ServerSessionMemoryCache::new(8);
+    eager_server.send_tls13_tickets = 2;
+    let eager = (Arc::new(eager_server), Arc::new(eager_client));
+    for (server, client, tickets, second) in [
+        (&ours.0, &eager.1, 0, HandshakeKind::Full),
+        (&eager.0, &ours.1, 2, HandshakeKind::Full),
+        // So that it is known that this would be seen.
+        (&eager.0, &eager.1, 2, HandshakeKind::Resumed),
+    ] {
+        let call = || kind_of_handshake(server.clone().into(), client.clone().into());
+        assert_eq!(call().await, (HandshakeKind::Full, tickets));
+        assert_eq!(call().await.0, second);
     }
 }
 

@@ -1,17 +1,22 @@
 //! What the store holds for one identity, and what that means at a given moment.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tokio::{sync::watch, time::Instant};
 
 use super::FetchError;
-use crate::certificate::WorkloadCertificate;
+use crate::{certificate::WorkloadCertificate, standing::Anchors};
 
 /// One identity's place in the store. Those who wait for a certificate watch its state.
 pub(super) struct Slot {
     pub(super) state: watch::Sender<State>,
     /// How the last fetch failed; none after a success.
     pub(super) failure: Option<Arc<FetchError>>,
+    /// The tunnels of all its certificates.
+    pub(super) anchors: Arc<Anchors>,
 }
 
 #[derive(Clone)]
@@ -41,8 +46,9 @@ impl Lease {
 }
 
 impl Slot {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(withdrawal_grace: Duration) -> Self {
         Self {
+            anchors: Anchors::new(withdrawal_grace),
             state: watch::Sender::new(State::Initializing),
             failure: None,
         }
