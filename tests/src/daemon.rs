@@ -79,10 +79,21 @@ impl Daemon {
 
     /// A request to one of its own pages, whatever it answers.
     pub async fn ask(&self, method: &str, port: u16, path: &str) -> Result<Reply> {
-        let target = loopback(port);
+        self.ask_patiently(method, port, path, ADMIN_DEADLINE).await
+    }
+
+    /// The same of a page that takes its time.
+    pub async fn ask_patiently(
+        &self,
+        method: &str,
+        port: u16,
+        path: &str,
+        deadline: Duration,
+    ) -> Result<Reply> {
         let nothing = bytes::Bytes::new();
+        let target = loopback(port);
         self.client
-            .request(method, target, path, nothing, ADMIN_DEADLINE)
+            .request(method, target, path, nothing, deadline)
             .await
     }
 

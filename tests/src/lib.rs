@@ -36,6 +36,7 @@ pub mod access_log;
 pub mod certificates;
 pub mod metrics;
 pub mod peers;
+pub mod profile;
 pub mod rate_limit;
 pub mod scraper;
 pub mod sniffer;

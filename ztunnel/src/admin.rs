@@ -1,5 +1,7 @@
 //! The admin server of the node (facts A17), loopback only, and the two public ones: metrics and readiness.
 
+mod profile;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
@@ -28,6 +30,7 @@ const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\
 <li><a href=\"/config_dump\">config_dump</a>: workloads, services, policies, certificates, connections</li>\
 <li>/explain?from=NAMESPACE/POD&amp;to=ADDRESS:PORT: what would become of a connection (&amp;format=json for programs)</li>\
 <li>POST /logging?level=LEVEL: log levels at run time</li>\
+<li>/debug/pprof/profile[?seconds=1..300][&amp;frequency=1..1000]: a CPU profile for pprof</li>\
 <li>POST /quitquitquit: graceful shutdown</li></ul>";
 
 /// What the admin pages show and do.
@@ -43,8 +46,27 @@ impl Admin {
     pub(crate) fn handler(self: Arc<Self>) -> server::Handler {
         server::handler(move |request| {
             let admin = self.clone();
-            async move { admin.answer(&request) }
+            async move {
+                match request.uri().path() {
+                    // Boxed: it is large and rare.
+                    "/debug/pprof/profile" => {
+                        let query = request.uri().query().unwrap_or_default();
+                        Box::pin(profile::cpu(query)).await
+                    }
+                    _ => admin.answer(&request),
+                }
+            }
         })
+    }
+
+    /// A profile takes its time.
+    pub(crate) fn limits() -> server::HttpLimits {
+        let limits = server::HttpLimits::default();
+        server::HttpLimits {
+            request_deadline: profile::LONGEST + limits.request_deadline,
+            lifetime: profile::LONGEST + limits.request_deadline,
+            ..limits
+        }
     }
 
     fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
