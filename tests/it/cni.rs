@@ -278,6 +278,10 @@ async fn with_the_proxy_off_only_dns_is_answered() {
 async fn its_pods_may_be_captured_by_us() {
     let scene = Box::pin(Scene::start(Redirection::Steered)).await;
     all_ways_work(&scene).await;
+    // What only its rules would have read is not ignored in silence.
+    let lines = scene.mesh.ztunnel("node-a").unwrap().log().unwrap().lines();
+    let told = |line: &String| line.contains("annotations of pods have no effect");
+    assert!(lines.unwrap().iter().any(told));
     scene.mesh.stop().await.unwrap();
 }
 

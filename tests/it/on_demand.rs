@@ -45,8 +45,8 @@ async fn call_outside(mesh: &Mesh) {
     assert_eq!(connection.read(7).await.unwrap(), b"outside");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn destinations_are_asked_about_when_they_are_called() {
+/// The demo's mesh, with the node of the source asking.
+async fn asking() -> Mesh {
     let mut mesh = enrolled_with(&[], &[]).await;
     mesh.restart_ztunnel("node-b", &ENV).await.unwrap();
     let served = eventually("the pod is served", SOON, || async {
@@ -60,6 +60,35 @@ async fn destinations_are_asked_about_when_they_are_called() {
         Ok(())
     });
     served.await.unwrap();
+    mesh
+}
+
+/// Nobody waits for the answer: it is for what is told of the next call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_are_asked_about_too() {
+    let mesh = Box::pin(asking()).await;
+    assert!(!knows(&mesh, PEER).await);
+    let log = mesh.ztunnel("node-b").unwrap().log().unwrap().clone();
+    let client = mesh.cluster().client(PEER).unwrap();
+    let target = addr(&mesh, SOURCE, 8080);
+    let named = eventually("the caller has a name", SOON, || async {
+        client.get(target, "/", SOON).await?;
+        let entries = access_log::entries(&log)?;
+        let named = entries.iter().any(|entry| {
+            entry.field("direction") == Some("inbound")
+                && entry.field("src.workload") == Some("client")
+        });
+        ensure!(named, "not yet");
+        Ok(())
+    });
+    named.await.unwrap();
+    assert!(knows(&mesh, PEER).await && !knows(&mesh, LEGACY).await);
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn destinations_are_asked_about_when_they_are_called() {
+    let mut mesh = Box::pin(asking()).await;
     // Its own pods and what they belong to, and nobody else.
     assert!(knows(&mesh, SOURCE).await && knows(&mesh, "shop/server-v2").await);
     assert!(!knows(&mesh, PEER).await && !knows(&mesh, LEGACY).await);

@@ -1,12 +1,19 @@
 //! What an operator sees and does: admin pages, metrics, levels, and a log that nobody reads.
 
-use std::{ffi::OsString, time::Duration};
+use std::{ffi::OsString, fs, time::Duration};
 
 use anyhow::ensure;
-use leyline_tests::{access_log, eventually::eventually};
+use leyline_tests::{
+    access_log,
+    eventually::eventually,
+    profile::{self, Sample},
+};
 use serde_json::Value;
 
-use crate::support::{SOON, addr, enrolled_with, hold};
+use crate::{
+    certificates::{LATER, Load, pairs},
+    support::{SOON, addr, enrolled_with, hold, root},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_dump_has_what_istioctl_reads() {
@@ -214,5 +221,99 @@ async fn a_log_that_nobody_reads_stalls_nothing() {
         .await
         .unwrap();
     // And it ends in order all the same.
+    mesh.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_proxy_tells_where_its_time_goes() {
+    let mesh = enrolled_with(&[], &[]).await;
+    let ztunnel = mesh.ztunnel("node-a").unwrap();
+    let bad = ztunnel.ask("GET", 15000, "/debug/pprof/profile?seconds=0");
+    assert_eq!(bad.await.unwrap().status, 400);
+    let load = Load::start(&pairs(&mesh));
+    let path = "/debug/pprof/profile?seconds=3&frequency=200";
+    let taken = ztunnel.ask_patiently("GET", 15000, path, LATER);
+    let taken = taken.await.unwrap();
+    load.end().await;
+    assert_eq!(
+        taken.status,
+        200,
+        "{}",
+        String::from_utf8_lossy(&taken.body)
+    );
+    let run = mesh.cluster().run();
+    let file = run.secrets_dir().join("cpu.pprof");
+    fs::write(&file, &taken.body).unwrap();
+    let directory = root().join("target/venv-xds");
+    let node = mesh.cluster().fabric().node("node-a").unwrap();
+    let profile = profile::read(&directory, node, &file).await.unwrap();
+    assert_eq!(profile.types, ["samples/count", "cpu/nanoseconds"]);
+    assert_eq!((profile.period, profile.seconds), (5_000_000, 3.0));
+    // Most is work of the data plane on its threads; stacks of an unoptimised build are deeper than what is copied of them, so
+    // that not all reach down to the runtime.
+    let has = |sample: &Sample, text: &str| sample.stack.iter().any(|name| name.contains(text));
+    let at_work =
+        |sample: &&Sample| sample.thread.starts_with("ztunnel-") && has(sample, "leyline_");
+    let sum = |samples: Vec<&Sample>| samples.iter().map(|one| one.count).sum::<u64>();
+    let seen = sum(profile.samples.iter().filter(at_work).collect());
+    let all = sum(profile.samples.iter().collect());
+    assert!(seen * 4 > all, "{seen} of {all}: {:#?}", profile.samples);
+    let mut working = profile.samples.iter().filter(at_work);
+    assert!(working.any(|sample| has(sample, "tokio::runtime")));
+    mesh.stop().await.unwrap();
+}
+
+/// Nanoseconds on a CPU that the threads of a process have had: the main thread, and those that carry traffic.
+fn cpu_of(pid: u32) -> (u64, u64) {
+    let (mut main, mut workers) = (0, 0);
+    for task in fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let task = task.unwrap();
+        // A thread may end meanwhile.
+        let Ok(stat) = fs::read_to_string(task.path().join("schedstat")) else {
+            continue;
+        };
+        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let time: u64 = stat.split_whitespace().next().unwrap().parse().unwrap();
+        if task.file_name().to_str() == Some(&*pid.to_string()) {
+            main += time;
+        } else if name.starts_with("ztunnel-") {
+            workers += time;
+        }
+    }
+    (main, workers)
+}
+
+/// Whoever reads pages or pushes configuration takes no time of those who carry traffic, and the other way round.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_and_traffic_have_threads_of_their_own() {
+    const TIMES: usize = 100;
+    let mesh = enrolled_with(&[], &[]).await;
+    let ztunnel = mesh.ztunnel("node-a").unwrap();
+    let pid = ztunnel.pid().unwrap();
+    let client = mesh.cluster().client("shop/client").unwrap();
+    let target = addr(&mesh, "shop/server-v1", 8080);
+    client.get(target, "/", SOON).await.unwrap();
+
+    let before = cpu_of(pid);
+    for _ in 0..TIMES {
+        client.get(target, "/bytes/100000", SOON).await.unwrap();
+    }
+    let between = cpu_of(pid);
+    for _ in 0..TIMES {
+        ztunnel.metrics().await.unwrap();
+        ztunnel.config_dump().await.unwrap();
+    }
+    let after = cpu_of(pid);
+    let spent = |from: (u64, u64), to: (u64, u64)| (to.0 - from.0, to.1 - from.1);
+    let (main, workers) = spent(before, between);
+    assert!(
+        main * 4 < workers,
+        "traffic: {main} ns by main, {workers} ns by workers"
+    );
+    let (main, workers) = spent(between, after);
+    assert!(
+        workers * 4 < main,
+        "pages: {workers} ns by workers, {main} ns by main"
+    );
     mesh.stop().await.unwrap();
 }

@@ -8,6 +8,7 @@ use leyline_tests::{access_log, client::End, eventually::eventually, mesh::Mesh}
 use tokio::time::{Instant, timeout};
 
 use crate::{
+    certificates::{LATER, NODES},
     peer::{
         DATA, END_HEADERS, HEADERS, PING, Peer, RST_STREAM, SETTINGS, WINDOW_UPDATE, connect_block,
         frame, silent,
@@ -18,6 +19,9 @@ use crate::{
 const REFUSED: &str = "leyline_connections_refused_total";
 /// What a debug build may grow by under one hostile peer.
 const GROWTH_MB: u64 = 96;
+
+/// What a process without connections may have more than before.
+const SLACK_MB: u64 = 4;
 
 /// Resident memory of the proxy of a node.
 fn resident_mb(mesh: &Mesh, node: &str) -> u64 {
@@ -186,6 +190,54 @@ async fn a_peer_that_reads_nothing_costs_a_bounded_amount_of_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_comes_back_when_connections_have_ended() {
+    const CONNECTIONS: usize = 1_500;
+    const AT_ONCE: usize = 50;
+    let mesh = enrolled_with(&[], &[]).await;
+    let open = async || {
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS / AT_ONCE {
+            let more = (0..AT_ONCE).map(|_| hold(&mesh, "shop/client", "shop/server-v1"));
+            held.extend(join_all(more).await);
+        }
+        held
+    };
+    // Once before: what the first load leaves behind (code, threads, tables) is not what connections cost.
+    drop(open().await);
+    ended(&mesh).await;
+    let before = NODES.map(|node| resident_mb(&mesh, node));
+    let held = open().await;
+    let peak = NODES.map(|node| resident_mb(&mesh, node));
+    drop(held);
+    ended(&mesh).await;
+    let back = eventually("memory has come back", LATER, || async {
+        for (node, (before, peak)) in NODES.into_iter().zip(before.into_iter().zip(peak)) {
+            let (now, most) = (
+                resident_mb(&mesh, node),
+                before + (peak.max(before) - before) / 4,
+            );
+            ensure!(
+                now <= most + SLACK_MB,
+                "{before} MB, then {peak}, now {now} on {node}"
+            );
+        }
+        Ok(())
+    });
+    back.await.unwrap();
+    mesh.stop().await.unwrap();
+}
+
+/// Waits until the proxies carry no connection.
+async fn ended(mesh: &Mesh) {
+    let ended = eventually("all connections have ended", LATER, || async {
+        let left = inbound_of(mesh, "shop/server-v1").await?;
+        ensure!(left == 0, "{left} left");
+        Ok(())
+    });
+    ended.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refused_requests_are_answered_and_counted_each() {
     const REQUESTS: usize = 2_000;
     let mesh = enrolled_with(&[], &[]).await;
@@ -215,6 +267,7 @@ async fn refused_requests_are_answered_and_counted_each() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn headers_that_are_too_large_end_their_request_only() {
+    const TOO_LARGE: usize = 50;
     let mesh = enrolled_with(&[], &[]).await;
     let before = resident_mb(&mesh, "node-b");
     let server = addr(&mesh, "shop/server-v1", 8080);
@@ -224,11 +277,13 @@ async fn headers_that_are_too_large_end_their_request_only() {
     let stream = tunnel.connect_with(&authority, &within).await.unwrap();
     assert_eq!(stream.status, 200);
     let beyond = "x".repeat(80_000);
-    for _ in 0..50 {
+    for _ in 0..TOO_LARGE {
         if let Ok(stream) = tunnel.connect_with(&authority, &beyond).await {
             assert_eq!(stream.status, 431);
         }
     }
+    let counted = refused(&mesh, "node-b", &[("reason", "headers")]).await;
+    assert_eq!(counted.unwrap(), TOO_LARGE as f64);
     others_are_served(&mesh).await;
     check_growth(&mesh, "node-b", before, GROWTH_MB);
     mesh.stop().await.unwrap();

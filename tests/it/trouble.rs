@@ -1,6 +1,12 @@
 //! One pod's trouble is that pod's: it is told, it is tried again, and everybody else is served meanwhile.
 
-use std::{fs, net::Ipv6Addr, path::PathBuf, time::Duration};
+use std::{
+    fs::{self, File},
+    io::Read,
+    net::Ipv6Addr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use leyline_net::{ListenOptions, listen::listen_on};
@@ -97,6 +103,52 @@ async fn a_port_that_is_taken() {
     enrol_all_but(&mesh, pod, "cannot listen on port 15008 in the pod").await;
     drop(squatter);
     recovers(&mesh, pod).await;
+    mesh.stop().await.unwrap();
+}
+
+/// A pod that gives all ports to outgoing connections gives them none of the proxy's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ports_of_the_proxy_are_kept_from_other_connections() {
+    const RANGE: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+    const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    const CALLS: usize = 40;
+    let mesh = mesh().await;
+    let namespace = mesh.cluster().pod("shop/client").unwrap().namespace();
+    // The kernel gives it to one read only.
+    let read = || {
+        let mut text = [0; 1024];
+        let read = namespace.run(|| File::open(RESERVED)?.read(&mut text));
+        read.unwrap()
+            .map(|length| String::from_utf8_lossy(&text[..length]).into_owned())
+    };
+    let written = |path: &str, text: &str| {
+        let written = namespace.run(|| fs::write(path, text)).unwrap();
+        written.unwrap();
+    };
+    written(RANGE, "15000 15063");
+    written(RESERVED, "15060,15062");
+    mesh.set_enrolment("shop", Enrolment::Ambient)
+        .await
+        .unwrap();
+    let all = "15001,15006,15008,15053,15060,15062,15080\n";
+    assert_eq!(read().unwrap(), all);
+    let client = mesh.cluster().client("shop/client").unwrap();
+    let target = addr(&mesh, "shop/server-v1", 9000);
+    let mut held = Vec::new();
+    for _ in 0..CALLS {
+        let connection = client.connect(target, SOON).await.unwrap();
+        let port = connection.local_addr().unwrap().port();
+        assert!(!all.contains(&port.to_string()), "{port} is reserved");
+        held.push(connection);
+    }
+    drop(held);
+    mesh.set_enrolment("shop", Enrolment::None).await.unwrap();
+    let back = eventually("the pod has its own list again", RETRIED, || async {
+        let now = read()?;
+        ensure!(now == "15060,15062\n", "{now}");
+        Ok(())
+    });
+    back.await.unwrap();
     mesh.stop().await.unwrap();
 }
 

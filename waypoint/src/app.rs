@@ -279,7 +279,19 @@ fn start_state(
         service_logs,
         settings,
     };
-    Ok((Arc::new(shared), exporters))
+    let shared = Arc::new(shared);
+    let replacing = replace_tunnels(shared.certificates.clone(), shared.pool.clone());
+    spawn("tunnel replacement", Span::none(), background, replacing);
+    Ok((shared, exporters))
+}
+
+/// New tunnels where the waypoint's own certificate has another issuer, or fewer roots, than when the old ones were
+/// opened. Runs for ever.
+async fn replace_tunnels(certificates: Arc<CertificateStore>, pool: Pool) {
+    loop {
+        let reissued = certificates.reissued().await;
+        pool.renew_where(|key| reissued.contains(&key.source));
+    }
 }
 
 fn follow_xds(shared: &Arc<Shared>, ready: ReadinessTask, background: &Drain) -> Result<()> {

@@ -100,7 +100,9 @@ async fn handle_tunnel(shared: Arc<Shared>, accepted: Accepted) {
     let settings = &shared.settings.proxy;
     // An old tunnel is told to go; its streams are carried to their end.
     let drain = shared.drain.child();
-    let served = Box::pin(server::serve(stream, &settings.hbone, &drain, handler, bad));
+    let leaving = Box::pin(stream.leaving().asked());
+    let served = server::serve_until(stream, &settings.hbone, &drain, leaving, handler, bad);
+    let served = Box::pin(served);
     let aged = async {
         match settings.max_connection_age {
             Some(age) => sleep(spread(age)).await,

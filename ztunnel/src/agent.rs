@@ -16,7 +16,7 @@ use leyline_runtime::{Drain, ReadinessTask, spawn};
 use leyline_tls::control_plane;
 use leyline_types::{WorkloadName, WorkloadUid};
 use tokio::{runtime::Handle, sync::mpsc};
-use tracing::Span;
+use tracing::{Span, warn};
 
 use self::pods::{Command, Order, Outcome, PodManager, PodSet};
 use crate::{
@@ -78,6 +78,7 @@ pub(crate) fn start(
     spawn("workload proxy manager", Span::none(), drain, run);
     match &config.capture.source {
         PodSource::Zds(socket) => {
+            tell_what_istio_cni_keeps(config);
             let follow = follow_cni(socket.clone(), orders, drain.clone(), failed);
             spawn("zds", Span::none(), background, follow);
         }
@@ -92,6 +93,18 @@ pub(crate) fn start(
         kernel,
         failures,
     })
+}
+
+/// Annotations of pods are for istio-cni's rules; those who put another capture in their place must know.
+fn tell_what_istio_cni_keeps(config: &Config) {
+    if config.proxy.redirection == Redirection::Steered {
+        let annotations = "ambient.istio.io/dns-capture, ambient.istio.io/bypass-inbound-capture, \
+            istio.io/reroute-virtual-interfaces";
+        warn!(
+            annotations,
+            "annotations of pods have no effect: istio-cni does not pass them on to the capture in place of its rules"
+        );
+    }
 }
 
 /// Orders the one workload of this process, in the process's own namespace.

@@ -55,6 +55,7 @@ pub fn run(env: &dyn EnvSource) -> Result<()> {
     threads::raise_open_files_limit().context("cannot raise the limit of open files")?;
     info!(version = version::line(), config = %config.shown(), "starting");
 
+    config.labels.keep();
     let workers = threads::worker_runtime(config.worker_threads, "ztunnel")
         .context("cannot start worker threads")?;
     let main = tokio::runtime::Builder::new_current_thread()
@@ -120,6 +121,8 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     let listeners = ServerListeners::open(&config.pages, &workers)?;
     let shared = start_state(&config, &background)?;
     let mut agent = agent::start(&config, &shared, &drain, &background, &workers, pods_ready)?;
+    let replacing = certificates::replace_tunnels(shared.clone(), agent.pods.clone());
+    spawn("tunnel replacement", Span::none(), &background, replacing);
     agent::counters::export(&metrics, agent.kernel.take(), agent.pods.clone());
     follow_xds(
         &config,
@@ -318,7 +321,7 @@ impl ServerListeners {
         let limits = server::HttpLimits::default;
         let handler = admin.handler();
         for listener in self.admin {
-            server::serve(listener, handler.clone(), servers, limits());
+            server::serve(listener, handler.clone(), servers, Admin::limits());
         }
         let metrics = admin::metrics_handler(metrics);
         server::serve(self.metrics, metrics, servers, limits());

@@ -8,9 +8,13 @@ use leyline_tls::{
     CaClient, CertificateConfig, CertificateSource, CertificateStore, Revocation, WorkloadApi,
     control_plane::RootWatcher,
 };
-use tracing::Span;
+use tracing::{Span, debug};
 
-use crate::config::{Config, PodSource};
+use crate::{
+    agent::pods::PodSet,
+    config::{Config, PodSource},
+    proxy::Shared,
+};
 
 /// A store that is filled until the drain ends.
 ///
@@ -20,6 +24,7 @@ pub(crate) fn start(config: &Config, background: &Drain) -> Result<Arc<Certifica
     let settings = CertificateConfig {
         ttl: config.secret_ttl,
         revocation: revocation(config, background),
+        withdrawal_grace: config.withdrawal_grace,
         ..CertificateConfig::default()
     };
     if let Some(address) = &config.spiffe_endpoint {
@@ -52,6 +57,20 @@ fn fill(
     let (certificates, worker) = CertificateStore::new(source, settings);
     spawn("certificates", Span::none(), background, worker.run());
     certificates
+}
+
+/// Has new connections made in new tunnels where the certificate of their pod has another issuer, or fewer roots, than
+/// when the old ones were opened. Runs for ever. Cancel safe.
+pub(crate) async fn replace_tunnels(shared: Arc<Shared>, pods: Arc<PodSet>) {
+    loop {
+        let reissued = shared.certificates.reissued().await;
+        for pod in &pods.now().served {
+            let renewed = pod.pool.renew_where(|key| reissued.contains(&key.source));
+            if renewed > 0 {
+                debug!(pod = %pod.name, renewed, "tunnels are to be replaced");
+            }
+        }
+    }
 }
 
 /// The lists hold before the first tunnel.

@@ -20,7 +20,10 @@ use leyline_capture::{CAPTURE_MARK, SteerProgram};
 use leyline_hbone::HboneConfig;
 use leyline_net::{Redirection, listen::Families, sockopt::Keepalive};
 use leyline_runtime::{env::Reader, threads};
-use leyline_telemetry::log::{Format, LogConfig};
+use leyline_telemetry::{
+    log::{Format, LogConfig},
+    traffic::KeptLabels,
+};
 use leyline_tls::{
     CryptoPolicy,
     control_plane::{ControlPlaneConfig, RootSource, TokenSource},
@@ -67,6 +70,8 @@ pub(crate) struct Config {
     pub(crate) secret_ttl: Duration,
     /// Revocation lists.
     pub(crate) crl_path: Option<PathBuf>,
+    /// How long tunnels go on when the root of their peer is withdrawn.
+    pub(crate) withdrawal_grace: Duration,
     /// Where a SPIFFE agent gives certificates, in place of the CA.
     pub(crate) spiffe_endpoint: Option<String>,
     /// How long connections may finish after SIGTERM.
@@ -74,6 +79,8 @@ pub(crate) struct Config {
     pub(crate) worker_threads: usize,
     pub(crate) crypto: CryptoPolicy,
     pub(crate) pages: PagesConfig,
+    /// Of the traffic metrics.
+    pub(crate) labels: KeptLabels,
 }
 
 /// Where the process's own pages are served; the port of readiness is fixed.
@@ -127,6 +134,7 @@ pub(crate) struct ProxyConfig {
     /// Bytes that one source address may have sent into one pod's tunnels and nobody has read, all of them together;
     /// further tunnels get small windows.
     pub(crate) max_window_per_source: u64,
+    pub(crate) max_window_per_identity: u64,
     /// Whether application tunnels end at the pod's loopback address and not at its own.
     pub(crate) localhost_app_tunnel: bool,
     /// Whether the control plane is asked about each destination, and does not tell all.
@@ -229,10 +237,14 @@ impl Config {
             local_xds: LocalXds::read(env),
             secret_ttl: security::secret_ttl(env),
             crl_path: security::crl_path(env),
+            withdrawal_grace: security::withdrawal_grace(env),
             spiffe_endpoint: security::spiffe_endpoint(env),
             drain_deadline: drain_deadline(env),
             worker_threads: threads::worker_threads(env, mesh.concurrency, cores()),
             crypto: security::crypto(env),
+            labels: env
+                .parse_with("LEYLINE_METRIC_LABELS_REMOVED", KeptLabels::without)
+                .unwrap_or(KeptLabels::ALL),
             pages: PagesConfig {
                 admin_port: mesh.proxy_admin_port.unwrap_or(ports::ADMIN),
                 metrics_port: mesh.stats_port.unwrap_or(ports::METRICS),
@@ -301,6 +313,12 @@ impl ProxyConfig {
             // A pool of ours opens half as many for one destination, and a gateway has a few for each of its threads.
             max_tunnels_per_source: within(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512, COUNT),
             max_window_per_source: within(env, "LEYLINE_MAX_WINDOW_PER_SOURCE", 128 << 20, WINDOWS),
+            max_window_per_identity: within(
+                env,
+                "LEYLINE_MAX_WINDOW_PER_IDENTITY",
+                512 << 20,
+                WINDOWS,
+            ),
             idle: connections::idle_limits(env),
             on_demand: connections::on_demand(env, &dns),
             localhost_app_tunnel: env.bool("LOCALHOST_APP_TUNNEL", true),
@@ -625,6 +643,12 @@ mod tests {
                 "Some(\"/crl.pem\")",
             ),
             (
+                "LEYLINE_WITHDRAWN_ROOT_GRACE",
+                "0",
+                |c| format!("{:?}", c.withdrawal_grace),
+                "0ns",
+            ),
+            (
                 "SPIFFE_ENDPOINT_SOCKET",
                 "unix:///a.sock",
                 |c| format!("{:?}", c.spiffe_endpoint),
@@ -775,7 +799,9 @@ mod tests {
             ("LEYLINE_MAX_HANDSHAKES_PER_POD", "-1"),
             ("LEYLINE_HANDSHAKE_DEADLINE", "0"),
             ("LEYLINE_MAX_WINDOW_PER_SOURCE", "0"),
+            ("LEYLINE_MAX_WINDOW_PER_IDENTITY", "0"),
             ("SECRET_TTL", "0"),
+            ("LEYLINE_METRIC_LABELS_REMOVED", "reporter"),
             ("IPV6_ENABLED", "1"),
             ("ENABLE_ORIG_SRC", "yes"),
             ("ENABLE_RESPONSE_BAGGAGE", "True"),

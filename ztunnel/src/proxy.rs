@@ -13,7 +13,7 @@ mod idle;
 mod inbound;
 mod labels;
 mod limits;
-mod listeners;
+pub(crate) mod listeners;
 mod local;
 pub(crate) mod on_demand;
 mod outbound;

@@ -166,6 +166,8 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<IO> {
                     self.idle = DRAIN_IDLE;
                     self.events.add(unused(self.usage.clone(), self.idle));
                 }
+                // The pool is told, and lets go of the tunnel.
+                Step::Event(Event::Leaving) => {}
                 Step::Event(Event::Unused) => {
                     if !retire() {
                         self.events.add(unused(self.usage.clone(), self.idle));

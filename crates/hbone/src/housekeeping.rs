@@ -19,6 +19,8 @@ pub(crate) enum Event {
     Dead,
     /// No stream for long.
     Unused,
+    /// A younger tunnel is better.
+    Leaving,
     /// Graceful shutdown was asked for.
     DrainStarted,
     /// Its deadline passed, or the tunnel is to be closed at once.

@@ -4,6 +4,7 @@
 //! h2 flushes after nearly every frame. Once the tunnel's task runs it takes flushing over: h2's flushes are answered
 //! at once, and the task calls [`LinkHandle::poll_flush`] when h2 has nothing more to say.
 
+mod answers;
 mod frames;
 
 use std::{
@@ -20,7 +21,10 @@ use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use self::frames::{Direction, Frames};
+use self::{
+    answers::Answers,
+    frames::{Direction, Frames},
+};
 
 /// Writes are gathered up to one TLS record; larger ones gain nothing from being copied.
 const GATHER: usize = 16 << 10;
@@ -78,6 +82,8 @@ struct Gathering<IO> {
     dirty: bool,
     sent: Frames,
     received: Frames,
+    /// Of a server.
+    answers: Option<Answers>,
 }
 
 /// Which end of the tunnel this is.
@@ -100,6 +106,7 @@ pub(crate) fn new<IO>(io: IO, end: End) -> (Link<IO>, LinkHandle<IO>) {
             dirty: false,
             sent,
             received,
+            answers: (end == End::Server).then(Answers::default),
         }),
         held: AtomicBool::new(false),
         traffic: Arc::default(),
@@ -118,6 +125,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> LinkHandle<IO> {
 
     pub(crate) fn traffic(&self) -> Arc<Traffic> {
         self.shared.traffic.clone()
+    }
+
+    /// A request was handed out, and will be answered.
+    pub(crate) fn await_answer(&self, stream: u32) {
+        if let Some(answers) = &mut self.shared.gathering.lock().answers {
+            answers.await_for(stream);
+        }
+    }
+
+    /// Takes one of the requests that h2 has answered because their header list is too large.
+    pub(crate) fn take_too_large(&self) -> bool {
+        let answers = &mut self.shared.gathering.lock().answers;
+        answers.as_mut().is_some_and(Answers::take_too_large)
     }
 
     /// Sends what was gathered.
@@ -177,10 +197,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Gathering<IO> {
 
     /// Of `bufs` so many bytes are on their way.
     fn follow_sent(&mut self, bufs: &[IoSlice<'_>], mut written: usize) {
-        let tell = |no| frames::count(Direction::Sent, no);
+        let (sent, answers) = (&mut self.sent, &mut self.answers);
         for buf in bufs {
             let taken = buf.get(..written.min(buf.len())).unwrap_or_default();
-            self.sent.follow(taken, tell);
+            sent.follow(taken, |seen| {
+                frames::count(Direction::Sent, seen);
+                if let Some(answers) = answers {
+                    answers.sent(seen);
+                }
+            });
             written -= taken.len();
         }
     }
@@ -207,8 +232,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Link<IO> {
         let mut gathering = self.shared.gathering.lock();
         let result = Pin::new(&mut gathering.io).poll_read(cx, buf);
         let arrived = buf.filled().get(before..).unwrap_or_default();
-        let tell = |no| frames::count(Direction::Received, no);
-        gathering.received.follow(arrived, tell);
+        let Gathering {
+            received, answers, ..
+        } = &mut *gathering;
+        received.follow(arrived, |seen| {
+            frames::count(Direction::Received, seen);
+            if let Some(answers) = answers {
+                answers.received(seen);
+            }
+        });
         drop(gathering);
         Traffic::add(&self.shared.traffic.received, buf.filled().len() - before);
         result

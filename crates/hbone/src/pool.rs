@@ -172,6 +172,12 @@ impl Pool {
         closed.len()
     }
 
+    /// Has the next streams of the keys that `predicate` selects opened in new tunnels: those that there are go on to
+    /// their last stream. Dials go on too. Returns how many tunnels.
+    pub fn renew_where(&self, predicate: impl FnMut(&PoolKey) -> bool) -> usize {
+        self.inner.slots.lock().renew_where(predicate).len()
+    }
+
     /// The numbers now.
     pub fn stats(&self) -> PoolStats {
         let (keys, tunnels, streams) = self.inner.slots.lock().count();

@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt;
 use h2::{
     Reason, RecvStream,
     server::{Connection, SendResponse},
@@ -44,10 +45,32 @@ const TASKS_PER_STREAM: usize = 2;
 ///
 /// # Errors
 /// When the connection ended otherwise than by agreement.
-pub async fn serve<IO, H, F, R>(
+pub fn serve<IO, H, F, R>(
     io: IO,
     cfg: &HboneConfig,
     drain: &Drain,
+    handler: H,
+    refused: R,
+) -> impl Future<Output = Result<(), HboneError>>
+where
+    IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    H: Fn(Request) -> F,
+    F: Future<Output = ()> + Send + 'static,
+    R: Fn(BadRequest),
+{
+    // Not within another future, which would hold everything twice.
+    serve_until(io, cfg, drain, std::future::pending(), handler, refused)
+}
+
+/// The same; when `leaving` resolves, the peer is told to open no more streams, too. Not cancel safe.
+///
+/// # Errors
+/// When the connection ended otherwise than by agreement.
+pub async fn serve_until<IO, H, F, R>(
+    io: IO,
+    cfg: &HboneConfig,
+    drain: &Drain,
+    leaving: impl Future<Output = ()> + Send + 'static,
     handler: H,
     refused: R,
 ) -> Result<(), HboneError>
@@ -72,6 +95,7 @@ where
     }
     events.add(unused(usage.clone(), cfg));
     events.add(drain_started(drain.clone()));
+    events.add(leaving.map(|()| Event::Leaving));
     let mut inbound = Inbound {
         connection,
         link: handle,
@@ -83,15 +107,9 @@ where
         match poll_fn(|cx| inbound.poll_step(cx)).await {
             Step::Ended(result) => return result,
             Step::Event(event) => inbound.handle(event, drain)?,
-            Step::Stream(head, receive, mut respond) => {
-                let request = match inbound.usage.enter(cfg.most_tasks()) {
-                    Some(guard) => Request::parse(head, receive, respond, cfg, guard),
-                    None => {
-                        respond.send_reset(Reason::REFUSED_STREAM);
-                        Err(BadRequest::TooMany)
-                    }
-                };
-                match request {
+            Step::TooLarge => refused(BadRequest::Headers),
+            Step::Stream(head, receive, respond) => {
+                match inbound.request(head, receive, respond, cfg) {
                     Ok(request) => {
                         // Tracked by the drain; the stream belongs to the task alone.
                         let task = handler(request);
@@ -137,6 +155,8 @@ struct Inbound<IO> {
 enum Step {
     Ended(Result<(), HboneError>),
     Event(Event),
+    /// h2 has answered a request.
+    TooLarge,
     Stream(http::request::Parts, RecvStream, SendResponse<Bytes>),
 }
 
@@ -155,6 +175,9 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
         if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
             let error = HboneError::Transport(Arc::new(error));
             return Poll::Ready(Step::Ended(Err(error)));
+        }
+        if self.link.take_too_large() {
+            return Poll::Ready(Step::TooLarge);
         }
         self.events.poll_next(cx).map(Step::Event)
     }
@@ -181,10 +204,25 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
         })
     }
 
+    fn request(
+        &self,
+        head: http::request::Parts,
+        receive: RecvStream,
+        mut respond: SendResponse<Bytes>,
+        cfg: &HboneConfig,
+    ) -> Result<Request, BadRequest> {
+        self.link.await_answer(respond.stream_id().as_u32());
+        if let Some(guard) = self.usage.enter(cfg.most_tasks()) {
+            return Request::parse(head, receive, respond, cfg, guard);
+        }
+        respond.send_reset(Reason::REFUSED_STREAM);
+        Err(BadRequest::TooMany)
+    }
+
     fn handle(&mut self, event: Event, drain: &Drain) -> Result<(), HboneError> {
         match event {
             Event::Dead => Err(HboneError::PingDeadline),
-            Event::Unused => {
+            Event::Unused | Event::Leaving => {
                 self.connection.graceful_shutdown();
                 Ok(())
             }

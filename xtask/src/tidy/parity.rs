@@ -1,11 +1,15 @@
-//! `tests/PARITY.md` and `tests/ACCEPTANCE.md` name tests; each of them must exist, so that the tables cannot rot.
+//! Tables in `tests` and the specification of HBONE name tests; each of them must exist, so that the texts cannot rot.
 
 use std::path::Path;
 
 use super::Finding;
 
-/// Where the tables are, relative to the root.
-pub(super) const TABLES: [&str; 2] = ["tests/PARITY.md", "tests/ACCEPTANCE.md"];
+/// Where the texts are, relative to the root.
+pub(super) const TABLES: [&str; 3] = [
+    "tests/PARITY.md",
+    "tests/ACCEPTANCE.md",
+    "crates/hbone/HBONE.md",
+];
 
 /// A test as the table names it: `end/of/path::function`.
 #[derive(Debug, PartialEq, Eq)]

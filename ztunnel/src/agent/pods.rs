@@ -39,7 +39,7 @@ use self::pending::{Pending, until};
 pub(crate) use self::set::{PodSet, Pods, Waiting};
 use crate::{
     config::{CaptureConfig, PodSource},
-    proxy::{Exempt, Listeners, Pod, Shared},
+    proxy::{Exempt, Listeners, Pod, Shared, listeners},
 };
 
 /// First pause before a failed pod is tried again; doubled up to [`RETRY_MAX`].
@@ -426,6 +426,7 @@ impl PodManager {
         {
             return;
         }
+        listeners::release(&pod.netns);
         let Some(capture) = capture else {
             return;
         };

@@ -17,6 +17,15 @@ pub(super) fn secret_ttl(env: &mut Reader<'_>) -> Duration {
     duration(env, "SECRET_TTL", day, SECRET_TTL)
 }
 
+/// Longer than a rotation of a root takes would be no withdrawal.
+const WITHDRAWAL_GRACE: RangeInclusive<Duration> =
+    Duration::ZERO..=Duration::from_secs(30 * 24 * 3600);
+
+pub(super) fn withdrawal_grace(env: &mut Reader<'_>) -> Duration {
+    let name = "LEYLINE_WITHDRAWN_ROOT_GRACE";
+    duration(env, name, Duration::from_secs(5), WITHDRAWAL_GRACE)
+}
+
 pub(super) fn crl_path(env: &mut Reader<'_>) -> Option<PathBuf> {
     let path = env.optional("CRL_PATH");
     path.filter(|path| !path.is_empty()).map(PathBuf::from)

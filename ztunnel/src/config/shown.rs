@@ -6,7 +6,7 @@ use leyline_net::{Redirection, listen::Families};
 use leyline_tls::{KeyExchange, OldestVersion};
 use serde_json::{Value, json};
 
-use super::{Carries, Config, PodSource, PortUse, ProxyConfig, SourceAddress};
+use super::{Carries, Config, PodSource, PortUse, SourceAddress};
 use crate::proxy::connections::DecisionLevel;
 
 impl Config {
@@ -65,7 +65,7 @@ impl Config {
                 KeyExchange::PreferHybrid => "",
             },
             "tls12Enabled": self.crypto.oldest == OldestVersion::Tls12,
-            "limits": limits(proxy),
+            "limits": limits(self),
             "poolMaxStreamsPerConn": hbone.outbound_streams,
             "poolUnusedReleaseTimeout": seconds(hbone.idle),
             "windowSize": hbone.stream_window,
@@ -75,12 +75,15 @@ impl Config {
     }
 }
 
-fn limits(proxy: &ProxyConfig) -> Value {
+fn limits(config: &Config) -> Value {
+    let proxy = &config.proxy;
     json!({
+        "withdrawnRootGrace": seconds(config.withdrawal_grace),
         "maxConnectionsPerPod": proxy.max_connections,
         "maxHandshakesPerPod": proxy.max_handshakes,
         "maxTunnelsPerSource": proxy.max_tunnels_per_source,
         "maxWindowPerSource": proxy.max_window_per_source,
+        "maxWindowPerIdentity": proxy.max_window_per_identity,
         "handshakeDeadline": seconds(proxy.handshake_deadline),
         "halfClosedTimeout": proxy.idle.half_closed.map(seconds),
         "idleTimeout": proxy.idle.open.map(seconds),

@@ -326,6 +326,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "bytes that one source address may have sent into one pod's tunnels unread",
     ),
     (
+        "LEYLINE_MAX_WINDOW_PER_IDENTITY",
+        "536870912",
+        "the same for all addresses of one identity",
+    ),
+    (
         "LEYLINE_HALF_CLOSED_TIMEOUT",
         "1h",
         "a connection of which one direction has ended and the other is silent is reset; 0: never",
@@ -334,6 +339,16 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "LEYLINE_IDLE_TIMEOUT",
         "0",
         "the same of any silent connection; 0: never",
+    ),
+    (
+        "LEYLINE_WITHDRAWN_ROOT_GRACE",
+        "5s",
+        "from the withdrawal of a root to the end of tunnels whose peer has no other",
+    ),
+    (
+        "LEYLINE_METRIC_LABELS_REMOVED",
+        "",
+        "labels that the istio_tcp_* metrics are to do without, with commas",
     ),
     (
         "LEYLINE_NODE_LOCAL",

@@ -17,7 +17,7 @@ use leyline_telemetry::traffic::{
     Connection, Direction, OpenSocket, Refusal, Reporter, ResponseFlag, Security, WorkloadLabels,
     early_failure,
 };
-use leyline_tls::{ServerTls, TlsError, WorkloadCertificate};
+use leyline_tls::{Leaving, ServerTls, TlsError, WorkloadCertificate};
 use leyline_types::{Identity, canonical};
 use tokio::{net::TcpStream, time::timeout};
 use tracing::debug;
@@ -65,12 +65,16 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place:
         // It could carry nothing any more.
         () = pod.drain.started() => Err((Refusal::Draining, "shutting down".to_owned())),
     };
-    let (stream, identity, certificate) = match established {
+    let Established {
+        stream,
+        leaving,
+        identity,
+        certificate,
+    } = match established {
         Ok(established) => established,
         Err((refusal, error)) => return refused(refusal, &error),
     };
     debug!(pod = %pod.name, %peer, %identity, "tunnel accepted");
-    pace::settle(stream.socket(), &pod.netns);
     let tunnel = Arc::new(Tunnel {
         peer,
         local,
@@ -87,11 +91,13 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place:
         move |reason: BadRequest| note_bad_request(&tunnel, reason)
     };
     let pod = &tunnel.pod;
+    let window = place.window(&tunnel.identity);
     let config = HboneConfig {
-        connection_window: place.window(),
+        connection_window: window.size(),
         ..pod.shared.config.hbone.clone()
     };
-    match server::serve(stream, &config, &pod.drain, handler, bad_request).await {
+    let leaving = Box::pin(leaving.asked());
+    match server::serve_until(stream, &config, &pod.drain, leaving, handler, bad_request).await {
         Ok(()) => debug!(%peer, "tunnel ended"),
         Err(error) => note_end(&tunnel, &error),
     }
@@ -106,16 +112,30 @@ fn kind_of(pod: &Pod, peer: SocketAddr) -> Kind {
 }
 
 /// What a tunnel needs before HTTP/2: our certificate, and the peer's identity.
+struct Established {
+    stream: ServerTls,
+    leaving: Leaving,
+    identity: Identity,
+    certificate: Arc<WorkloadCertificate>,
+}
+
 async fn establish(
     pod: &Pod,
     place: &TunnelPlace,
     stream: TcpStream,
-) -> Result<(ServerTls, Identity, Arc<WorkloadCertificate>), (Refusal, String)> {
+) -> Result<Established, (Refusal, String)> {
     let certificate = certificate(pod).await?;
     let (stream, identity) = handshake(pod, &certificate, place, stream)
         .await
         .map_err(|error| (refusal_of(&error), error.to_string()))?;
-    Ok((stream, identity, certificate))
+    pace::settle(stream.socket(), &pod.netns);
+    Ok(Established {
+        // Here and not where the stream is given away: what was borrowed stays in a future to its end.
+        leaving: stream.leaving(),
+        stream,
+        identity,
+        certificate,
+    })
 }
 
 /// The certificate of the pod's identity; fetched now if it is not here yet.
@@ -192,6 +212,7 @@ fn note_bad_request(tunnel: &Tunnel, reason: BadRequest) {
     let refusal = match reason {
         BadRequest::Method | BadRequest::Protocol => Refusal::Method,
         BadRequest::Authority => Refusal::Authority,
+        BadRequest::Headers => Refusal::Headers,
         BadRequest::TooMany => Refusal::Limit,
     };
     let error = format_args!(
@@ -267,6 +288,9 @@ async fn set_up(tunnel: &Arc<Tunnel>, request: Request) -> Option<Box<Admitted>>
         let error = "failed to fetch information about local workload";
         return refuse(request, UNAVAILABLE, Refusal::UnknownDestination, &error);
     };
+    if let Some(on_demand) = &pod.shared.on_demand {
+        on_demand.ask_peer(&snapshot, tunnel.peer.ip());
+    }
     let target = match snapshot.resolve_inbound(&workload, tunnel.local.ip(), request.authority()) {
         Ok(target) => target,
         Err(error) => {

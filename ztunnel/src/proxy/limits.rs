@@ -3,6 +3,7 @@
 //!
 //! Invariant: what one source address can hold is a small part of what all can, so that a peer that opens connections and
 //! says nothing shuts out itself and nobody else. What is over a limit is refused, or waits for its own source only.
+//! What is unread is bounded by the peer's identity, too: who has many addresses has no more than a few of them can have.
 
 use std::{
     collections::HashMap,
@@ -13,6 +14,7 @@ use std::{
     },
 };
 
+use leyline_types::Identity;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -72,8 +74,16 @@ pub(super) struct Sources {
     /// Handshakes of one source.
     share: usize,
     limits: SourceLimits,
-    /// Only sources that have a tunnel now. Held for a look-up, never while waiting.
-    by_address: Mutex<HashMap<IpAddr, Source>>,
+    /// Held for a look-up, never while waiting.
+    held: Mutex<Held>,
+}
+
+/// Only sources that have a tunnel now.
+#[derive(Debug, Default)]
+struct Held {
+    by_address: HashMap<IpAddr, Source>,
+    /// Windows of the tunnels of each identity.
+    by_identity: HashMap<Identity, u64>,
 }
 
 /// What one source may hold.
@@ -85,6 +95,8 @@ pub(super) struct SourceLimits {
     pub(super) window: u32,
     /// Flow-control windows of all its tunnels.
     pub(super) windows: u64,
+    /// The same of all addresses of one identity.
+    pub(super) identity_windows: u64,
 }
 
 #[derive(Debug)]
@@ -100,8 +112,16 @@ struct Source {
 pub(super) struct TunnelPlace {
     sources: Arc<Sources>,
     address: IpAddr,
-    window: u32,
+    kind: Kind,
     handshakes: Arc<Semaphore>,
+}
+
+/// What the peer of a tunnel may have sent in it and nobody has read: its flow-control window.
+#[derive(Debug)]
+pub(super) struct Window<'a> {
+    place: &'a TunnelPlace,
+    identity: &'a Identity,
+    size: u32,
 }
 
 /// What stands at a source address.
@@ -126,15 +146,15 @@ impl Sources {
             handshakes: Semaphore::new(most_handshakes),
             share: (most_handshakes / SOURCES_AT_LEAST).max(1),
             limits,
-            by_address: Mutex::default(),
+            held: Mutex::default(),
         })
     }
 
     /// A place for a tunnel from `address`, unless it has too many. From `Kind::NetworkGateway` each connection comes in a
     /// tunnel of its own, so that only the limit of connections holds and each has its whole window.
     pub(super) fn enter(self: &Arc<Self>, address: IpAddr, kind: Kind) -> Option<TunnelPlace> {
-        let mut by_address = self.by_address.lock();
-        let source = by_address.entry(address).or_insert_with(|| Source {
+        let mut held = self.held.lock();
+        let source = held.by_address.entry(address).or_insert_with(|| Source {
             tunnels: 0,
             windows: 0,
             handshakes: Arc::new(Semaphore::new(self.share)),
@@ -142,16 +162,11 @@ impl Sources {
         if kind == Kind::Other && source.tunnels >= self.limits.tunnels {
             return None;
         }
-        let window = match kind {
-            Kind::NetworkGateway => self.limits.window,
-            Kind::Other => self.limits.next_window(source.windows),
-        };
         source.tunnels += 1;
-        source.windows += u64::from(window);
         Some(TunnelPlace {
             sources: self.clone(),
             address,
-            window,
+            kind,
             handshakes: source.handshakes.clone(),
         })
     }
@@ -163,23 +178,45 @@ impl ProxyConfig {
             tunnels: self.max_tunnels_per_source,
             window: self.hbone.connection_window,
             windows: self.max_window_per_source,
+            identity_windows: self.max_window_per_identity,
         }
     }
 }
 
 impl SourceLimits {
-    /// For one more tunnel of a source that has such windows already.
-    fn next_window(self, windows: u64) -> u32 {
-        let part = self.windows.saturating_sub(windows) / PART_OF_LEFT;
-        let part = u32::try_from(part).unwrap_or(u32::MAX);
+    /// For one more tunnel of an address and an identity that have such windows already.
+    fn next_window(self, of_address: u64, of_identity: u64) -> u32 {
+        let address = self.windows.saturating_sub(of_address);
+        let identity = self.identity_windows.saturating_sub(of_identity);
+        let part = u32::try_from(address.min(identity) / PART_OF_LEFT).unwrap_or(u32::MAX);
         part.max(LEAST_WINDOW).min(self.window)
     }
 }
 
 impl TunnelPlace {
-    /// What the peer may have sent in this tunnel and nobody has read: its flow-control window.
-    pub(super) fn window(&self) -> u32 {
-        self.window
+    /// The window of the tunnel, once it is known whose it is.
+    pub(super) fn window<'a>(&'a self, identity: &'a Identity) -> Window<'a> {
+        let limits = self.sources.limits;
+        let mut held = self.sources.held.lock();
+        let Held {
+            by_address,
+            by_identity,
+        } = &mut *held;
+        let of_identity = by_identity.entry(identity.clone()).or_default();
+        let of_address = by_address.get_mut(&self.address);
+        let size = match (self.kind, &of_address) {
+            (Kind::Other, Some(source)) => limits.next_window(source.windows, *of_identity),
+            (Kind::NetworkGateway, _) | (Kind::Other, None) => limits.window,
+        };
+        *of_identity += u64::from(size);
+        if let Some(source) = of_address {
+            source.windows += u64::from(size);
+        }
+        Window {
+            place: self,
+            identity,
+            size,
+        }
     }
 
     /// Waits for those of the same source first, then for all: who waits here holds nothing of what others need.
@@ -196,12 +233,34 @@ impl TunnelPlace {
 
 impl Drop for TunnelPlace {
     fn drop(&mut self) {
-        let mut by_address = self.sources.by_address.lock();
+        let by_address = &mut self.sources.held.lock().by_address;
         if let Some(source) = by_address.get_mut(&self.address) {
             source.tunnels -= 1;
-            source.windows -= u64::from(self.window);
             if source.tunnels == 0 {
                 by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl Window<'_> {
+    pub(super) fn size(&self) -> u32 {
+        self.size
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        let mut held = self.place.sources.held.lock();
+        let size = u64::from(self.size);
+        // It is there as long as the tunnel has its place.
+        if let Some(source) = held.by_address.get_mut(&self.place.address) {
+            source.windows -= size;
+        }
+        if let Some(windows) = held.by_identity.get_mut(self.identity) {
+            *windows -= size;
+            if *windows == 0 {
+                held.by_identity.remove(self.identity);
             }
         }
     }
@@ -221,43 +280,74 @@ mod tests {
     const WHOLE: u32 = 16 << 20;
     const BUDGET: u64 = 128 << 20;
 
+    const LIMITS: SourceLimits = SourceLimits {
+        tunnels: 512,
+        window: WHOLE,
+        windows: BUDGET,
+        identity_windows: 2 * BUDGET,
+    };
+
     fn sources(handshakes: usize, tunnels: usize) -> Arc<Sources> {
-        let limits = SourceLimits {
-            tunnels,
-            window: WHOLE,
-            windows: BUDGET,
-        };
-        Sources::new(handshakes, limits)
+        Sources::new(handshakes, SourceLimits { tunnels, ..LIMITS })
+    }
+
+    fn identity(name: &str) -> Identity {
+        format!("spiffe://cluster.local/ns/shop/sa/{name}")
+            .parse()
+            .unwrap()
     }
 
     #[test]
     fn what_a_source_has_sent_is_bounded_over_all_its_tunnels() {
         let sources = sources(16, 512);
+        let (bad, good) = (identity("bad"), identity("good"));
         let enter = || sources.enter(HOSTILE, Kind::Other);
         let first = enter().unwrap();
-        assert_eq!(first.window(), WHOLE);
+        let first_window = first.window(&bad);
+        assert_eq!(first_window.size(), WHOLE);
         let many: Vec<TunnelPlace> = std::iter::from_fn(enter).collect();
         assert_eq!(many.len(), 511);
-        assert!(many.iter().all(|one| one.window() >= LEAST_WINDOW));
-        let all: u64 = many.iter().map(|one| u64::from(one.window())).sum();
+        let windows: Vec<_> = many.iter().map(|one| one.window(&bad)).collect();
+        assert!(windows.iter().all(|one| one.size() >= LEAST_WINDOW));
+        let all: u64 = windows.iter().map(|one| u64::from(one.size())).sum();
         assert!(all + u64::from(WHOLE) <= BUDGET + 512 * u64::from(LEAST_WINDOW));
         // Others do not feel it, and neither does the source once they are gone.
-        let good = sources.enter(GOOD, Kind::Other).unwrap();
-        assert_eq!(good.window(), WHOLE);
+        let other = sources.enter(GOOD, Kind::Other).unwrap();
+        assert_eq!(other.window(&good).size(), WHOLE);
+        drop(windows);
         drop(many);
         let next = enter().unwrap();
-        assert_eq!(u64::from(next.window()), (BUDGET - u64::from(WHOLE)) / 8);
+        let left = (BUDGET - u64::from(WHOLE)) / 8;
+        assert_eq!(u64::from(next.window(&bad).size()), left);
+    }
+
+    #[test]
+    fn what_an_identity_has_sent_is_bounded_over_all_its_addresses() {
+        const ADDRESSES: u8 = 100;
+        let sources = sources(16, 512);
+        let (bad, good) = (identity("bad"), identity("good"));
+        let enter = |last| sources.enter(IpAddr::from([10, 0, 1, last]), Kind::Other);
+        let places: Vec<TunnelPlace> = (0..ADDRESSES).filter_map(enter).collect();
+        let windows: Vec<_> = places.iter().map(|one| one.window(&bad)).collect();
+        let all: u64 = windows.iter().map(|one| u64::from(one.size())).sum();
+        let floor = u64::from(ADDRESSES) * u64::from(LEAST_WINDOW);
+        assert!(all <= 2 * BUDGET + floor, "{all}");
+        // At one of its addresses, too, another has what it needs.
+        let other = enter(0).unwrap();
+        assert!(other.window(&good).size() > WHOLE / 2);
+        drop(windows);
+        assert!(sources.held.lock().by_identity.is_empty());
     }
 
     #[test]
     fn a_small_window_stays_as_it_is() {
         let limits = SourceLimits {
-            tunnels: 1,
             window: 65_535,
-            windows: BUDGET,
+            ..LIMITS
         };
-        assert_eq!(limits.next_window(0), 65_535);
-        assert_eq!(limits.next_window(u64::MAX), 65_535);
+        assert_eq!(limits.next_window(0, 0), 65_535);
+        assert_eq!(limits.next_window(u64::MAX, 0), 65_535);
+        assert_eq!(limits.next_window(0, u64::MAX), 65_535);
     }
 
     #[test]
@@ -292,8 +382,11 @@ mod tests {
         let all: Vec<TunnelPlace> = (0..10)
             .map(|_| sources.enter(GOOD, Kind::NetworkGateway).unwrap())
             .collect();
-        assert!(all.iter().all(|one| one.window() == WHOLE));
+        let far = identity("far");
+        let windows: Vec<_> = all.iter().map(|one| one.window(&far)).collect();
+        assert!(windows.iter().all(|one| one.size() == WHOLE));
         assert!(sources.enter(GOOD, Kind::Other).is_none());
+        drop(windows);
         drop(all);
         assert!(sources.enter(GOOD, Kind::Other).is_some());
     }
@@ -305,6 +398,6 @@ mod tests {
             let source = IpAddr::from([10, 0, 1, last]);
             drop(sources.enter(source, Kind::Other).unwrap());
         }
-        assert!(sources.by_address.lock().is_empty());
+        assert!(sources.held.lock().by_address.is_empty());
     }
 }

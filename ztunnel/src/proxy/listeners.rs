@@ -4,10 +4,13 @@ use std::{io, os::fd::AsFd};
 
 use anyhow::Context;
 use leyline_capture::{Inbound, PodOptions, PodSockets};
-use leyline_net::{ListenOptions, NetNs, Peers, listen, listen_on_loopback, sockopt};
+use leyline_net::{
+    ListenOptions, NetNs, Peers, listen, listen_on_loopback, release_ports, reserve_ports, sockopt,
+};
 use leyline_proto::istio::workload::zds as wire;
 use leyline_types::ports;
 use tokio::net::TcpListener;
+use tracing::debug;
 
 use super::dns::DnsListeners;
 use crate::config::{Carries, PortUse, ProxyConfig};
@@ -58,6 +61,22 @@ pub(super) struct TcpListeners {
     pub(super) hbone: TcpListener,
 }
 
+/// What the proxy may listen on in a pod.
+const PORTS: [u16; 5] = [
+    ports::OUTBOUND,
+    ports::INBOUND_PLAINTEXT,
+    ports::HBONE,
+    ports::DNS,
+    ports::SOCKS5,
+];
+
+/// Gives back what [`Listeners::open`] has taken from a pod that is not carried any more.
+pub(crate) fn release(netns: &NetNs) {
+    if let Err(error) = release_ports(netns, &PORTS) {
+        debug!(%error, "ports of the proxy stay reserved in the pod");
+    }
+}
+
 impl Listeners {
     /// Marks as facts/capture.md 2.2: what the application opened stays on loopback, what came from outside leaves again.
     /// Behind istio-cni's rules all are the proxy's (facts A4).
@@ -66,6 +85,10 @@ impl Listeners {
         config: &ProxyConfig,
         exempt: Exempt,
     ) -> anyhow::Result<Self> {
+        // For the next time: what has one of them now, keeps it.
+        if let Err(error) = reserve_ports(netns, &PORTS) {
+            debug!(%error, "ports of the proxy are not reserved in the pod");
+        }
         let open = |port: u16, options: ListenOptions| {
             let listener = listen(netns, port, &options)
                 .with_context(|| format!("cannot listen on port {port} in the pod"))?;

@@ -19,9 +19,7 @@ use leyline_runtime::within;
 use leyline_state::{Delivery, HboneRoute, InboundTarget, Service, Snapshot, Workload};
 use leyline_telemetry::{
     mesh,
-    traffic::{
-        Carrier, Connection, Direction, Refusal, Reporter, ResponseFlag, Security, early_failure,
-    },
+    traffic::{self, Carrier, Direction, Refusal, Reporter, ResponseFlag, Security, early_failure},
 };
 use leyline_types::{HboneAuthority, Identity, OrigDst, PeerAddr, WorkloadName};
 use parking_lot::{Mutex, RwLock};
@@ -131,41 +129,58 @@ fn has_own_address(pod: &Pod, ip: IpAddr) -> bool {
     found
 }
 
-/// Carries the connection to its end.
-pub(super) async fn carry(
-    pod: &Arc<Pod>,
-    source: &Arc<Workload>,
-    client: Client,
-    peer: PeerAddr,
-    orig_dst: OrigDst,
-    service: Option<Arc<Service>>,
-    destination: Destination,
-) {
-    let peer = peer.addr();
-    let outbound = open_record(
-        Reporter::Source,
-        pod,
-        source,
-        service.as_ref(),
-        peer,
-        &destination,
-    );
-    let _registered = pod
-        .connections
-        .track(shown(peer, orig_dst.addr(), &destination));
-    let to = destination.pod.clone();
-    let drain = &to.drain;
-    let way = Way {
-        from: pod,
-        source,
-        service: service.as_ref(),
-        peer,
-        to: &destination,
-    };
-    // Cut at the destination's deadline it drops what it has, which is reset.
-    match within(drain, Box::pin(way.carry(client, &outbound))).await {
-        Some(result) => outbound.end(result),
-        None => drop(outbound),
+/// A connection that is to stay inside the process. It may last for days, so that it has its own ends and not the mesh.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) source: Arc<Workload>,
+    pub(super) peer: PeerAddr,
+    pub(super) orig_dst: OrigDst,
+    pub(super) service: Option<Arc<Service>>,
+    pub(super) destination: Destination,
+}
+
+impl Connection {
+    /// Carries it to its end.
+    pub(super) async fn carry(self: Box<Self>, pod: &Arc<Pod>) {
+        let Self {
+            client,
+            source,
+            peer,
+            orig_dst,
+            service,
+            destination,
+        } = *self;
+        let endpoints = &pod.shared.endpoints;
+        let _load = endpoints.begin(&destination.workload.uid);
+        if let Some(service) = &service {
+            endpoints.keep(peer.ip(), service, &destination.workload.uid);
+        }
+        let peer = peer.addr();
+        let outbound = open_record(
+            Reporter::Source,
+            pod,
+            &source,
+            service.as_ref(),
+            peer,
+            &destination,
+        );
+        let _registered = pod
+            .connections
+            .track(shown(peer, orig_dst.addr(), &destination));
+        let to = destination.pod.clone();
+        let drain = &to.drain;
+        let way = Way {
+            from: pod,
+            source: &source,
+            service: service.as_ref(),
+            peer,
+            to: &destination,
+        };
+        // Cut at the destination's deadline it drops what it has, which is reset.
+        match within(drain, Box::pin(way.carry(client, &outbound))).await {
+            Some(result) => outbound.end(result),
+            None => drop(outbound),
+        }
     }
 }
 
@@ -302,7 +317,7 @@ fn open_record(
     destination: &Destination,
 ) -> Record {
     let labels = &pod.shared.labels;
-    let connection = Connection {
+    let connection = traffic::Connection {
         reporter,
         direction: match reporter {
             Reporter::Source => Direction::Outbound,

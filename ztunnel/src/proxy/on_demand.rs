@@ -84,6 +84,20 @@ impl OnDemand {
         self.ask(shared, GatewayDestination::Address(address)).await
     }
 
+    /// Asks who is at the address of a peer, for what is told of its next connections: nobody waits for that. Peers that have
+    /// proven themselves only, and not beyond half of the names, so that destinations have room whoever calls.
+    pub(super) fn ask_peer(&self, snapshot: &Snapshot, ip: IpAddr) {
+        let what = GatewayDestination::Address(NetworkAddress {
+            network: snapshot.network().clone(),
+            address: ip,
+        });
+        if !snapshot.knows(&what) && self.names.lock().len() < MAX_NAMES / 2 {
+            let name = name_of(&what);
+            // An error says that there is no room, which was looked at.
+            self.is_answered(snapshot, &name, &what).ok();
+        }
+    }
+
     /// Asks about the waypoint that a route lacks; returns whether that may make another route of it.
     async fn ask_waypoint(&self, shared: &Shared, route: &OutboundRoute) -> bool {
         let OutboundRoute::Refused(OutboundRefusal::UnknownWaypoint { waypoint, .. }) = route

@@ -36,18 +36,26 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted, _place: Place) {
 pub(super) async fn carry(pod: &Arc<Pod>, client: Client, peer: PeerAddr, orig_dst: OrigDst) {
     // What only the set-up needs, the mesh as it was then above all, is given back before bytes flow: a connection may
     // last for days.
-    if let Some(reached) = Box::pin(set_up(pod, client, peer, orig_dst)).await {
-        reached.carry(pod).await;
+    match Box::pin(set_up(pod, client, peer, orig_dst)).await {
+        Some(Leg::Endpoint(reached)) => reached.carry(pod).await,
+        Some(Leg::Inside(within)) => Box::pin(within.carry(pod)).await,
+        Some(Leg::Network(reached)) => Box::pin(reached.carry(pod)).await,
+        None => {}
     }
 }
 
-/// `None` where the connection has ended: it was refused, or it has another path and was carried on that.
-async fn set_up(
-    pod: &Arc<Pod>,
-    client: Client,
-    peer: PeerAddr,
-    orig_dst: OrigDst,
-) -> Option<Box<Reached>> {
+/// How a connection goes on when it is known where to.
+enum Leg {
+    /// To an endpoint that has taken it.
+    Endpoint(Box<Reached>),
+    /// To a pod of this process.
+    Inside(Box<local::Connection>),
+    /// To an endpoint in another network that has taken it.
+    Network(Box<double::Reached>),
+}
+
+/// `None` where the connection was refused, and that was told.
+async fn set_up(pod: &Arc<Pod>, client: Client, peer: PeerAddr, orig_dst: OrigDst) -> Option<Leg> {
     let refused = async |client: Client, refusal, error: String| {
         let (from, to) = (peer.addr(), orig_dst.addr());
         early_failure(Direction::Outbound, from, to, refusal, error);
@@ -84,8 +92,8 @@ async fn set_up(
         } => plain_route(target, Some(workload), service),
         OutboundRoute::Passthrough { target, service } => plain_route(target, None, service),
         OutboundRoute::DoubleHbone(route) => {
-            Box::pin(double::carry(captured, client, route)).await;
-            return None;
+            let reached = Box::pin(double::open(captured, client, route)).await;
+            return reached.map(Leg::Network);
         }
         OutboundRoute::Refused(error) => {
             return refused(client, refusal_of(&error), error.to_string()).await;
@@ -95,10 +103,17 @@ async fn set_up(
         && let Some(to) = local::destination(pod, &snapshot, &source, peer, route)
     {
         // Inside the process, as both pods are ours.
-        Box::pin(carry_locally(captured, client, route.clone(), to)).await;
-        return None;
+        return Some(Leg::Inside(Box::new(local::Connection {
+            client,
+            source: source.clone(),
+            peer,
+            orig_dst,
+            service: route.service.clone(),
+            destination: to,
+        })));
     }
-    Box::pin(attempts::open(captured, client, route)).await
+    let reached = Box::pin(attempts::open(captured, client, route)).await;
+    reached.map(Leg::Endpoint)
 }
 
 /// The pod's own workload and a snapshot that knows it, and the destination too where the control plane tells only what it
@@ -144,27 +159,6 @@ fn plain_route(
         workload,
         service,
     })
-}
-
-async fn carry_locally(
-    captured: Captured<'_>,
-    client: Client,
-    route: HboneRoute,
-    to: local::Destination,
-) {
-    let Captured {
-        pod,
-        source,
-        peer,
-        orig_dst,
-        ..
-    } = captured;
-    let endpoints = &pod.shared.endpoints;
-    let _load = endpoints.begin(&route.workload.uid);
-    if let Some(service) = &route.service {
-        endpoints.keep(peer.ip(), service, &route.workload.uid);
-    }
-    local::carry(pod, source, client, peer, orig_dst, route.service, to).await;
 }
 
 /// A captured connection, and the mesh that it is decided on.

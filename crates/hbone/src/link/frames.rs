@@ -1,5 +1,6 @@
-//! Reads along in the frames of one direction for those that say no. h2 sends and takes them by itself and tells nobody:
-//! GOAWAY, and RST_STREAM with REFUSED_STREAM, by which a stream is refused before anybody has looked at it.
+//! Reads along in the frames of one direction for those that h2 sends and takes by itself and tells nobody of: GOAWAY, and
+//! RST_STREAM with REFUSED_STREAM, by which a stream is refused before anybody has looked at it. And for heads of messages:
+//! h2 answers a request whose header list is too large with 431 in our place, see [`super::answers`].
 //!
 //! Payloads are stepped over, so that it costs a few instructions for each frame. Bytes that are no HTTP/2 are counted as
 //! whatever they look like; h2 ends the tunnel for them.
@@ -12,6 +13,7 @@ const PREFACE: usize = 24;
 const HEAD: usize = 9;
 /// A head, and what of a GOAWAY is of interest: the last stream, and the error code.
 const MOST: usize = HEAD + 8;
+const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const GOAWAY: u8 = 7;
 const REFUSED_STREAM: u32 = 7;
@@ -23,11 +25,12 @@ pub(crate) enum Direction {
     Received,
 }
 
-/// A frame that says no.
+/// A frame of interest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum No {
+pub(crate) enum Seen {
+    Head { stream: u32 },
+    Reset { stream: u32, code: u32 },
     GoAway { code: u32 },
-    RefusedStream,
 }
 
 /// What has been seen of a direction.
@@ -59,7 +62,7 @@ impl Frames {
     }
 
     /// Reads on.
-    pub(crate) fn follow(&mut self, mut bytes: &[u8], mut tell: impl FnMut(No)) {
+    pub(crate) fn follow(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Seen)) {
         while !bytes.is_empty() {
             let skipped = self.skip.min(bytes.len());
             self.skip -= skipped;
@@ -73,8 +76,8 @@ impl Frames {
             bytes = rest;
             // With its head complete a frame may need more of its payload.
             if self.here >= HEAD && self.here == self.needed() {
-                if let Some(no) = self.no() {
-                    tell(no);
+                if let Some(seen) = self.seen() {
+                    tell(seen);
                 }
                 self.skip = (HEAD + self.length()).saturating_sub(self.here);
                 self.here = 0;
@@ -100,35 +103,45 @@ impl Frames {
         usize::try_from(length).unwrap_or(usize::MAX)
     }
 
-    fn no(&self) -> Option<No> {
-        let [_, _, _, kind, _, _, _, _, _, payload @ ..] = self.start;
-        let [a, b, c, d, e, f, g, h] = payload;
+    fn seen(&self) -> Option<Seen> {
+        let [_, _, _, kind, _, s, t, r, e, payload @ ..] = self.start;
+        let [a, b, c, d, e1, f, g, h] = payload;
         let (first, second) = (
             u32::from_be_bytes([a, b, c, d]),
-            u32::from_be_bytes([e, f, g, h]),
+            u32::from_be_bytes([e1, f, g, h]),
         );
+        // The first bit is reserved.
+        let stream = u32::from_be_bytes([s & 0x7f, t, r, e]);
         match (kind, self.here - HEAD) {
-            (RST_STREAM, 4) if first == REFUSED_STREAM => Some(No::RefusedStream),
-            (GOAWAY, 8) => Some(No::GoAway { code: second }),
+            (HEADERS, _) => Some(Seen::Head { stream }),
+            (RST_STREAM, 4) => Some(Seen::Reset {
+                stream,
+                code: first,
+            }),
+            (GOAWAY, 8) => Some(Seen::GoAway { code: second }),
             _ => None,
         }
     }
 }
 
-/// Counts it.
-pub(crate) fn count(direction: Direction, no: No) {
+/// Counts what says no.
+pub(crate) fn count(direction: Direction, seen: Seen) {
     let direction = match direction {
         Direction::Sent => "sent",
         Direction::Received => "received",
     };
-    match no {
-        No::GoAway { code } => {
+    match seen {
+        Seen::GoAway { code } => {
             let code = name_of(code);
             counter!("leyline_hbone_goaways_total", "direction" => direction, "code" => code)
         }
-        No::RefusedStream => {
+        Seen::Reset {
+            code: REFUSED_STREAM,
+            ..
+        } => {
             counter!("leyline_hbone_streams_refused_total", "direction" => direction)
         }
+        Seen::Head { .. } | Seen::Reset { .. } => return,
     }
     .increment(1);
 }
@@ -159,10 +172,10 @@ mod tests {
         [&length[1..], &[kind, 0, 0, 0, 0, 1], payload].concat()
     }
 
-    fn seen(mut frames: Frames, pieces: &[&[u8]]) -> Vec<No> {
+    fn seen(mut frames: Frames, pieces: &[&[u8]]) -> Vec<Seen> {
         let mut all = Vec::new();
         for piece in pieces {
-            frames.follow(piece, |no| all.push(no));
+            frames.follow(piece, |one| all.push(one));
         }
         all
     }
@@ -174,6 +187,7 @@ mod tests {
             frame(0, &frame(GOAWAY, &go_away(1))),
             frame(4, &[]),
             frame(RST_STREAM, &[0, 0, 0, 8]),
+            frame(HEADERS, &[0x88]),
             frame(RST_STREAM, &[0, 0, 0, 7]),
             frame(GOAWAY, &go_away(0)),
             // Too short to be one.
@@ -185,10 +199,12 @@ mod tests {
         .concat()
     }
 
-    const ALL: [No; 3] = [
-        No::RefusedStream,
-        No::GoAway { code: 0 },
-        No::GoAway { code: 11 },
+    const ALL: [Seen; 5] = [
+        Seen::Reset { stream: 1, code: 8 },
+        Seen::Head { stream: 1 },
+        Seen::Reset { stream: 1, code: 7 },
+        Seen::GoAway { code: 0 },
+        Seen::GoAway { code: 11 },
     ];
 
     #[test]

@@ -182,6 +182,21 @@ impl Slots {
             .collect()
     }
 
+    /// Takes all tunnels of some keys out; their dials go on.
+    pub(super) fn renew_where(
+        &mut self,
+        mut predicate: impl FnMut(&PoolKey) -> bool,
+    ) -> Vec<Arc<Tunnel>> {
+        let mut taken = Vec::new();
+        self.keys.retain(|key, slot| {
+            if predicate(key) {
+                taken.append(&mut slot.tunnels);
+            }
+            !slot.tunnels.is_empty() || slot.attempt.is_some()
+        });
+        taken
+    }
+
     /// Keys, tunnels and streams.
     pub(super) fn count(&self) -> (usize, usize, usize) {
         let tunnels = || self.keys.values().flat_map(|slot| &slot.tunnels);

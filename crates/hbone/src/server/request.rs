@@ -32,6 +32,8 @@ pub enum BadRequest {
     Protocol,
     /// No `:authority`, or one that is neither an address nor a host name, with a port: 400.
     Authority,
+    /// A header list larger than [`HboneConfig::request_headers`]: 431.
+    Headers,
     /// More streams at once than allowed, counting those that were reset: REFUSED_STREAM.
     TooMany,
 }
@@ -43,6 +45,7 @@ impl BadRequest {
             Self::Method => "method",
             Self::Protocol => "protocol",
             Self::Authority => "authority",
+            Self::Headers => "headers",
             Self::TooMany => "too_many",
         }
     }

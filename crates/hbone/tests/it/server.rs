@@ -15,7 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tracing::Span;
 
 use crate::{
-    raw::{DATA, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Raw, WINDOW_UPDATE},
+    raw::{DATA, END_STREAM, GOAWAY, HEADERS, PING, RST_STREAM, Raw, WINDOW_UPDATE},
     support::{Far, echo, key, ping_pong, pool, until, works},
 };
 
@@ -130,6 +130,12 @@ async fn headers_are_bounded() {
         ),
         Err(error) => assert!(error.is_reset(), "{error}"),
     }
+    until("it is told, once", || {
+        *far.refused.lock() == [BadRequest::Headers]
+    })
+    .await;
+    assert_eq!(status(&mut sender, connect(0)).await, StatusCode::OK);
+    assert_eq!(far.refused.lock().len(), 1);
 }
 
 #[tokio::test]
@@ -233,6 +239,18 @@ async fn silence_ends_at_a_deadline() {
     let mut raw = Raw::client(far.connect(echo)).await;
     let goaway = raw.next(GOAWAY).await.unwrap();
     assert_eq!(goaway.code(), 0);
+}
+
+/// The peer ends the tunnel while a PING is on its way, which then has no pong and is nobody's fault.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_overtakes_a_pong_is_an_end() {
+    let far = Far::new(&HboneConfig::default());
+    let mut raw = Raw::client(far.connect(echo)).await;
+    raw.next(PING).await.unwrap();
+    drop(raw);
+    until("the tunnel has ended", || !far.results.lock().is_empty()).await;
+    let results = far.results.lock().clone();
+    assert!(matches!(results[..], [Ok(())]), "{results:?}");
 }
 
 #[tokio::test]

@@ -57,6 +57,8 @@ pub enum Refusal {
     Method,
     /// A CONNECT with a malformed authority.
     Authority,
+    /// A request in a tunnel with more headers than allowed.
+    Headers,
     /// A CONNECT to an address that is not one of the workload's.
     WrongTarget,
     /// Too many connections are open.
@@ -93,6 +95,7 @@ impl Refusal {
             Self::Http2 => "http2",
             Self::Method => "method",
             Self::Authority => "authority",
+            Self::Headers => "headers",
             Self::WrongTarget => "wrong_target",
             Self::Limit => "limit",
             Self::Draining => "draining",

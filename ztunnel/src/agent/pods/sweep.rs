@@ -6,7 +6,7 @@ use leyline_net::NetNs;
 use tracing::{info, warn};
 
 use super::{PodManager, file_name};
-use crate::config::PodSource;
+use crate::{config::PodSource, proxy::listeners};
 
 impl PodManager {
     /// Takes capture off pods that an earlier ztunnel captured and that are gone or no longer wanted.
@@ -27,6 +27,7 @@ impl PodManager {
             if !pinned.contains(&netns.cookie()) {
                 continue;
             }
+            listeners::release(&netns);
             match capture.release(&netns).await {
                 Ok(()) => info!(
                     cookie = netns.cookie(),

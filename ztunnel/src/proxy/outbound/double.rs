@@ -21,7 +21,7 @@ use super::{
 use crate::proxy::{
     Pod,
     client::{Client, client_gone},
-    connections::{Protocol, Shown},
+    connections::{Protocol, Registration, Shown},
     forward, labels,
     record::Record,
 };
@@ -33,37 +33,67 @@ struct Inner {
     baggage: Option<Baggage>,
 }
 
-/// Carries the connection to its end.
-pub(super) async fn carry(captured: Captured<'_>, client: Client, route: DoubleHboneRoute) {
+/// A connection that an endpoint in another network has taken.
+pub(super) struct Reached {
+    client: Client,
+    upstream: HboneStream,
+    record: Record,
+    _registered: Registration,
+}
+
+impl Reached {
+    /// Carries it to its end. A box, because a future would hold what it is given beside what it takes out of it.
+    pub(super) async fn carry(self: Box<Self>, pod: &Pod) {
+        let Self {
+            client,
+            mut upstream,
+            record,
+            _registered,
+        } = *self;
+        let stream = match client.welcome().await {
+            Ok(stream) => stream,
+            Err(error) => return record.end(Err(client_gone(&error))),
+        };
+        pod.limit_send(&mut upstream);
+        let downstream = into_split_reading(stream, pod.read_share());
+        let (upstream, limits) = (upstream.into_split(), pod.shared.config.idle);
+        let carried = forward::outbound(downstream, upstream, limits, record.log()).await;
+        record.end(carried.map_err(|error| (error.flag(), error)));
+    }
+}
+
+/// Opens both tunnels; `None` where that failed, and that was told.
+pub(super) async fn open(
+    captured: Captured<'_>,
+    client: Client,
+    route: DoubleHboneRoute,
+) -> Option<Box<Reached>> {
     let Captured { pod, peer, .. } = captured;
-    let _registered = pod.connections.track(Shown {
+    let registered = pod.connections.track(Shown {
         src: peer.addr(),
         original_dst: captured.orig_dst.to_string(),
         actual_dst: route.gateway.tunnel,
         protocol: Protocol::Hbone,
     });
-    let opened = open(captured, &route).await;
+    let opened = tunnels(captured, &route).await;
     // Who answers is known only now.
     let record = Record::open(connection(captured, &route, opened.as_ref().ok()));
-    let mut upstream = match opened {
-        Ok(inner) => inner.stream,
+    match opened {
+        Ok(inner) => Some(Box::new(Reached {
+            client,
+            upstream: inner.stream,
+            record,
+            _registered: registered,
+        })),
         Err(failure) => {
             client.turn_away(failure.0).await;
-            return record.end(Err(failure));
+            record.end(Err(failure));
+            None
         }
-    };
-    let stream = match client.welcome().await {
-        Ok(stream) => stream,
-        Err(error) => return record.end(Err(client_gone(&error))),
-    };
-    pod.limit_send(&mut upstream);
-    let downstream = into_split_reading(stream, pod.read_share());
-    let limits = pod.shared.config.idle;
-    let carried = forward::outbound(downstream, upstream.into_split(), limits, record.log()).await;
-    record.end(carried.map_err(|error| (error.flag(), error)));
+    }
 }
 
-async fn open(
+async fn tunnels(
     captured: Captured<'_>,
     route: &DoubleHboneRoute,
 ) -> Result<Inner, (ResponseFlag, String)> {

@@ -42,6 +42,11 @@ const ACTED_ON: [&str; 29] = [
     "operator.istio.io/component",
     "install.operator.istio.io/owning-resource",
 ];
+/// Names interfaces of a pod behind which there are virtual machines. Our capture sees sockets of the pod, not packets that
+/// it forwards.
+const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
+const REROUTED_NOWHERE: &str = "has no effect: what comes in by these interfaces is forwarded past the mesh, in plaintext \
+     and as nobody; istio-cni's rules in front of ztunnel capture it";
 /// A mesh with one control plane has one revision.
 const REVISIONS: [&str; 2] = ["istio.io/rev", "istio.io/tag"];
 const DOMAINS: [&str; 2] = ["istio.io", "leyline.io"];
@@ -98,7 +103,10 @@ fn of(metadata: &ObjectMeta, teller: &mut Teller<'_>) {
     for (part, map) in maps {
         for key in map.iter().flat_map(|map| map.keys()) {
             if is_ignored(key) {
-                let reason = "has no effect: nothing here acts on it";
+                let reason = match key.as_str() {
+                    REROUTE => REROUTED_NOWHERE,
+                    _ => "has no effect: nothing here acts on it",
+                };
                 teller.tell(format!("metadata.{part}.{key}"), reason);
             }
         }

@@ -176,6 +176,9 @@ fn pods_keep_parts_of_themselves_out_of_capture() {
         (false, false),
         &[&field],
     );
+    let reroute = "istio.io/reroute-virtual-interfaces";
+    let field = format!("metadata.annotations.{reroute}");
+    check(&format!("{reroute}: tap0"), "", (false, false), &[&field]);
 }
 
 #[test]
