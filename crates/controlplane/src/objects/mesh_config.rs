@@ -294,6 +294,23 @@ pub struct OtlpHeader {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct Prometheus {}
 
+impl ExtensionProvider {
+    /// How many kinds it is of, of those that are acted on; one is right.
+    pub(crate) fn kinds(&self) -> usize {
+        let kinds = [
+            self.envoy_ext_authz_http.is_some(),
+            self.envoy_ext_authz_grpc.is_some(),
+            self.envoy_file_access_log.is_some(),
+            self.envoy_http_als.is_some(),
+            self.envoy_tcp_als.is_some(),
+            self.envoy_otel_als.is_some(),
+            self.opentelemetry.is_some(),
+            self.prometheus.is_some(),
+        ];
+        kinds.into_iter().filter(|is_set| *is_set).count()
+    }
+}
+
 impl MeshConfig {
     /// The provider of that name.
     pub fn provider(&self, name: &str) -> Option<&ExtensionProvider> {

@@ -50,12 +50,6 @@ pub(super) fn of(
 /// Providers that only have a name here: what names them cannot be done.
 fn untyped(map: &MeshConfigMap) -> impl Iterator<Item = &str> {
     let providers = map.mesh.extension_providers.iter();
-    let providers = providers.filter(|provider| {
-        provider.envoy_ext_authz_http.is_none()
-            && provider.envoy_ext_authz_grpc.is_none()
-            && provider.envoy_file_access_log.is_none()
-            && provider.opentelemetry.is_none()
-            && provider.prometheus.is_none()
-    });
+    let providers = providers.filter(|provider| provider.kinds() == 0);
     providers.map(|provider| provider.name.as_str())
 }

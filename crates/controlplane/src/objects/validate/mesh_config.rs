@@ -56,17 +56,7 @@ fn provider(field: &Field, provider: &ExtensionProvider, found: &mut Vec<Invalid
     if provider.name.is_empty() {
         push(found, field.key("name"), "is needed");
     }
-    let kinds = [
-        provider.envoy_ext_authz_http.is_some(),
-        provider.envoy_ext_authz_grpc.is_some(),
-        provider.envoy_file_access_log.is_some(),
-        provider.envoy_http_als.is_some(),
-        provider.envoy_tcp_als.is_some(),
-        provider.envoy_otel_als.is_some(),
-        provider.opentelemetry.is_some(),
-        provider.prometheus.is_some(),
-    ];
-    if kinds.into_iter().filter(|set| *set).count() > 1 {
+    if provider.kinds() > 1 {
         push(found, field.clone(), "is of more than one kind");
     }
     if let Some(http) = &provider.envoy_ext_authz_http {

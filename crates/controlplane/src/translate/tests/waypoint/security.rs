@@ -92,6 +92,20 @@ fn what_the_mesh_config_cannot_do_is_told() {
             "provider x is of a kind that is not supported"
         ]
     );
+    for kind in [
+        "envoyExtAuthzHttp: {service: s, port: 1}",
+        "envoyExtAuthzGrpc: {service: s, port: 1}",
+        "envoyFileAccessLog: {path: /dev/stdout}",
+        "envoyHttpAls: {service: s, port: 1}",
+        "envoyTcpAls: {service: s, port: 1}",
+        "envoyOtelAls: {service: s, port: 1}",
+        "opentelemetry: {service: s, port: 1}",
+        "prometheus: {}",
+    ] {
+        let mesh = format!("extensionProviders: [{{name: x, {kind}}}]");
+        let said = reasons(&mesh_config("istio-system", &mesh));
+        assert!(said.is_empty(), "{kind}: {said:?}");
+    }
     assert_eq!(
         reasons(&mesh_config("shop", "{}")),
         ["has no effect outside of the root namespace istio-system"]
