@@ -172,12 +172,13 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
         {
             return Poll::Ready(step);
         }
+        // Before the flush, so that who has the answer finds it counted.
+        if self.link.take_too_large() {
+            return Poll::Ready(Step::TooLarge);
+        }
         if let Poll::Ready(Err(error)) = self.link.poll_flush(cx) {
             let error = HboneError::Transport(Arc::new(error));
             return Poll::Ready(Step::Ended(Err(error)));
-        }
-        if self.link.take_too_large() {
-            return Poll::Ready(Step::TooLarge);
         }
         self.events.poll_next(cx).map(Step::Event)
     }
