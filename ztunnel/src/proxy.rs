@@ -32,7 +32,7 @@ use std::{
 
 use leyline_authz::PolicySet;
 use leyline_capture::PodCapture;
-use leyline_hbone::{HboneStream, Pool};
+use leyline_hbone::{HboneStream, Pool, sources::Sources};
 use leyline_net::{Accepted, ConnectOptions, NetNs, Redirection, Source, accept};
 use leyline_runtime::{Drain, spawn};
 use leyline_state::{OutboundRoute, Snapshot, Store, Workload};
@@ -55,7 +55,7 @@ use self::{
     dns::DnsProxy,
     endpoints::EndpointTable,
     labels::LabelCache,
-    limits::{Place, Places, Sources},
+    limits::{Place, Places},
     listeners::TcpListeners,
     local::{LocalPods, OwnAddresses},
     on_demand::OnDemand,

@@ -21,6 +21,7 @@ mod link;
 mod pool;
 mod queued;
 pub mod server;
+pub mod sources;
 mod stream;
 mod usage;
 mod windows;

@@ -10,6 +10,7 @@ use leyline_authz::{ConnectionFacts, Permit};
 use leyline_hbone::{
     HboneConfig, HboneError, HboneStream,
     server::{self, BadRequest, Request},
+    sources::{Kind, TunnelPlace},
 };
 use leyline_net::{Accepted, into_split_reading, pace};
 use leyline_state::{InboundTarget, Service, Snapshot, Workload};
@@ -26,7 +27,7 @@ use super::{
     Pod,
     connections::{Admission, Protocol, Shown},
     forward, labels,
-    limits::{Kind, Place, TunnelPlace},
+    limits::Place,
     no_original_destination,
     record::Record,
 };
