@@ -3,7 +3,11 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use http::StatusCode;
-use leyline_hbone::server::{self, BadRequest, Request};
+use leyline_hbone::{
+    HboneConfig,
+    server::{self, BadRequest, Request},
+    sources::{Kind, Sources, TunnelPlace},
+};
 use leyline_net::{Accepted, pace};
 use leyline_runtime::spawn;
 use leyline_types::{HboneAuthority, Identity, Str};
@@ -46,6 +50,8 @@ pub(crate) struct Client {
 /// Accepts until drain.
 pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
     let places = Arc::new(Semaphore::new(MAX_TUNNELS));
+    let limits = &shared.settings.proxy;
+    let sources = Sources::new(limits.max_handshakes, limits.per_source);
     loop {
         let next = async {
             // The semaphore is never closed.
@@ -60,7 +66,7 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
         };
         match accepted {
             Ok((accepted, place)) => {
-                let tunnel = Box::pin(handle_tunnel(shared.clone(), accepted));
+                let tunnel = Box::pin(handle_tunnel(shared.clone(), sources.clone(), accepted));
                 let tunnel = async move {
                     tunnel.await;
                     drop(place);
@@ -72,10 +78,14 @@ pub(crate) async fn run(shared: Arc<Shared>, listener: TcpListener) {
     }
 }
 
-async fn handle_tunnel(shared: Arc<Shared>, accepted: Accepted) {
+async fn handle_tunnel(shared: Arc<Shared>, sources: Arc<Sources>, accepted: Accepted) {
     let Accepted { stream, peer } = accepted;
     let peer = peer.addr();
-    let (stream, identity) = match Box::pin(establish(&shared, stream)).await {
+    let Some(place) = sources.enter(peer.ip(), Kind::Other) else {
+        counter!("leyline_waypoint_refused_total", "reason" => "tunnels_of_source").increment(1);
+        return info!(%peer, "tunnel refused: this client has too many");
+    };
+    let (stream, identity) = match Box::pin(establish(&shared, &place, stream)).await {
         Ok(established) => established,
         Err(error) => {
             counter!("leyline_waypoint_refused_total", "reason" => "tls").increment(1);
@@ -98,10 +108,15 @@ async fn handle_tunnel(shared: Arc<Shared>, accepted: Accepted) {
         info!(%peer, reason = reason.reason(), "request in a tunnel refused");
     };
     let settings = &shared.settings.proxy;
+    let window = place.window(&client.identity);
+    let hbone = HboneConfig {
+        connection_window: window.size(),
+        ..settings.hbone.clone()
+    };
     // An old tunnel is told to go; its streams are carried to their end.
     let drain = shared.drain.child();
     let leaving = Box::pin(stream.leaving().asked());
-    let served = server::serve_until(stream, &settings.hbone, &drain, leaving, handler, bad);
+    let served = server::serve_until(stream, &hbone, &drain, leaving, handler, bad);
     let served = Box::pin(served);
     let aged = async {
         match settings.max_connection_age {
@@ -123,11 +138,13 @@ async fn handle_tunnel(shared: Arc<Shared>, accepted: Accepted) {
 
 async fn establish(
     shared: &Shared,
+    place: &TunnelPlace,
     stream: TcpStream,
 ) -> Result<(leyline_tls::ServerTls, Identity), String> {
     let certificate = shared.certificates.get(&shared.settings.identity).await;
     let certificate = certificate.map_err(|error| error.to_string())?;
     let deadline = shared.settings.proxy.handshake_deadline;
+    let _turn = place.turn().await;
     let accepted = leyline_tls::accept(&certificate, stream, deadline).await;
     accepted.map_err(|error| error.to_string())
 }

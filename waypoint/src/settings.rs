@@ -5,7 +5,7 @@ mod proxy_config;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
-use leyline_hbone::HboneConfig;
+use leyline_hbone::{HboneConfig, sources::SourceLimits};
 use leyline_runtime::{env::Reader, threads};
 use leyline_telemetry::log::{Format, LogConfig};
 use leyline_tls::control_plane::{ControlPlaneConfig, RootSource, TokenSource};
@@ -69,6 +69,10 @@ pub(crate) struct ProxySettings {
     pub(crate) hbone: HboneConfig,
     /// Whether tunnels are sent at the pace of the node's congestion control on short paths too.
     pub(crate) pace_tunnels: bool,
+    /// What one client pod may hold of this waypoint's tunnels.
+    pub(crate) per_source: SourceLimits,
+    /// Handshakes that may be unfinished; more wait.
+    pub(crate) max_handshakes: usize,
     /// From the start of a request's head to its end: a client that sends a byte now and then holds a task for nothing.
     pub(crate) head_deadline: Duration,
     /// Tunnels and HTTP connections of this age are told to go (GOAWAY), so that long-lived clients spread over waypoints.
@@ -89,6 +93,7 @@ impl Settings {
             Identity::new(TrustDomain::default(), "default", "default")
                 .expect("these names are valid")
         });
+        let hbone = HboneConfig::default();
         let token = TokenSource::from_setting(&env.string("AUTH_TOKEN", TOKEN_PATH));
         let ca = env.string("CA_ADDR", ISTIOD);
         let ca = env.string("CA_ADDRESS", &ca);
@@ -112,8 +117,14 @@ impl Settings {
                 connect_deadline: Duration::from_secs(10),
                 handshake_deadline: Duration::from_secs(10),
                 sniff_deadline: env.duration("LEYLINE_SNIFF_DEADLINE", Duration::from_secs(5)),
-                hbone: HboneConfig::default(),
                 pace_tunnels: env.bool("LEYLINE_PACE_TUNNELS", false),
+                per_source: SourceLimits {
+                    tunnels: at_least_one(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512),
+                    window: hbone.connection_window,
+                    windows: at_least_one(env, "LEYLINE_MAX_WINDOW_PER_SOURCE", 128 << 20),
+                },
+                max_handshakes: at_least_one(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512),
+                hbone,
                 head_deadline: env.duration("LEYLINE_HEADERS_DEADLINE", HEAD_DEADLINE),
                 max_connection_age: Some(env.duration("LEYLINE_MAX_CONNECTION_AGE", MAX_AGE)),
                 idle: Some(env.duration("IDLE_TIMEOUT", IDLE)),
@@ -186,6 +197,23 @@ impl NodeSettings {
             mesh_id: env.string("ISTIO_META_MESH_ID", ""),
         }
     }
+}
+
+/// A limit under the name that it has at node proxies. None at all would serve nobody.
+fn at_least_one<T: std::str::FromStr + std::fmt::Display + Copy + From<u8> + PartialOrd>(
+    env: &mut Reader<'_>,
+    name: &str,
+    default: T,
+) -> T
+where
+    T::Err: std::fmt::Display,
+{
+    let limit = env.parse(name, default);
+    if limit < T::from(1) {
+        env.reject(name, limit, "must be at least 1");
+        return default;
+    }
+    limit
 }
 
 /// istiod renders `host:port`.
