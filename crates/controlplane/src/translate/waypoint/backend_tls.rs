@@ -3,11 +3,12 @@
 //! names are not there, nothing is sent: a secret is asked for that nobody has.
 
 use std::{
-    cmp::Reverse,
+    cmp::{Ordering, Reverse},
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use leyline_types::NamespacedName;
 
 use super::{clusters::CONFIG_MAP, index::key, view::ServiceView};
@@ -67,16 +68,26 @@ impl<'a> BackendTls<'a> {
         })
     }
 
-    /// The TLS of a port of a service.
-    pub(super) fn client_tls(&self, service: &ServiceView<'_>, port: u16) -> Option<ClientTls> {
+    /// The one that counts for a port of a service.
+    pub(super) fn of_port(&self, service: &ServiceView<'_>, port: u16) -> Option<&Attached<'a>> {
         let mut sections = service.sections.iter();
         let section = sections.find(|(_, number)| *number == u32::from(port));
         let service = (service.namespace, service.name);
-        let found = self.of(service, section.map(|(name, _)| *name))?;
-        Some(client_tls(
-            found.name.namespace.as_str(),
-            &found.policy.spec,
-        ))
+        self.of(service, section.map(|(name, _)| *name))
+    }
+}
+
+impl Attached<'_> {
+    /// The TLS that it asks for.
+    pub(super) fn tls(&self) -> ClientTls {
+        client_tls(self.name.namespace.as_str(), &self.policy.spec)
+    }
+
+    /// Which was created first; `None` where that is not known of both, as in files.
+    pub(super) fn compare_age(&self, other: &ObjectMeta) -> Option<Ordering> {
+        let own = self.policy.metadata.creation_timestamp.as_ref()?;
+        let other = other.creation_timestamp.as_ref()?;
+        Some(own.0.cmp(&other.0))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    cmp::{Ordering, Reverse},
     collections::{BTreeMap, BTreeSet},
 };
 
@@ -37,6 +38,9 @@ use crate::objects::{
 
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 const ISTIO_GROUP: &str = "networking.istio.io";
+
+/// Of two objects about a host the one with the more specific host counts, then the one that is nearer to the clients.
+type Rank = (usize, Reverse<usize>);
 
 /// Of one waypoint.
 pub(super) struct Settings<'a> {
@@ -119,40 +123,62 @@ impl<'a> Settings<'a> {
     /// The rule for a host: the most specific host wins, then the client's namespace (here the waypoint's), the
     /// service's, the root's.
     fn rule(&self, host: &str) -> Option<&'a DestinationRule> {
+        self.ranked_rule(host).map(|(_, rule)| rule)
+    }
+
+    fn ranked_rule(&self, host: &str) -> Option<(Rank, &'a DestinationRule)> {
         let service = self.view.services.get(host)?;
-        let root = self.view.mesh.root_namespace.as_str();
-        let places = [self.gateway.namespace.as_str(), service.namespace, root];
         let rules = self.view.index.destination_rules.about(host);
         let fitting = rules.filter_map(|(fit, (name, rule))| {
             let namespace = name.namespace.as_str();
-            let place = places.iter().position(|place| *place == namespace)?;
             let seen = is_exported(
                 &rule.spec.export_to,
                 namespace,
                 self.gateway.namespace.as_str(),
             );
-            seen.then_some((fit, std::cmp::Reverse(place), rule))
+            let rank = self.rank(fit, namespace, service).filter(|_| seen)?;
+            Some((rank, rule))
         });
-        fitting
-            .max_by_key(|(fit, place, _)| (*fit, *place))
-            .map(|(_, _, rule)| rule)
+        fitting.max_by_key(|(rank, _)| *rank)
+    }
+
+    /// How much an object of a namespace has to say about a service; `None` where that is nothing.
+    fn rank(&self, fit: usize, namespace: &str, service: &ServiceView<'_>) -> Option<Rank> {
+        let root = self.view.mesh.root_namespace.as_str();
+        let places = [self.gateway.namespace.as_str(), service.namespace, root];
+        let place = places.iter().position(|place| *place == namespace)?;
+        Some((fit, Reverse(place)))
     }
 
     fn policy(&self, host: &str, port: u16, subset: Option<&str>) -> Policy {
-        let rule = self.rule(host);
+        let rule = self.ranked_rule(host);
         let of_subset = subset.and_then(|name| {
-            let subsets = rule?.spec.subsets.iter();
+            let subsets = rule?.1.spec.subsets.iter();
             subsets.into_iter().find(|subset| subset.name == name)
         });
-        let policy = Policy::of(
-            rule.and_then(|rule| rule.spec.traffic_policy.as_ref()),
-            of_subset,
-            port,
-        );
-        policy.or_tls(|| {
-            let service = self.view.services.get(host)?;
-            self.view.index.backend_tls.client_tls(service, port)
-        })
+        let of_rule = rule.and_then(|(_, rule)| rule.spec.traffic_policy.as_ref());
+        let policy = |of_rule| Policy::of(of_rule, of_subset, port);
+        let service = self.view.services.get(host);
+        let backend = service.and_then(|service| {
+            let found = self.view.index.backend_tls.of_port(service, port)?;
+            let rank = self.rank(usize::MAX, service.namespace, service)?;
+            Some((found, rank))
+        });
+        let Some((backend, rank)) = backend else {
+            return policy(of_rule);
+        };
+        // istiod makes a DestinationRule of it, for the very host: of two for one host the older's policy counts alone.
+        match rule {
+            Some((of, _)) if of > rank => policy(of_rule),
+            Some((of, rule)) if of == rank && rule.spec.traffic_policy.is_some() => {
+                match backend.compare_age(&rule.metadata) {
+                    Some(Ordering::Greater) => policy(of_rule),
+                    Some(Ordering::Less | Ordering::Equal) => policy(None).or_tls(backend.tls()),
+                    None => policy(of_rule).or_tls(backend.tls()),
+                }
+            }
+            Some(_) | None => policy(None).or_tls(backend.tls()),
+        }
     }
 
     /// The labels of a subset; `None` when there is no such subset.

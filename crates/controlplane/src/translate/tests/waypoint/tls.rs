@@ -282,6 +282,46 @@ fn a_destination_rule_with_tls_counts_before_a_policy() {
     }
 }
 
+/// As istiod has it: the policy becomes a rule, and of two rules for one host the older's traffic policy counts alone.
+#[test]
+fn of_a_destination_rule_and_a_policy_whose_ages_are_known_the_older_counts_alone() {
+    let of = |year: u16, text: &str| {
+        let created = format!("namespace: shop, creationTimestamp: {year}-01-01T00:00:00Z");
+        text.replace("namespace: shop", &created)
+    };
+    let (backend, other) = (
+        policy("a", "server", OF_SYSTEM),
+        rule("loadBalancer: {simple: RANDOM}"),
+    );
+    check(
+        &(of(2021, &backend) + &of(2020, &other)),
+        expect![[r#"
+            BackendTLSPolicy shop/a spec.targetRefs[0]: ("Accepted", "Conflicted") DestinationRule shop/server is older: its traffic policy counts there alone
+        "#]],
+    );
+    let tls = rule("tls: {mode: SIMPLE, sni: rule.example}");
+    check(
+        &(of(2020, &backend) + &of(2021, &tls)),
+        expect![[r#"
+            inbound-vip|80|http: sni a.example, by file-root:system
+            inbound-vip|90|http: sni a.example, by file-root:system
+            inbound-vip|90|tcp: sni a.example, by file-root:system
+            inbound-vip|99|tcp: sni a.example, by file-root:system
+        "#]],
+    );
+    // One without a traffic policy has only subsets to say.
+    let subsets = other.replace(", trafficPolicy: {loadBalancer: {simple: RANDOM}}", "");
+    check(
+        &(of(2021, &backend) + &of(2020, &subsets)),
+        expect![[r#"
+            inbound-vip|80|http: sni a.example, by file-root:system
+            inbound-vip|90|http: sni a.example, by file-root:system
+            inbound-vip|90|tcp: sni a.example, by file-root:system
+            inbound-vip|99|tcp: sni a.example, by file-root:system
+        "#]],
+    );
+}
+
 #[test]
 fn rules_name_secrets_of_the_waypoints_namespace() {
     check(

@@ -251,11 +251,29 @@ impl Policy {
     }
 
     /// TLS of a BackendTLSPolicy, unless a DestinationRule says how TLS is spoken.
-    pub(in super::super) fn or_tls(mut self, tls: impl FnOnce() -> Option<ClientTls>) -> Self {
+    pub(in super::super) fn or_tls(mut self, tls: ClientTls) -> Self {
         if !self.tls.as_ref().is_some_and(transport::originates) {
-            self.tls = tls().or(self.tls);
+            self.tls = Some(tls);
         }
         self
+    }
+
+    /// Whether connections go where the client wants, whatever endpoints there are.
+    pub(super) fn passes_through(&self) -> bool {
+        let balancer = self.load_balancer.as_ref();
+        balancer.is_some_and(|balancer| {
+            balancer.simple.as_deref() == Some("PASSTHROUGH") && balancer.consistent_hash.is_none()
+        })
+    }
+
+    /// Whether a server may prove another name than the one that it is called by.
+    pub(super) fn may_take_another_name(&self) -> bool {
+        let tls = self.tls.as_ref().filter(|tls| transport::originates(tls));
+        tls.is_some_and(|tls| {
+            tls.insecure_skip_verify == Some(true)
+                || tls.sni.is_some()
+                || !tls.subject_alt_names.is_empty()
+        })
     }
 
     /// What the proxy of a port's connections is told.

@@ -1,5 +1,6 @@
 //! TLS from waypoints to applications: what BackendTLSPolicies and DestinationRules name and what is there.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use leyline_types::NamespacedName;
 
 use super::{Known, key};
@@ -82,21 +83,37 @@ impl Known<'_> {
             let message = format!("BackendTLSPolicy {} is about {what} and counts", other.name);
             return self.add(object, ("Accepted", "Conflicted"), field, message);
         }
-        if let Some(rule) = self.rule_with_tls(&service.wire.hostname) {
-            let message = format!("DestinationRule {rule} says how TLS is spoken there and counts");
+        if let Some(message) = self.rule_that_counts(&service.wire.hostname, name) {
             self.add(object, ("Accepted", "Conflicted"), field, message);
         }
     }
 
-    /// A rule for the host that says by itself how TLS is spoken.
-    fn rule_with_tls(&self, host: &str) -> Option<NamespacedName> {
+    /// A rule for the host in place of which the policy has nothing to say: one that is older, or says by itself how TLS is
+    /// spoken.
+    fn rule_that_counts(&self, host: &str, name: &NamespacedName) -> Option<String> {
         let domain = &self.inputs.mesh.cluster_domain;
+        let policy = self.inputs.objects.backend_tls_policies.get(name)?;
+        let created = |meta: &ObjectMeta| meta.creation_timestamp.as_ref().map(|time| time.0);
         let mut rules = self.inputs.objects.destination_rules.iter();
-        let found = rules.find(|(name, rule)| {
-            full_host(&rule.spec.host, name.namespace.as_str(), domain) == host
-                && every_tls(rule).iter().any(|(_, tls)| originates(tls))
-        });
-        found.map(|(name, _)| name.clone())
+        rules.find_map(|(known, rule)| {
+            if full_host(&rule.spec.host, known.namespace.as_str(), domain) != host {
+                return None;
+            }
+            let ages = created(&policy.metadata).zip(created(&rule.metadata));
+            match ages.filter(|_| known.namespace == name.namespace) {
+                Some((own, of_rule)) if rule.spec.traffic_policy.is_some() => {
+                    let why = "is older: its traffic policy counts there alone";
+                    (of_rule < own).then(|| format!("DestinationRule {known} {why}"))
+                }
+                Some(_) => None,
+                None => every_tls(rule)
+                    .iter()
+                    .any(|(_, tls)| originates(tls))
+                    .then(|| {
+                        format!("DestinationRule {known} says how TLS is spoken there and counts")
+                    }),
+            }
+        })
     }
 
     fn roots(&mut self, object: &ObjectKey, name: &NamespacedName, policy: &BackendTlsPolicy) {
