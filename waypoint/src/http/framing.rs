@@ -12,22 +12,34 @@ mod scan;
 use std::{
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
 use bytes::{Buf, BytesMut};
-use futures::task::AtomicWaker;
+use futures::{FutureExt, task::AtomicWaker};
 use http::{Method, Request, Response, StatusCode, Version, header::UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use leyline_hbone::HboneIo;
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    time::{Duration, Sleep, sleep},
+};
 use tokio_util::io::poll_read_buf;
 use tracing::debug;
 
 use self::scan::{Answer, Scanner};
+
+/// A client that was answered before all of its request was read may still be sending. If its connection were closed on that,
+/// it would be reset, and what it was answered would be lost with it (RFC 9112, 9.6): what it sends is thrown away until it
+/// ends its side, up to this much, for so long. It has a round trip to stop, and tunnels are within a cluster or two.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Where those who answer a connection's requests tell what became of one for another protocol.
 #[derive(Debug, Default)]
@@ -36,6 +48,8 @@ pub(super) struct Switch {
     reader: AtomicWaker,
     /// Of the last request whose wish was not granted. hyper gives the connection to it at its end all the same.
     declined: Mutex<Option<OnUpgrade>>,
+    /// Whether the connection is another protocol's.
+    is_switched: AtomicBool,
 }
 
 /// A request for another protocol, before it is answered.
@@ -61,6 +75,7 @@ impl Switch {
         let is_switched = status == StatusCode::SWITCHING_PROTOCOLS
             || (asked.method == Method::CONNECT && status.is_success());
         let answer = if is_switched {
+            self.is_switched.store(true, Ordering::Release);
             Answer::Switched
         } else {
             *self.declined.lock() = asked.upgrade;
@@ -93,6 +108,19 @@ pub(super) struct Framed {
     kept: BytesMut,
     /// Bytes of it that may be handed on.
     cleared: usize,
+    ending: Ending,
+}
+
+/// How far the end of a connection has got.
+#[derive(Debug)]
+enum Ending {
+    NotYet,
+    /// Our side is over, and the client's is read to its end.
+    Lingers {
+        left: usize,
+        until: Pin<Box<Sleep>>,
+    },
+    Over,
 }
 
 impl Framed {
@@ -103,6 +131,7 @@ impl Framed {
             scanner: Scanner::default(),
             kept: BytesMut::new(),
             cleared: 0,
+            ending: Ending::NotYet,
         }
     }
 
@@ -197,6 +226,37 @@ impl AsyncWrite for Framed {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        loop {
+            match &mut this.ending {
+                Ending::NotYet => {
+                    ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+                    // Of another protocol somebody else reads, and each side ends for itself.
+                    this.ending = if this.switch.is_switched.load(Ordering::Acquire) {
+                        Ending::Over
+                    } else {
+                        Ending::Lingers {
+                            left: LINGER_BYTES,
+                            until: Box::pin(sleep(LINGER)),
+                        }
+                    };
+                }
+                Ending::Lingers { left, until } => {
+                    let mut unwanted = [0; 4096];
+                    let mut unwanted = ReadBuf::new(&mut unwanted);
+                    let is_late = until.poll_unpin(cx).is_ready();
+                    let read = match Pin::new(&mut this.io).poll_read(cx, &mut unwanted) {
+                        Poll::Pending if !is_late => return Poll::Pending,
+                        Poll::Ready(Ok(())) => unwanted.filled().len(),
+                        Poll::Pending | Poll::Ready(Err(_)) => 0,
+                    };
+                    *left = left.saturating_sub(read);
+                    if read == 0 || *left == 0 || is_late {
+                        this.ending = Ending::Over;
+                    }
+                }
+                Ending::Over => return Poll::Ready(Ok(())),
+            }
+        }
     }
 }

@@ -37,7 +37,11 @@ pub(crate) fn requested(
     }
     if !allowed.contains(&name) {
         let details = "upgrade_failed";
-        return Err(Reply::new(StatusCode::FORBIDDEN, Flag::None, details, ""));
+        let mut reply = Reply::new(StatusCode::FORBIDDEN, Flag::None, details, "");
+        // What the client sends after it may be of the other protocol already.
+        let close = HeaderValue::from_static("close");
+        reply.headers.push((CONNECTION, close));
+        return Err(reply);
     }
     let client = exchange.head.extensions.remove::<OnUpgrade>();
     Ok(client.map(|client| Upgrade { protocol, client }))
