@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use leyline_tests::{eventually::eventually, mesh::Mesh, peers, process::Process};
+use leyline_tests::{
+    certificates::Authority, eventually::eventually, mesh::Mesh, peers, process::Process,
+};
 
 use crate::{
     support::{SOON, python_in, root},
@@ -21,7 +23,7 @@ metadata: {name: authz, namespace: office}
 spec:
   clusterIP: 10.96.0.77
   selector: {app: worker}
-  ports: [{name: grpc, port: 7070}, {name: http, port: 7071}]
+  ports: [{name: grpc, port: 7070}, {name: http, port: 7071}, {name: grpc-tls, port: 7072}]
 ";
 
 const POLICY: &str = "\
@@ -57,11 +59,36 @@ fn by_grpc(rest: &str) -> String {
     ))
 }
 
+/// With a certificate of the mesh's own authority for TLS.
 async fn start(mesh: &Mesh, tcp: &str) -> Process {
     let environment = root().join("target/venv-xds");
     let python = peers::grpc_python(&environment).await.unwrap();
-    let args = ["tests/peers/authz_server.py", "7070", "7071", tcp];
+    let run = mesh.cluster().run();
+    let authority = Authority::of_mesh(&run.state_dir()).unwrap();
+    let credential = authority.issue_to_host(&run.secrets_dir(), "authorizer", "authz.example");
+    let credential = credential.unwrap();
+    let files = [credential.certificate, credential.key].map(|file| file.display().to_string());
+    let [certificate, key] = files.each_ref().map(String::as_str);
+    let script = "tests/peers/authz_server.py";
+    let args = [script, "7070", "7071", tcp, certificate, key];
     python_in(mesh, POD, &python, &args).await
+}
+
+/// The authorizer is asked over TLS, as another name than its own where `name` is none that it proves.
+fn over_tls(mesh: &Mesh, name: &str) -> String {
+    let root = mesh.cluster().run().state_dir().join("root-cert.pem");
+    format!(
+        "apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {{name: authz, namespace: shop}}
+spec:
+  host: authz.office.svc.cluster.local
+  trafficPolicy:
+    portLevelSettings:
+    - {{port: {{number: 7072}}, tls: {{mode: SIMPLE, caCertificates: {}, sni: {name}}}}}
+",
+        root.display()
+    )
 }
 
 async fn status(mesh: &Mesh, target: SocketAddr, path: &str) -> Result<u16> {
@@ -162,6 +189,18 @@ async fn an_authorizer_decides_by_grpc() {
     .await
     .unwrap();
     tcp_is_refused(&mesh, vip).await.unwrap();
+    let by_tls = by_grpc("").replace("port: 7070", "port: 7072");
+    for (name, expected) in [("other.example", 403), ("authz.example", 200)] {
+        let rule = over_tls(&mesh, name);
+        with_policy(&mesh, &[SERVICE, POLICY, &by_tls, &rule]);
+        eventually(format!("{name} is asked over TLS"), SOON, || async {
+            let status = status(&mesh, vip, "/asked").await?;
+            ensure!(status == expected, "{status}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
     authorizer.kill().await.unwrap();
     with_policy(&mesh, &[SERVICE, POLICY, &by_grpc("failOpen: true")]);
     eventually("it fails open", SOON, || async {

@@ -17,6 +17,8 @@ from envoy.type.v3 import http_status_pb2
 from google.rpc import status_pb2
 
 GRPC_PORT, HTTP_PORT, TCP = sys.argv[1:4]
+# Certificate and key; gRPC is then served over TLS too, on port 7072.
+TLS = sys.argv[4:6]
 OK, PERMISSION_DENIED = 0, 7
 LATE = 3
 
@@ -93,6 +95,9 @@ class Http(http.server.BaseHTTPRequestHandler):
 server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=8))
 external_auth_pb2_grpc.add_AuthorizationServicer_to_server(Authorizer(), server)
 server.add_insecure_port(f"0.0.0.0:{GRPC_PORT}")
+if TLS:
+    certificate, key = (open(file, "rb").read() for file in TLS)
+    server.add_secure_port("0.0.0.0:7072", grpc.ssl_server_credentials([(key, certificate)]))
 server.start()
 plain = http.server.ThreadingHTTPServer(("0.0.0.0", int(HTTP_PORT)), Http)
 print("listening", flush=True)
