@@ -3,7 +3,7 @@
 //! of its own: libtest can start nothing before its tests and end nothing after them.
 //!
 //! Rows that need a mesh of their own are in `tests/it`: `l7_telemetry`, `l7_jwt` (with jwtClaimRoute), `destination_rule`,
-//! `service_dynamic_enroll`, `service_restart`, `ztunnel_restart`, `ztunnel_secure_metrics`, `simple_http_sandwich`, `waypoint_dns`;
+//! `service_dynamic_enroll`, `service_restart`, `ztunnel_restart`, `ztunnel_secure_metrics`, `simple_http_sandwich`, `waypoint_dns`, `waypoint_dns_connect_strategy`;
 //! TestIntermediateCertificateRefresh is `rotation`, crl/ and pqc/ are in `operator` and in the tests of the crate `tls`.
 //!
 //! Left out:
@@ -24,6 +24,7 @@
 
 mod case;
 mod connections;
+mod egress;
 mod gateway_api;
 mod matrix;
 mod policies;

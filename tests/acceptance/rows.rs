@@ -5,8 +5,8 @@ use std::{future::Future, pin::Pin};
 use anyhow::Result;
 
 use crate::{
-    connections, gateway_api, matrix, policies, redirects, services, swaps, telemetry, traffic,
-    waypoints, world::World,
+    connections, egress, gateway_api, matrix, policies, redirects, services, swaps, telemetry,
+    traffic, waypoints, world::World,
 };
 
 pub(crate) type Row = for<'a> fn(&'a World) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -36,6 +36,8 @@ pub(crate) fn rows() -> Vec<(&'static str, Row)> {
             weighted_waypoint_canary_not_ready weighted_waypoint_policy_propagation
             cross_namespace_waypoint waypoint_status tcp_route tls_route
             waypoint_xfcc_client_identity waypoint_as_egress_gateway;
+        egress:
+            waypoint_as_egress_gateway_for_wildcard_entries;
         policies:
             peer_authentication mtls authorization_l4 authorization_service_attached
             authorization_gateway authorization_waypoint_default_deny authorization_l7;

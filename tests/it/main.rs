@@ -42,6 +42,7 @@ mod waypoint_authz;
 mod waypoint_balance;
 mod waypoint_clients;
 mod waypoint_dns;
+mod waypoint_endings;
 mod waypoint_envoy;
 mod waypoint_floods;
 mod waypoint_global_limits;

@@ -5,9 +5,10 @@ use std::{ffi::OsString, fs, net::SocketAddr};
 
 use anyhow::{Result, ensure};
 use leyline_tests::{
+    cni,
     eventually::eventually,
     mesh::Mesh,
-    process::{Process, Program},
+    process::{Process, Program, output},
 };
 
 use crate::{
@@ -108,5 +109,53 @@ async fn waypoint_dns() {
     let unsupported = mesh.waypoint("shop/waypoint").unwrap();
     let unsupported = unsupported.admin("/unsupported").await.unwrap();
     assert_eq!(unsupported, serde_json::json!({}));
+    mesh.stop().await.unwrap();
+}
+
+/// Two addresses of which the first, by order, never answers.
+const RACED: &str = "\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata:
+  name: raced
+  namespace: shop
+  labels: {istio.io/use-waypoint: waypoint}
+  annotations: {istio.io/connect-strategy: RACE_FIRST_TCP_CONNECT}
+spec:
+  hosts: [raced.outside.example]
+  addresses: [10.97.0.10]
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: 8080}]
+  resolution: DNS
+";
+
+/// TestWaypointDNSConnectStrategy: of the addresses of a name the first that answers is taken, for each connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn waypoint_dns_connect_strategy() {
+    let (mesh, _vip) = Box::pin(mesh_with_waypoint(&[CANARY])).await;
+    let legacy = mesh.cluster().pod("legacy/legacy").unwrap().addresses().v4;
+    // On the way to it packets are lost; it sorts before the other.
+    let silent = "10.0.0.66";
+    let hosts = mesh.cluster().run().state_dir().join("hosts");
+    let records = [silent.to_owned(), legacy.to_string()];
+    let records = records.map(|ip| format!("{ip} raced.outside.example\n"));
+    fs::write(&hosts, records.concat()).unwrap();
+    let mut names = dnsmasq(&mesh, &[format!("--addn-hosts={}", hosts.display())]);
+    let waypoint = mesh.cluster().pod("shop/waypoint").unwrap().namespace();
+    let lost = format!("-w -t raw -A OUTPUT -d {silent} -j DROP");
+    let lost: Vec<&str> = lost.split(' ').collect();
+    output(&cni::tool("iptables", &lost, waypoint), SOON)
+        .await
+        .unwrap();
+    let resolv_conf = mesh.cluster().run().state_dir().join("resolv.conf");
+    fs::write(resolv_conf, format!("nameserver {legacy}\n")).unwrap();
+    let text = [CANARY, RACED].join("---\n");
+    mesh.cluster().config().write("canary.yaml", &text).unwrap();
+
+    let raced = SocketAddr::from(([10, 97, 0, 10], 80));
+    is_answered_by(&mesh, raced, "legacy").await;
+    for _ in 0..10 {
+        assert_eq!(answers(&mesh, raced).await.unwrap(), "legacy");
+    }
+    names.kill().await.unwrap();
     mesh.stop().await.unwrap();
 }

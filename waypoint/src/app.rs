@@ -50,6 +50,7 @@ use crate::{
     settings::Settings,
     spans::Spans,
     stats::Stats,
+    upstream::names::Names,
 };
 
 /// For the last lines of the log.
@@ -85,6 +86,8 @@ pub(crate) struct Shared {
     /// Where access logs go.
     pub(crate) log: log::LogHandle,
     pub(crate) stats: Stats,
+    /// Hosts that requests named.
+    pub(crate) names: Names,
     /// Bodies that are kept for retries.
     pub(crate) kept: Arc<Budget>,
     pub(crate) spans: Queue<Spans>,
@@ -274,6 +277,7 @@ fn start_state(
         drain: drain.clone(),
         log,
         stats: Stats::default(),
+        names: Names::default(),
         kept: Arc::default(),
         spans,
         service_logs,

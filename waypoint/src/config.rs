@@ -140,7 +140,8 @@ impl Config {
                 EndpointSource::Eds(name) => Some(name),
                 EndpointSource::Static(_)
                 | EndpointSource::Dns(_)
-                | EndpointSource::Client { .. } => None,
+                | EndpointSource::Client { .. }
+                | EndpointSource::Request(_) => None,
             })
     }
 
@@ -149,7 +150,9 @@ impl Config {
         let used = |cluster: &Arc<Cluster>| match &cluster.endpoints {
             EndpointSource::Eds(name) => Some(name.clone()),
             EndpointSource::Dns(_) => Some(cluster.name.clone()),
-            EndpointSource::Static(_) | EndpointSource::Client { .. } => None,
+            EndpointSource::Static(_)
+            | EndpointSource::Client { .. }
+            | EndpointSource::Request(_) => None,
         };
         let used: HashSet<Str> = self.clusters.values().filter_map(used).collect();
         self.assignments.retain(|name, _| used.contains(name));
@@ -169,7 +172,7 @@ impl Config {
             EndpointSource::Eds(name) => self.assignments.get(name),
             EndpointSource::Static(set) => Some(set),
             EndpointSource::Dns(_) => self.assignments.get(&cluster.name),
-            EndpointSource::Client { .. } => None,
+            EndpointSource::Client { .. } | EndpointSource::Request(_) => None,
         }
     }
 }

@@ -209,13 +209,17 @@ fn take(shared: &Shared, known: &mut HashMap<Str, Known>, found: Found) {
 
 /// The name servers of the pod, as of the last change of their file.
 #[derive(Default)]
-struct Servers {
+pub(crate) struct Servers {
     changed: Option<SystemTime>,
     by_family: HashMap<u8, TokioResolver>,
 }
 
 impl Servers {
-    fn resolver(&mut self, path: &Path, family: Family) -> Result<TokioResolver, String> {
+    pub(crate) fn resolver(
+        &mut self,
+        path: &Path,
+        family: Family,
+    ) -> Result<TokioResolver, String> {
         let changed = fs::metadata(path)
             .and_then(|metadata| metadata.modified())
             .ok();

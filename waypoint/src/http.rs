@@ -13,6 +13,7 @@ pub(crate) mod forward;
 mod grpc_timeout;
 pub(crate) mod life;
 pub(crate) mod mirror;
+mod named_host;
 pub(crate) mod path;
 pub(crate) mod reply;
 pub(crate) mod request_log;

@@ -3,6 +3,7 @@
 pub(crate) mod checks;
 pub(crate) mod rbac;
 mod record;
+mod sni;
 
 use std::sync::{
     Arc,
@@ -52,10 +53,13 @@ pub(crate) async fn carry(
     let moved = Moved::default();
     let checked = checks::check(&chain.checks, (shared, config), client, destination);
     let opened = match Box::pin(checked).await {
-        Ok(permit) => {
-            let ends = (shared, client, destination);
-            open(permit, config, chain, ends, &mut record).await
-        }
+        Ok(permit) => match sni::asked(shared, chain, &mut io).await {
+            Ok(server) => {
+                let ends = (shared, client, destination);
+                open(permit, config, (chain, server), ends, &mut record).await
+            }
+            Err(failure) => Err(failure),
+        },
         Err(failure) => Err(failure),
     };
     let counted = record.opened();
@@ -89,7 +93,7 @@ type Failure = (Flag, String);
 async fn open(
     _permit: Permit,
     config: &Config,
-    chain: &TcpChain,
+    (chain, server): (&TcpChain, Option<String>),
     (shared, client, destination): (&Arc<Shared>, &Client, &Destination),
     record: &mut Record<'_>,
 ) -> Result<Opened, Failure> {
@@ -99,6 +103,7 @@ async fn open(
     let cluster = config.clusters.get(name);
     let cluster = cluster.ok_or_else(|| unknown(format!("no cluster {name}")))?;
     record.cluster(cluster);
+    let host = sni::host(shared, cluster, chain, server).await?;
     let nobody = |reason: &str| (Flag::NoHealthyUpstream, reason.to_owned());
     let mut tried = Vec::new();
     let mut failure = nobody("no healthy upstream");
@@ -109,7 +114,10 @@ async fn open(
             hash: chain.by_client.then(|| hash_of_client(client.addr.ip())),
         };
         let destination = destination.address();
-        let found = pending::endpoint_for(shared, config, cluster, wanted, destination);
+        let found = match &host {
+            Some(host) => Some(host.endpoint(cluster, &tried)),
+            None => pending::endpoint_for(shared, config, cluster, wanted, destination),
+        };
         let Some(endpoint) = found else {
             break;
         };
@@ -125,7 +133,7 @@ async fn open(
         };
         record.upstream(endpoint.address);
         let active = (endpoint.state.enter(), place);
-        match connect(shared, cluster, endpoint.address, purpose).await {
+        match connect(shared, cluster, &endpoint, purpose).await {
             Ok(io) => {
                 outlier::report(cluster, &endpoint, Showed::Status(200));
                 return Ok((io, active));

@@ -13,7 +13,7 @@ use crate::{
     endpoints::Endpoints,
     index::{Candidate, NetworkIndex, SmallSet},
     service::Service,
-    workload::Workload,
+    workload::{Enrolment, Protocol, Workload},
 };
 
 /// What this proxy knows of itself.
@@ -110,6 +110,19 @@ impl Snapshot {
     /// All workloads at an address of our network, the likeliest first.
     pub fn workloads_at(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {
         self.candidates(ip)
+    }
+
+    /// Whether an address is that of a service with endpoints that must not be reached in plaintext.
+    pub fn stands_for_enrolled(&self, ip: IpAddr) -> bool {
+        let network = self.own_network();
+        let keys = network.and_then(|network| network.vips.get(&ip));
+        let keys = keys.into_iter().flat_map(SmallSet::iter);
+        let services = keys.filter_map(|key| self.services.get(key));
+        let mut endpoints = services.flat_map(|known| known.endpoints.iter());
+        endpoints.any(|endpoint| {
+            let workload = &endpoint.workload;
+            workload.protocol == Protocol::Hbone || workload.enrolment == Enrolment::Pending
+        })
     }
 
     pub(crate) fn candidates(&self, ip: IpAddr) -> impl Iterator<Item = &Arc<Workload>> {

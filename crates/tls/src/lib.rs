@@ -19,6 +19,7 @@ mod verify;
 mod ca;
 pub mod control_plane;
 pub mod csr;
+mod hello;
 mod origination;
 mod store;
 mod workload_api;
@@ -30,6 +31,7 @@ pub use ca::{BoxFuture, CaClient, CaError, CertificateAuthority};
 pub use certificate::{CertificateError, WorkloadCertificate};
 pub use error::{Refusal, TlsError};
 pub use handshake::{ClientTls, ServerTls, Verdict, accept, connect, connect_over};
+pub use hello::Hello;
 pub use origination::{OriginTls, Origination, OriginationConfig, OriginationError, Pem, Trust};
 pub use provider::{
     CryptoPolicy, KeyExchange, OldestVersion, install_crypto_policy, install_crypto_provider,

@@ -54,8 +54,9 @@ pub struct OriginationConfig {
     pub revoked: Option<Pem>,
     /// Certificate chain and key that prove who we are.
     pub client: Option<(Pem, Pem)>,
-    /// The server that is asked for, and must answer where no other names are given.
-    pub server_name: String,
+    /// The server that is asked for, and must answer where no other names are given. Without one each connection says whom it
+    /// asks for.
+    pub server_name: Option<String>,
     /// One of them must be in the certificate: host names, addresses or URIs.
     pub subject_alt_names: Vec<String>,
     /// Protocols that are offered.
@@ -152,19 +153,21 @@ impl Origination {
         &self.config
     }
 
-    /// Shakes hands over a connection. Not cancel safe: dropping the future closes the connection.
+    /// Shakes hands over a connection; `asked` is whom it is for, where the configuration does not say. Not cancel safe: dropping the future closes the connection.
     ///
     /// # Errors
     /// When a file is of no use, or the server is slow, not acceptable or does not accept us.
     pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin>(
         self: &Arc<Self>,
         stream: IO,
+        asked: Option<&str>,
         deadline: Duration,
     ) -> Result<OriginTls<IO>, OriginationError> {
         let client = self.client().await?;
-        let name = &self.config.server_name;
+        let name = self.config.server_name.as_deref().or(asked);
+        let name = name.unwrap_or_default().to_owned();
         let server = ServerName::try_from(name.clone());
-        let server = server.map_err(|_invalid| OriginationError::Name(name.clone()))?;
+        let server = server.map_err(|_invalid| OriginationError::Name(name))?;
         let connecting = TlsConnector::from(client).connect(server, stream);
         match timeout(deadline, connecting).await {
             Ok(Ok(stream)) => Ok(OriginTls(stream)),

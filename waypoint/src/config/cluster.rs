@@ -2,6 +2,7 @@
 
 pub(crate) mod balance;
 pub(crate) mod dns;
+pub(crate) mod dynamic;
 pub(crate) mod limits;
 pub(crate) mod outlier;
 pub(crate) mod transport;
@@ -28,9 +29,10 @@ use leyline_types::Str;
 use self::{
     balance::Balancing,
     dns::DnsSource,
+    dynamic::DynamicSource,
     limits::{ConnectionUse, Limits},
     outlier::OutlierDetection,
-    transport::Transport,
+    transport::{Server, Transport},
 };
 use super::{
     any::{decode, duration, text},
@@ -76,6 +78,8 @@ pub(crate) enum EndpointSource {
     Dns(Arc<DnsSource>),
     /// The client says where it wants to go; the port may be another.
     Client { port: Option<u16> },
+    /// Each request says which host it is for.
+    Request(Arc<DynamicSource>),
 }
 
 /// Which HTTP the endpoints speak.
@@ -108,11 +112,24 @@ impl Cluster {
         let connect_timeout = connect_timeout.map(duration).transpose()?;
         let service = service(proto);
         let host = service.as_ref().map(|service| service.host.as_str());
+        let endpoints = endpoints(proto, host)?;
+        let server = match (&endpoints, host) {
+            (EndpointSource::Request(_), _) => Server::OfEachRequest,
+            (_, Some(host)) => Server::Named(host),
+            (_, None) => Server::Unknown,
+        };
         let transport = before.map(|before| &before.transport);
+        let transport = Transport::compile(proto, server, transport, secrets)?;
+        let endpoints = match endpoints {
+            EndpointSource::Request(source) if transport.tls.is_some() => {
+                EndpointSource::Request(Arc::new(DynamicSource::clone(&source).by_tls()))
+            }
+            other => other,
+        };
         Ok(Self {
-            transport: Transport::compile(proto, host, transport, secrets)?,
+            transport,
             name: proto.name.as_str().into(),
-            endpoints: endpoints(proto)?,
+            endpoints,
             balancing: Balancing::compile(proto)?,
             http: http(options.as_ref())?,
             connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
@@ -126,9 +143,14 @@ impl Cluster {
     }
 }
 
-fn endpoints(proto: &proto::Cluster) -> Compiled<EndpointSource> {
-    let Some(ClusterDiscoveryType::Type(kind)) = proto.cluster_discovery_type else {
-        return Err(Unsupported::new("custom cluster type"));
+fn endpoints(proto: &proto::Cluster, host: Option<&str>) -> Compiled<EndpointSource> {
+    let kind = match &proto.cluster_discovery_type {
+        Some(ClusterDiscoveryType::Type(kind)) => *kind,
+        Some(ClusterDiscoveryType::ClusterType(custom)) => {
+            let source = DynamicSource::compile(proto, custom, host).at("cluster_type")?;
+            return Ok(EndpointSource::Request(Arc::new(source)));
+        }
+        None => DiscoveryType::Static.into(),
     };
     match DiscoveryType::try_from(kind) {
         Ok(DiscoveryType::Eds) => {

@@ -21,6 +21,7 @@ use envoy_types::pb::{
     },
     google::protobuf::Struct,
 };
+use leyline_types::Str;
 use tokio::time::Instant;
 
 use super::{
@@ -60,6 +61,10 @@ pub(crate) struct Locality {
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     pub(crate) address: EndpointAddress,
+    /// Other ways to it, where it is reached in plain text. Whichever answers first is taken.
+    pub(crate) others: Box<[SocketAddr]>,
+    /// Its name, where a request has named it.
+    pub(crate) host: Option<Str>,
     /// Relative, at least 1.
     pub(crate) weight: u32,
     /// What the control plane says of it.
@@ -158,6 +163,8 @@ fn add(
         let weight = endpoint.load_balancing_weight.as_ref();
         endpoints.push(Arc::new(Endpoint {
             address,
+            host: None,
+            others: others(endpoint).at_item("lb_endpoints", index)?,
             weight: weight.map_or(1, |weight| weight.value.max(1)),
             told_healthy,
             state: state.unwrap_or_default(),
@@ -229,6 +236,22 @@ fn address(endpoint: &LbEndpoint) -> Compiled<EndpointAddress> {
         }
         Address::Pipe(_) => Err(Unsupported::new("pipe")),
     }
+}
+
+/// `additional_addresses`.
+fn others(endpoint: &LbEndpoint) -> Compiled<Box<[SocketAddr]>> {
+    let Some(HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else {
+        return Ok(Box::default());
+    };
+    let others = host.additional_addresses.iter().map(|other| {
+        match other.address.as_ref().and_then(|it| it.address.as_ref()) {
+            Some(Address::SocketAddress(address)) => socket_address(address),
+            Some(Address::EnvoyInternalAddress(_) | Address::Pipe(_)) | None => {
+                Err(Unsupported::new("additional_addresses"))
+            }
+        }
+    });
+    others.collect()
 }
 
 /// `local` of the metadata, which is the pod; `waypoint` would be another proxy in between.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use envoy_types::pb::envoy::extensions::filters::network::http_connection_manager::v3::{
     HttpConnectionManager,
     http_connection_manager::{
-        ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier,
+        ForwardClientCertDetails, PathWithEscapedSlashesAction, RouteSpecifier, StripPortMode,
     },
 };
 use leyline_types::Str;
@@ -31,6 +31,7 @@ pub(crate) struct HttpChain {
     pub(crate) server_header: ServerHeader,
     pub(crate) request_id: RequestId,
     pub(crate) client_identity: ClientIdentity,
+    pub(crate) host_port: HostPort,
     /// `websocket` and others that requests may switch to.
     pub(crate) upgrades: Vec<String>,
     /// A connection without a request for so long is ended.
@@ -85,6 +86,13 @@ pub(crate) enum ClientIdentity {
     Kept,
 }
 
+/// What becomes of the port in a request's host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HostPort {
+    Kept,
+    Removed,
+}
+
 /// `x-request-id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestId {
@@ -113,6 +121,10 @@ impl HttpChain {
                 RequestId::Leave
             },
             client_identity: client_identity(manager)?,
+            host_port: match manager.strip_port_mode {
+                Some(StripPortMode::StripAnyHostPort(true)) => HostPort::Removed,
+                Some(StripPortMode::StripAnyHostPort(false)) | None => HostPort::Kept,
+            },
             idle: limit(common.and_then(|common| common.idle_timeout.as_ref()))
                 .at("common_http_protocol_options")?,
             stream_idle: match &manager.stream_idle_timeout {

@@ -23,6 +23,15 @@ pub(crate) struct RouteTable {
     hosts: Vec<VirtualHost>,
     /// What responses lose and get on every route.
     pub(crate) headers: HeaderOps,
+    /// Whether the port of a request's host counts.
+    ports: HostPort,
+}
+
+/// What becomes of the port when a host is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HostPort {
+    Counts,
+    Ignored,
 }
 
 /// The routes of some hosts.
@@ -74,6 +83,11 @@ impl RouteTable {
         }
         Ok(Self {
             hosts,
+            ports: if config.ignore_port_in_host_matching {
+                HostPort::Ignored
+            } else {
+                HostPort::Counts
+            },
             headers: HeaderOps::compile(
                 &config.request_headers_to_remove,
                 &config.request_headers_to_add,
@@ -85,7 +99,11 @@ impl RouteTable {
 
     /// The routes of a host: exact before longest suffix before longest prefix before any.
     pub(crate) fn host(&self, authority: &str) -> Option<&VirtualHost> {
-        let lower = authority.to_ascii_lowercase();
+        let lower = match self.ports {
+            HostPort::Counts => authority,
+            HostPort::Ignored => without_port(authority),
+        };
+        let lower = lower.to_ascii_lowercase();
         let best = |host: &VirtualHost| host.domains.iter().filter_map(|it| it.rank(&lower)).max();
         let fitting = self
             .hosts
@@ -172,6 +190,14 @@ impl Route {
             overrides,
             rate_limits: rate_limits(route, host)?,
         })
+    }
+}
+
+/// `host`, `host:port`, `[address]:port`.
+pub(crate) fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        Some(_) | None => authority,
     }
 }
 

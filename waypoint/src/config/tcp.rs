@@ -7,6 +7,7 @@ use envoy_types::pb::envoy::{
     extensions::filters::network::{
         ext_authz::v3::ExtAuthz,
         rbac::v3::Rbac,
+        sni_dynamic_forward_proxy::v3::{FilterConfig as SniForward, filter_config::PortSpecifier},
         tcp_proxy::v3::{TcpProxy, tcp_proxy::ClusterSpecifier},
     },
     r#type::v3::hash_policy::PolicySpecifier,
@@ -47,6 +48,8 @@ pub(crate) struct TcpChain {
     pub(crate) idle: Option<Duration>,
     /// However busy it is, a connection is closed after so long.
     pub(crate) max_duration: Option<Duration>,
+    /// Connections go to this port of the server that the client names in TLS.
+    pub(crate) port_by_name: Option<u16>,
     /// The client's address ties its connections to an endpoint, where the cluster balances by hash.
     pub(crate) by_client: bool,
 }
@@ -55,6 +58,7 @@ impl TcpChain {
     pub(crate) fn compile(before: &[Filter], proxy: &TcpProxy) -> Compiled<Self> {
         let mut checks = Vec::new();
         let mut metrics = MetricsPlan::default();
+        let mut port_by_name = None;
         for filter in before {
             let extension = typed_config(filter)?;
             if let any::Extension::Struct(url, config) = &extension
@@ -70,6 +74,9 @@ impl TcpChain {
                 url if url == ExtAuthz::type_url() => message(&extension)
                     .and_then(|filter| Authorizer::compile(&filter))
                     .map(|authorizer| checks.push(Check::ExtAuthz(authorizer))),
+                url if url == SniForward::type_url() => message(&extension)
+                    .and_then(|filter| port_of(&filter))
+                    .map(|port| port_by_name = Some(port)),
                 url => Err(Unsupported::new(format!("network filter {url}"))),
             }
             .at(format!("filter {}", filter.name))?;
@@ -89,7 +96,18 @@ impl TcpChain {
             max_duration: limit(proxy.max_downstream_connection_duration.as_ref())
                 .at("max_downstream_connection_duration")?,
             by_client: by_client(proxy)?,
+            port_by_name,
         })
+    }
+}
+
+/// Envoy's default is the port of HTTPS.
+fn port_of(filter: &SniForward) -> Compiled<u16> {
+    match filter.port_specifier {
+        None => Ok(443),
+        Some(PortSpecifier::PortValue(port)) => {
+            u16::try_from(port).map_err(|_too_large| Unsupported::new("port_value"))
+        }
     }
 }
 

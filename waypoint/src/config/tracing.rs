@@ -130,6 +130,10 @@ impl Tracing {
         if !config.resource_detectors.is_empty() || config.exporter.is_some() {
             warn!("resource detectors and exporters of spans have no effect");
         }
+        let spawns = proto.spawn_upstream_span.as_ref();
+        if spawns.is_some_and(|flag| flag.value) {
+            warn!("a span is made for the whole of a request, and none for its upstream");
+        }
         let share = |percent: Option<&Percent>| {
             percent.map_or(Share::ALL, |percent| Share::of_percent(percent.value))
         };

@@ -22,6 +22,9 @@ use envoy_types::pb::{
         extensions::filters::{
             http::{
                 cors::v3::{Cors, CorsPolicy},
+                dynamic_forward_proxy::v3::{
+                    FilterConfig as DynamicForwardProxy, filter_config::ImplementationSpecifier,
+                },
                 ext_authz::v3::ExtAuthz,
                 fault::v3::HttpFault,
                 grpc_stats::v3::FilterConfig as GrpcStats,
@@ -136,6 +139,10 @@ impl Filters {
             // Active only where routes carry a policy.
             url if url == Cors::type_url() => {}
             url if url == HttpFault::type_url() => require_empty::<HttpFault>(&config)?,
+            // The cluster says the same; routes that lead elsewhere need no look-up.
+            url if url == DynamicForwardProxy::type_url() => {
+                lookups(&message(&config)?)?;
+            }
             url if url == GrpcStats::type_url() || OBSERVING.contains(&url) => {}
             url => return Err(Unsupported::new(format!("HTTP filter {url}"))),
         }
@@ -210,6 +217,20 @@ impl Overrides {
             }
             url => Err(Unsupported::new(format!("override of {url}"))),
         }
+    }
+}
+
+/// What is not said by the cluster.
+fn lookups(filter: &DynamicForwardProxy) -> Compiled<()> {
+    if filter.allow_dynamic_host_from_filter_state {
+        return Err(Unsupported::new("allow_dynamic_host_from_filter_state"));
+    }
+    match filter.implementation_specifier {
+        Some(ImplementationSpecifier::DnsCacheConfig(_)) => Ok(()),
+        Some(ImplementationSpecifier::SubClusterConfig(_)) => {
+            Err(Unsupported::new("sub_cluster_config"))
+        }
+        None => Err(Unsupported::missing("dns_cache_config")),
     }
 }
 

@@ -13,7 +13,7 @@ use tracing::debug;
 use super::{
     affinity::Affinity,
     body::Body,
-    grpc_timeout, mirror,
+    grpc_timeout, mirror, named_host,
     pipeline::Exchange,
     replay::Replay,
     reply::{Flag, Reply},
@@ -37,6 +37,7 @@ use crate::{
     },
     upstream::{
         balance::Wanted,
+        dynamic::Host,
         outlier::{self, Showed},
         pending,
         pool::Client,
@@ -88,6 +89,8 @@ pub(crate) async fn forward(
     log.cluster(cluster);
 
     let upgrade = upgrade::requested(&mut exchange, &chain.upgrades)?;
+    // As the client names it, before anything is rewritten.
+    let host = named_host::of(forwarding, cluster, &exchange).await?;
     prepare(&mut exchange, forwarding, target)?;
     if let Some(upgrade) = &upgrade {
         upgrade.ask(&mut exchange.head.headers);
@@ -105,6 +108,7 @@ pub(crate) async fn forward(
         forwarding,
         cluster,
         exchange: &exchange,
+        host,
         hash: affinity.hash,
         body,
         deadline,
@@ -185,6 +189,8 @@ struct Attempts<'a> {
     forwarding: Forwarding<'a>,
     cluster: &'a Arc<Cluster>,
     exchange: &'a Exchange,
+    /// Where the request names its endpoint.
+    host: Option<Host>,
     hash: Option<u64>,
     body: Replay,
     deadline: Option<Instant>,
@@ -278,6 +284,9 @@ impl Attempts<'_> {
         avoid: &[EndpointAddress],
         beyond: &[EndpointAddress],
     ) -> Result<Arc<Endpoint>, Reply> {
+        if let Some(host) = &self.host {
+            return Ok(host.endpoint(self.cluster, avoid));
+        }
         let wanted = Wanted {
             tried: avoid,
             beyond,

@@ -27,9 +27,9 @@ use super::{
 use crate::{
     config::{
         Config,
-        http::{ClientIdentity, HttpChain, RequestId, ServerHeader},
+        http::{ClientIdentity, HostPort, HttpChain, RequestId, ServerHeader},
         listener::Chain,
-        route::{Route, RouteTable, VirtualHost, action::Action, headers::HeaderChanges},
+        route::{self, Route, RouteTable, VirtualHost, action::Action, headers::HeaderChanges},
     },
     spans,
 };
@@ -254,7 +254,11 @@ fn set_server(how: &ServerHeader, headers: &mut HeaderMap) {
 impl Exchange {
     fn new(request: Request<Incoming>, chain: &HttpChain) -> Result<(Self, Body), Reply> {
         let (mut head, body) = request.into_parts();
-        let authority = authority(&head)?;
+        let mut authority = authority(&head)?;
+        if chain.host_port == HostPort::Removed {
+            let end = route::without_port(&authority).len();
+            authority.truncate(end);
+        }
         let original = head.uri.path_and_query().map_or("/", |path| path.as_str());
         let path = match normalize(original, chain.paths) {
             Normalized::Path(path) => path,

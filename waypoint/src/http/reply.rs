@@ -48,13 +48,15 @@ pub(crate) enum Flag {
     DurationTimeout,
     /// No such cluster.
     NoCluster,
+    /// A host that the request names has no address.
+    DnsFailure,
     /// A policy.
     Denied,
 }
 
 impl Flag {
     /// Those with letters, in Envoy's order.
-    pub(crate) const ALL: [Self; 16] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::NoHealthyUpstream,
         Self::UpstreamTimeout,
         Self::UpstreamConnect,
@@ -71,6 +73,7 @@ impl Flag {
         Self::IdleTimeout,
         Self::DurationTimeout,
         Self::NoCluster,
+        Self::DnsFailure,
     ];
 
     /// Envoy's letters.
@@ -103,6 +106,7 @@ impl Flag {
             Self::IdleTimeout => ("SI", "StreamIdleTimeout"),
             Self::DurationTimeout => ("DT", "DurationTimeout"),
             Self::NoCluster => ("NC", "NoClusterFound"),
+            Self::DnsFailure => ("DF", "DnsResolutionFailed"),
         }
     }
 }

@@ -222,6 +222,7 @@ fn flags(letters: &str) -> Option<ResponseFlags> {
             "SI" => flags.stream_idle_timeout = true,
             "DT" => flags.duration_timeout = true,
             "NC" => flags.no_cluster_found = true,
+            "DF" => flags.dns_resolution_failure = true,
             _ => {}
         }
     }

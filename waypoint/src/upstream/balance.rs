@@ -64,7 +64,7 @@ pub(super) fn endpoint_for(
     if let EndpointSource::Client { port } = cluster.endpoints {
         let mut addr = destination?;
         addr.set_port(port.unwrap_or_else(|| addr.port()));
-        return Some(cluster.state.direct.endpoint(addr));
+        return Some(cluster.state.direct.endpoint(addr, None));
     }
     pick(
         cluster,

@@ -2,6 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use leyline_hbone::{ConnectRequest, DialError, HboneIo, PoolKey};
 use leyline_net::{
     ConnectError,
@@ -23,9 +24,20 @@ use crate::{
     app::Shared,
     config::{
         cluster::{Cluster, transport::Announce},
-        endpoints::EndpointAddress,
+        endpoints::Endpoint,
     },
 };
+
+/// What a node proxy has not acknowledged for so long it never will: kernel and proxy read whatever comes, however slow
+/// the application is. Five retransmissions are lost by then, and a pod that vanished costs its requests no more.
+const TUNNEL_PATIENCE: Keepalive = Keepalive {
+    time: Duration::from_secs(3),
+    interval: Duration::from_secs(1),
+    retries: 2,
+    user_timeout: true,
+};
+/// The next of several addresses is tried when the one before has been silent for so long (RFC 8305, Envoy's default).
+const RACE_DELAY: Duration = Duration::from_millis(300);
 
 /// Who the connection is for; told to the endpoint's proxy.
 #[derive(Clone, Debug)]
@@ -47,6 +59,10 @@ pub(crate) enum ConnectFailure {
         "{0} shall be captured and is not yet, hint: check the logs of its node's ztunnel (enrolment_pending)"
     )]
     EnrolmentPending(SocketAddr),
+    #[error(
+        "{0} is a service of the mesh, whose pods take no plaintext, and no endpoint was chosen"
+    )]
+    EnrolledService(SocketAddr),
     #[error("{0}")]
     Tunnel(#[from] leyline_hbone::HboneError),
     #[error("{0}")]
@@ -71,12 +87,16 @@ type RawIo = Either<Box<HboneIo>, TcpStream>;
 pub(crate) async fn connect(
     shared: &Arc<Shared>,
     cluster: &Cluster,
-    endpoint: EndpointAddress,
+    endpoint: &Endpoint,
     purpose: For,
 ) -> Result<UpstreamIo, ConnectFailure> {
     let deadline = cluster.connect_timeout;
     let work = async {
-        let header = header(cluster.transport.announce, endpoint.addr(), &purpose);
+        let header = header(
+            cluster.transport.announce,
+            endpoint.address.addr(),
+            &purpose,
+        );
         let mut raw = connect_raw(shared, endpoint, purpose, deadline).await?;
         if let Some(header) = header {
             raw.write_all(&header)
@@ -86,7 +106,9 @@ pub(crate) async fn connect(
         match &cluster.transport.tls {
             None => Ok(UpstreamIo::Left(raw)),
             Some(tls) => {
-                let stream = tls.connect(raw, deadline).await?;
+                let stream = tls
+                    .connect(raw, endpoint.host.as_ref().map(Str::as_str), deadline)
+                    .await?;
                 Ok(UpstreamIo::Right(Box::new(stream)))
             }
         }
@@ -107,26 +129,60 @@ fn header(announce: Option<Announce>, target: SocketAddr, purpose: &For) -> Opti
 
 async fn connect_raw(
     shared: &Arc<Shared>,
-    endpoint: EndpointAddress,
+    endpoint: &Endpoint,
     purpose: For,
     deadline: Duration,
 ) -> Result<RawIo, ConnectFailure> {
-    let target = endpoint.addr();
-    if pending::settled(shared, endpoint, deadline).await? {
-        tunnel(shared, target, purpose).await
-    } else {
-        plain(shared, target, deadline).await
+    let target = endpoint.address.addr();
+    if pending::settled(shared, endpoint.address, deadline).await? {
+        return tunnel(shared, target, purpose).await;
     }
+    let stream = if endpoint.others.is_empty() {
+        plain(shared, target, deadline).await?
+    } else {
+        race(shared, target, &endpoint.others, deadline).await?
+    };
+    Ok(RawIo::Right(stream))
 }
 
 async fn plain(
     shared: &Shared,
     target: SocketAddr,
     deadline: Duration,
-) -> Result<RawIo, ConnectFailure> {
-    let options = options(deadline);
-    let stream = leyline_net::connect(&shared.netns, target, &options).await?;
-    Ok(RawIo::Right(stream))
+) -> Result<TcpStream, ConnectFailure> {
+    // The address of a service leads to one of its pods, who knows which, and past all that tunnels are for.
+    if shared.mesh.snapshot().stands_for_enrolled(target.ip()) {
+        return Err(ConnectFailure::EnrolledService(target));
+    }
+    let options = options(deadline, Keepalive::default());
+    Ok(leyline_net::connect(&shared.netns, target, &options).await?)
+}
+
+/// Connects to whichever of the addresses answers first; each gets a head start before the next.
+async fn race(
+    shared: &Shared,
+    first: SocketAddr,
+    others: &[SocketAddr],
+    deadline: Duration,
+) -> Result<TcpStream, ConnectFailure> {
+    // What has become a workload of the mesh meanwhile is not reached in plaintext.
+    let known = shared.mesh.snapshot();
+    let is_plain = |addr: &&SocketAddr| pending::is_plain(&known, **addr);
+    let mut left = others.iter().filter(is_plain);
+    let mut racing = FuturesUnordered::new();
+    racing.push(plain(shared, first, deadline));
+    let mut failure = ConnectFailure::Deadline(deadline);
+    loop {
+        match timeout(RACE_DELAY, racing.next()).await {
+            Ok(Some(Ok(stream))) => return Ok(stream),
+            Ok(Some(Err(error))) => failure = error,
+            Ok(None) => return Err(failure),
+            Err(_elapsed) => {}
+        }
+        if let Some(next) = left.next() {
+            racing.push(plain(shared, *next, deadline));
+        }
+    }
 }
 
 async fn tunnel(
@@ -180,7 +236,7 @@ async fn dial(shared: &Shared, key: &PoolKey) -> Result<ClientTls, DialError> {
         let deadline = shared.settings.proxy.handshake_deadline;
         let options = ConnectOptions {
             source: Source::tunnel(shared.settings.proxy.pace_tunnels),
-            ..options(shared.settings.proxy.connect_deadline)
+            ..options(shared.settings.proxy.connect_deadline, TUNNEL_PATIENCE)
         };
         let stream = leyline_net::connect(&shared.netns, key.target, &options).await?;
         let (stream, _identity) =
@@ -192,12 +248,12 @@ async fn dial(shared: &Shared, key: &PoolKey) -> Result<ClientTls, DialError> {
     dialled.map_err(DialError::new)
 }
 
-fn options(deadline: Duration) -> ConnectOptions<'static> {
+fn options(deadline: Duration, keepalive: Keepalive) -> ConnectOptions<'static> {
     ConnectOptions {
         mark: None,
         source: Source::Routed,
         deadline,
-        keepalive: Some(Keepalive::default()),
+        keepalive: Some(keepalive),
         announce: None,
     }
 }

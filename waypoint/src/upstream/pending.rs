@@ -89,6 +89,11 @@ pub(crate) fn endpoint_for(
     Some(first)
 }
 
+/// Whether an address may be reached in plaintext now.
+pub(super) fn is_plain(known: &Snapshot, addr: SocketAddr) -> bool {
+    Reach::of(known, EndpointAddress::Plain(addr)) == Reach::Plain
+}
+
 /// Waits until an endpoint is known to be in the mesh or out of it. Whether it is reached through a tunnel, even where the
 /// endpoints have not caught up with that.
 ///

@@ -412,7 +412,7 @@ async fn open(
         client: client.unwrap_or_else(|| (shared.settings.node.instance_ip, 0).into()),
         service: cluster.service.as_ref().map(|service| service.host.clone()),
     };
-    connect(shared, cluster, endpoint.address, purpose).await
+    connect(shared, cluster, endpoint, purpose).await
 }
 
 /// Starts the task that closes connections that are not used, unless there is one. It ends with the last of them or on

@@ -17,10 +17,16 @@ use sha2::{Digest, Sha256};
 use super::{
     Advice,
     networks::Networks,
-    services::{MeshService, Resolution, Target, TargetPort, address_bytes, network_addresses},
-    waypoints::{Attached, Waypoints},
+    services::{
+        ConnectStrategy, MeshService, Resolution, Target, TargetPort, address_bytes,
+        network_addresses,
+    },
+    waypoints::{Attached, ServiceWaypoints, Waypoints},
 };
 use crate::objects::{EntryPort, Kind, ObjectKey, Objects, ServiceEntry, parse_block};
+
+/// Says which of several addresses of a name is connected to.
+const CONNECT_STRATEGY: &str = "istio.io/connect-strategy";
 
 /// One host of a ServiceEntry.
 pub(super) struct EntryService {
@@ -59,6 +65,7 @@ pub(super) fn services(
         let Some(visibility) = visibility(entry, &mut advise) else {
             continue;
         };
+        let connect_strategy = connect_strategy(entry, &mut advise);
         for host in &entry.spec.hosts {
             let host = host.to_ascii_lowercase();
             let key = format!("{}/{host}", name.namespace);
@@ -90,6 +97,7 @@ pub(super) fn services(
                 waypoints: BTreeSet::new(),
                 requires_waypoint: false,
                 resolution: resolution(entry),
+                connect_strategy,
             };
             attach_waypoints(&mut service, entry, waypoints, &mut advise);
             services.push(EntryService {
@@ -117,6 +125,12 @@ fn attach_waypoints(
         account: None,
     };
     let found = waypoints.of_service(attached, advise.advice);
+    if service.resolution == Resolution::Request {
+        advise.say_dynamic(entry, &found);
+        if is_internal(entry) {
+            return;
+        }
+    }
     service.wire.waypoint = found.waypoint;
     service.wire.weighted_waypoints = found.weighted;
     service.waypoints = found.names;
@@ -143,6 +157,26 @@ impl Adviser<'_> {
     fn say_without_address(&mut self, host: &str) {
         let reason = format!("{host} has no address, so that only DNS of others finds it");
         self.say("spec.addresses", reason);
+    }
+
+    /// What keeps requests from hosts that only a waypoint finds.
+    fn say_dynamic(&mut self, entry: &ServiceEntry, found: &ServiceWaypoints) {
+        if is_internal(entry) {
+            let reason =
+                "waypoints serve resolution DYNAMIC_DNS for MESH_EXTERNAL alone: nobody serves it";
+            self.say("spec.location", reason.to_owned());
+        } else if found.names.is_empty() {
+            let reason = "only a waypoint (label istio.io/use-waypoint) finds these hosts: nobody serves them";
+            self.say("spec.resolution", reason.to_owned());
+        }
+        for (index, port) in entry.spec.ports.iter().enumerate() {
+            let protocol = target_port(port).map(|port| port.app_protocol);
+            if matches!(protocol, Some(AppProtocol::Tcp | AppProtocol::Unknown)) {
+                let reason =
+                    "only HTTP, gRPC and TLS say which host they are for: the port is not served";
+                self.say(&format!("spec.ports[{index}].protocol"), reason.to_owned());
+            }
+        }
     }
 
     fn say_taken(&mut self, host: &str) {
@@ -193,6 +227,10 @@ fn is_by_name(entry: &ServiceEntry) -> bool {
     )
 }
 
+fn is_internal(entry: &ServiceEntry) -> bool {
+    entry.spec.location.as_deref() == Some("MESH_INTERNAL")
+}
+
 /// Without resolution connections go where the client wants.
 fn is_passthrough(entry: &ServiceEntry) -> bool {
     matches!(entry.spec.resolution.as_deref(), None | Some("NONE"))
@@ -202,8 +240,24 @@ fn resolution(entry: &ServiceEntry) -> Resolution {
     match entry.spec.resolution.as_deref() {
         Some("DNS") => Resolution::Names,
         Some("DNS_ROUND_ROBIN") => Resolution::OneName,
+        Some("DYNAMIC_DNS") => Resolution::Request,
         None | Some("NONE") => Resolution::Client,
         Some(_) => Resolution::Address,
+    }
+}
+
+fn connect_strategy(entry: &ServiceEntry, advise: &mut Adviser<'_>) -> ConnectStrategy {
+    let annotations = entry.metadata.annotations.as_ref();
+    let value = annotations.and_then(|all| all.get(CONNECT_STRATEGY));
+    match value.map(String::as_str) {
+        None | Some("DEFAULT") => ConnectStrategy::Default,
+        Some("RACE_FIRST_TCP_CONNECT") => ConnectStrategy::RaceFirstTcpConnect,
+        Some(_) => {
+            let field = format!("metadata.annotations.{CONNECT_STRATEGY}");
+            let reason = "has no effect: must be DEFAULT or RACE_FIRST_TCP_CONNECT";
+            advise.say(&field, reason.to_owned());
+            ConnectStrategy::Default
+        }
     }
 }
 
@@ -263,8 +317,13 @@ fn addresses(
     let allocated = entry.status.addresses.iter();
     let allocated = allocated.filter(|one| one.host.is_empty() || one.host == host);
     let mut addresses: Vec<IpAddr> = allocated.filter_map(|one| one.value.parse().ok()).collect();
-    // A client of a passed-through service must get the host's own address.
-    if addresses.is_empty() && !is_passthrough(entry) && !is_wildcard(host) {
+    // A client of a passed-through service must get the host's own address; one of hosts that only a waypoint knows must not.
+    let is_served = match resolution(entry) {
+        Resolution::Client => false,
+        Resolution::Request => true,
+        Resolution::Address | Resolution::Names | Resolution::OneName => !is_wildcard(host),
+    };
+    if addresses.is_empty() && is_served {
         addresses = allocator.allocate(&format!("{name}/{host}"));
     }
     network_addresses(networks, &addresses)

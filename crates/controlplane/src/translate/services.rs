@@ -57,6 +57,18 @@ pub(super) enum Resolution {
     OneName,
     /// The client has found one.
     Client,
+    /// Each request says by its host which one it is for.
+    Request,
+}
+
+/// Which of the addresses of a name is connected to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum ConnectStrategy {
+    /// The one that balancing draws, or the first.
+    #[default]
+    Default,
+    /// The first that answers.
+    RaceFirstTcpConnect,
 }
 
 /// A service and what its workloads need to know of it.
@@ -72,6 +84,7 @@ pub(super) struct MeshService {
     /// Whether its pods refuse what does not come through them.
     pub(super) requires_waypoint: bool,
     pub(super) resolution: Resolution,
+    pub(super) connect_strategy: ConnectStrategy,
 }
 
 /// All services that the mesh knows; not ExternalName, which is only DNS.
@@ -188,6 +201,7 @@ fn translate_one(
         waypoints: BTreeSet::new(),
         requires_waypoint: false,
         resolution: Resolution::Address,
+        connect_strategy: ConnectStrategy::Default,
     }
 }
 

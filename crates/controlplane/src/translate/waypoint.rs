@@ -43,13 +43,13 @@ use prost::Message;
 
 use super::{
     Advice, KeySets, MeshSettings, Resource, Resources, WaypointPod, keys, mesh_config,
-    services::MeshService,
+    services::{MeshService, Resolution},
 };
 use crate::objects::Objects;
 use authorizers::Authorizers;
 use clusters::{Traffic, Which, locality::Standpoint};
-use listeners::{Checks, ClientIdentity, Served, ServedPort};
-use routes::Clusters;
+use listeners::{Checks, ClientIdentity, Lookups, Served, ServedPort};
+use routes::{Clusters, Domain};
 use settings::{BuiltClusters, Settings};
 use view::{PortView, ServiceView, View};
 
@@ -375,6 +375,13 @@ impl PortContext<'_, '_> {
                 host: service.host,
                 port: number,
                 default_retry: rules::default_retry(self.view.config),
+                domain: match service.resolution {
+                    Resolution::Request => Domain::Host,
+                    Resolution::Address
+                    | Resolution::Names
+                    | Resolution::OneName
+                    | Resolution::Client => Domain::Any,
+                },
             };
             let clusters = self.settings.clusters_of(number, Traffic::Http);
             let mut table = routes::table(&table, &rules, &clusters);
@@ -399,6 +406,10 @@ impl PortContext<'_, '_> {
                 .collect(),
             identity: self.identity(),
             checks,
+            lookups: Lookups {
+                http: clusters::dynamic::http(service),
+                tls: clusters::dynamic::tls(service, port),
+            },
             told: telemetry::of(self.view, self.settings, self.gateway, service),
             http,
             tcp,

@@ -68,7 +68,7 @@ impl Pki {
             trust: Trust::Roots(Pem::File(self.path("root.pem"))),
             revoked: None,
             client: None,
-            server_name: "shop.example".to_owned(),
+            server_name: Some("shop.example".to_owned()),
             subject_alt_names: Vec::new(),
             alpn: vec!["h2".to_owned()],
         }
@@ -101,7 +101,7 @@ async fn shake(
     server.alpn_protocols = vec![b"h2".to_vec()];
     let (near, far) = tokio::io::duplex(64 << 10);
     let accepting = TlsAcceptor::from(Arc::new(server)).accept(far);
-    let connecting = client.connect(near, Duration::from_secs(10));
+    let connecting = client.connect(near, None, Duration::from_secs(10));
     let (accepted, connected) = tokio::join!(accepting, connecting);
     let asked = accepted.as_ref().ok().and_then(|stream| {
         let (_, session) = stream.get_ref();
@@ -162,7 +162,7 @@ async fn servers_are_believed_by_root_and_name() {
         ("its name", pki.config(), true),
         (
             "another name",
-            with(&|config| config.server_name = "other.example".into()),
+            with(&|config| config.server_name = Some("other.example".into())),
             false,
         ),
         (
@@ -199,7 +199,7 @@ async fn servers_are_believed_by_root_and_name() {
             "anybody",
             with(&|config| {
                 config.trust = Trust::Anybody;
-                config.server_name = "other.example".into();
+                config.server_name = Some("other.example".into());
             }),
             true,
         ),

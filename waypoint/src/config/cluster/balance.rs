@@ -124,15 +124,8 @@ impl Balance {
                 }
                 Ok(Self::Maglev { table_size })
             }
-            // Nothing is chosen where the client says where to go.
-            (Ok(LbPolicy::ClusterProvided), _)
-                if proto.cluster_discovery_type
-                    == Some(ClusterDiscoveryType::Type(
-                        DiscoveryType::OriginalDst.into(),
-                    )) =>
-            {
-                Ok(Self::Random)
-            }
+            // Nothing is chosen where the client or the request says where to go.
+            (Ok(LbPolicy::ClusterProvided), _) if is_told_where(proto) => Ok(Self::Random),
             (Ok(LbPolicy::ClusterProvided | LbPolicy::LoadBalancingPolicyConfig) | Err(_), _) => {
                 Err(Unsupported::new("lb_policy"))
             }
@@ -200,6 +193,15 @@ fn slow_start(proto: &proto::Cluster) -> Compiled<Option<SlowStart>> {
 fn is_prime(number: u64) -> bool {
     let mut divisors = (2..).take_while(|divisor| divisor * divisor <= number);
     number > 1 && divisors.all(|divisor| !number.is_multiple_of(divisor))
+}
+
+/// By clients, or by requests.
+fn is_told_where(proto: &proto::Cluster) -> bool {
+    match &proto.cluster_discovery_type {
+        Some(ClusterDiscoveryType::Type(kind)) => *kind == i32::from(DiscoveryType::OriginalDst),
+        Some(ClusterDiscoveryType::ClusterType(_)) => true,
+        None => false,
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,9 @@ use envoy_types::pb::envoy::config::{
         cluster::{DiscoveryType, DnsLookupFamily},
     },
     core::v3::{SocketAddress, address::Address},
-    endpoint::v3::{ClusterLoadAssignment, LbEndpoint, lb_endpoint::HostIdentifier},
+    endpoint::v3::{
+        ClusterLoadAssignment, LbEndpoint, endpoint::AdditionalAddress, lb_endpoint::HostIdentifier,
+    },
 };
 
 use crate::config::{
@@ -32,7 +34,7 @@ const MAX_ADDRESSES: usize = 256;
 pub(crate) struct DnsSource {
     /// With names in place of addresses.
     assignment: ClusterLoadAssignment,
-    /// Only the first address counts: others are other ways to the same.
+    /// Only the first address counts, or all of them are ways to one endpoint, where both families are asked for.
     logical: bool,
     pub(crate) family: Family,
     /// Where nothing was found.
@@ -40,13 +42,26 @@ pub(crate) struct DnsSource {
 }
 
 /// Which addresses are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Family {
     V4,
     V6,
     PreferV4,
     PreferV6,
     Both,
+}
+
+impl Family {
+    pub(super) fn compile(proto: i32) -> Compiled<Self> {
+        match DnsLookupFamily::try_from(proto) {
+            Ok(DnsLookupFamily::V4Only) => Ok(Self::V4),
+            Ok(DnsLookupFamily::V6Only) => Ok(Self::V6),
+            Ok(DnsLookupFamily::Auto) => Ok(Self::PreferV6),
+            Ok(DnsLookupFamily::V4Preferred) => Ok(Self::PreferV4),
+            Ok(DnsLookupFamily::All) => Ok(Self::Both),
+            Err(_) => Err(Unsupported::new("dns_lookup_family")),
+        }
+    }
 }
 
 /// Addresses by name.
@@ -60,14 +75,7 @@ impl DnsSource {
         let source = Self {
             assignment: proto.load_assignment.clone().unwrap_or_default(),
             logical: kind == DiscoveryType::LogicalDns,
-            family: match DnsLookupFamily::try_from(proto.dns_lookup_family) {
-                Ok(DnsLookupFamily::V4Only) => Family::V4,
-                Ok(DnsLookupFamily::V6Only) => Family::V6,
-                Ok(DnsLookupFamily::Auto) => Family::PreferV6,
-                Ok(DnsLookupFamily::V4Preferred) => Family::PreferV4,
-                Ok(DnsLookupFamily::All) => Family::Both,
-                Err(_) => return Err(Unsupported::new("dns_lookup_family")),
-            },
+            family: Family::compile(proto.dns_lookup_family)?,
             refresh: refresh.unwrap_or(REFRESH).max(Duration::from_secs(1)),
         };
         if source.names().len() > MAX_NAMES {
@@ -95,11 +103,21 @@ impl DnsSource {
                     locality.lb_endpoints.push(endpoint);
                     continue;
                 };
-                let most = if self.logical { 1 } else { MAX_ADDRESSES };
-                let found = answers.get(name).into_iter().flatten().take(most);
+                let found = answers.get(name).map(Vec::as_slice).unwrap_or_default();
+                let found = found.get(..MAX_ADDRESSES).unwrap_or(found);
+                if self.logical {
+                    let others = match self.family {
+                        Family::Both => found.get(1..).unwrap_or_default(),
+                        Family::V4 | Family::V6 | Family::PreferV4 | Family::PreferV6 => &[],
+                    };
+                    let first = found.first();
+                    let first = first.map(|ip| with_others(with_address(&endpoint, *ip), others));
+                    locality.lb_endpoints.extend(first);
+                    continue;
+                }
                 locality
                     .lb_endpoints
-                    .extend(found.map(|ip| with_address(&endpoint, *ip)));
+                    .extend(found.iter().map(|ip| with_address(&endpoint, *ip)));
             }
         }
         expanded
@@ -133,6 +151,25 @@ fn with_address(endpoint: &LbEndpoint, ip: IpAddr) -> LbEndpoint {
     endpoint
 }
 
+/// With other ways to the same endpoint.
+fn with_others(mut endpoint: LbEndpoint, others: &[IpAddr]) -> LbEndpoint {
+    if let Some(HostIdentifier::Endpoint(host)) = &mut endpoint.host_identifier
+        && let Some(address) = &host.address
+    {
+        let others = others.iter().map(|ip| {
+            let mut address = address.clone();
+            if let Some(Address::SocketAddress(socket)) = &mut address.address {
+                socket.address = ip.to_string();
+            }
+            AdditionalAddress {
+                address: Some(address),
+            }
+        });
+        host.additional_addresses = others.collect();
+    }
+    endpoint
+}
+
 #[cfg(test)]
 mod tests {
     use envoy_types::pb::envoy::config::{
@@ -141,6 +178,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::config::endpoints::EndpointSet;
 
     fn source(kind: DiscoveryType, hosts: &[&str]) -> DnsSource {
         let endpoint = |host: &&str| LbEndpoint {
@@ -195,5 +233,19 @@ mod tests {
                 .collect();
             assert_eq!(shown, expected);
         }
+    }
+
+    #[test]
+    fn addresses_of_both_families_are_ways_to_one_endpoint() {
+        let mut source = source(DiscoveryType::LogicalDns, &["a.example"]);
+        source.family = Family::Both;
+        let found = ["10.0.0.1", "10.0.0.2", "2001:db8::1"].map(|ip| ip.parse().unwrap());
+        let answers = Answers::from([("a.example".to_owned(), found.to_vec())]);
+        let set = EndpointSet::compile(&source.expand(&answers), None).unwrap();
+        let all: Vec<_> = set.all().collect();
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].address.addr(), "10.0.0.1:80".parse().unwrap());
+        let others = ["10.0.0.2:80", "[2001:db8::1]:80"].map(|addr| addr.parse().unwrap());
+        assert_eq!(*all[0].others, others);
     }
 }

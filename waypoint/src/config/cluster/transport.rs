@@ -44,6 +44,14 @@ pub(crate) struct Transport {
     pub(crate) secrets: Vec<Str>,
 }
 
+/// Whom connections of a cluster are for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Server<'a> {
+    Named(&'a str),
+    OfEachRequest,
+    Unknown,
+}
+
 /// Looks secrets up, and keeps in mind which.
 struct Lookup<'a> {
     known: &'a Secrets,
@@ -58,10 +66,10 @@ pub(crate) enum Announce {
 }
 
 impl Transport {
-    /// What was read of certificates is kept where `before` had the same ones. `host` is asked for where no name is given.
+    /// What was read of certificates is kept where `before` had the same ones. `server` is asked for where no name is given.
     pub(super) fn compile(
         proto: &proto::Cluster,
-        host: Option<&str>,
+        server: Server<'_>,
         before: Option<&Self>,
         secrets: &Secrets,
     ) -> Compiled<Self> {
@@ -83,7 +91,7 @@ impl Transport {
                     known: secrets,
                     asked: Vec::new(),
                 };
-                let config = tls(&decode(&any)?, host, &mut lookup).at("transport_socket")?;
+                let config = tls(&decode(&any)?, server, &mut lookup).at("transport_socket")?;
                 transport.secrets = lookup.asked;
                 let known = before.and_then(|before| before.tls.as_ref());
                 let known = known.filter(|known| *known.config() == config);
@@ -132,7 +140,7 @@ fn announce(proto: &ProxyProtocolUpstreamTransport) -> Compiled<Announce> {
 
 fn tls(
     proto: &UpstreamTlsContext,
-    host: Option<&str>,
+    server: Server<'_>,
     lookup: &mut Lookup<'_>,
 ) -> Compiled<OriginationConfig> {
     let none = CommonTlsContext::default();
@@ -170,15 +178,17 @@ fn tls(
         }
         Some(_) => return Err(Unsupported::new("validation context of this kind")),
     };
-    let server_name = match proto.sni.as_str() {
-        "" => host.ok_or_else(|| Unsupported::missing("sni"))?,
-        sni => sni,
+    let server_name = match (proto.sni.as_str(), server) {
+        ("", Server::Named(host)) => Some(host),
+        ("", Server::OfEachRequest) => None,
+        ("", Server::Unknown) => return Err(Unsupported::missing("sni")),
+        (sni, _) => Some(sni),
     };
     Ok(OriginationConfig {
         trust,
         revoked,
         client,
-        server_name: server_name.to_owned(),
+        server_name: server_name.map(str::to_owned),
         subject_alt_names,
         alpn: common.alpn_protocols.clone(),
     })

@@ -20,6 +20,8 @@ fn set(localities: &[(u32, &[u32])]) -> Arc<EndpointSet> {
                 last += 1;
                 Arc::new(Endpoint {
                     address: EndpointAddress::Plain(([10, 0, 0, last], 80).into()),
+                    others: Box::default(),
+                    host: None,
                     weight: *weight,
                     told_healthy: true,
                     state: Arc::default(),
@@ -218,6 +220,8 @@ async fn new_endpoints_get_their_share_little_by_little() {
         tokio::time::advance(Duration::from_secs(1000)).await;
         let new = Arc::new(Endpoint {
             address: EndpointAddress::Plain(([10, 0, 0, 3], 80).into()),
+            others: Box::default(),
+            host: None,
             weight: 1,
             told_healthy: true,
             state: Arc::default(),
@@ -251,6 +255,8 @@ fn a_retry_goes_beyond_the_priorities_that_were_tried() {
         let endpoints = (first..first + 2).map(|last| {
             Arc::new(Endpoint {
                 address: EndpointAddress::Plain(([10, 0, 0, last], 80).into()),
+                others: Box::default(),
+                host: None,
                 weight: 1,
                 told_healthy: true,
                 state: Arc::default(),

@@ -6,7 +6,7 @@ use super::{Invalid, labels, metadata_of, net, push, text};
 use crate::objects::{
     field::Field,
     key::Kind,
-    service_entry::{EntryPort, ServiceEntry, WorkloadEntry, WorkloadEntrySpec},
+    service_entry::{EntryPort, ServiceEntry, ServiceEntrySpec, WorkloadEntry, WorkloadEntrySpec},
 };
 
 /// ServiceEntry.
@@ -29,9 +29,12 @@ pub(crate) fn service_entry(object: &ServiceEntry, found: &mut Vec<Invalid>) {
     }
     ports(&field.key("ports"), &spec.ports, found);
     let resolution = spec.resolution.as_deref().unwrap_or("NONE");
-    if !["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN"].contains(&resolution) {
-        let reason = "must be NONE, STATIC, DNS or DNS_ROUND_ROBIN";
+    if !["NONE", "STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS"].contains(&resolution) {
+        let reason = "must be NONE, STATIC, DNS, DNS_ROUND_ROBIN or DYNAMIC_DNS";
         push(found, field.key("resolution"), reason);
+    }
+    if resolution == "DYNAMIC_DNS" {
+        dynamic(&field, spec, found);
     }
     if !matches!(
         spec.location.as_deref(),
@@ -58,6 +61,24 @@ pub(crate) fn service_entry(object: &ServiceEntry, found: &mut Vec<Invalid>) {
             let reason = "resolution STATIC needs an IP address";
             push(found, field.key("address"), reason);
         }
+    }
+}
+
+/// Requests say which host under a domain they are for.
+fn dynamic(field: &Field, spec: &ServiceEntrySpec, found: &mut Vec<Invalid>) {
+    for (index, host) in spec.hosts.iter().enumerate() {
+        if !host.starts_with("*.") {
+            let reason = "resolution DYNAMIC_DNS is for hosts such as *.example.com";
+            push(found, field.key("hosts").index(index), reason);
+        }
+    }
+    if !spec.endpoints.is_empty() {
+        let reason = "resolution DYNAMIC_DNS has no endpoints: each host is its own";
+        push(found, field.key("endpoints"), reason);
+    }
+    if spec.workload_selector.is_some() {
+        let reason = "resolution DYNAMIC_DNS selects no workloads: each host is its own endpoint";
+        push(found, field.key("workloadSelector"), reason);
     }
 }
 

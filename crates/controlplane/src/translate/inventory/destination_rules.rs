@@ -69,12 +69,6 @@ fn of_policy(field: &str, policy: &TrafficPolicy, teller: &mut Teller<'_>) {
 }
 
 fn of_parts(field: &str, parts: &Parts<'_>, teller: &mut Teller<'_>) {
-    let simple = parts.load_balancer.and_then(|one| one.simple.as_deref());
-    teller.tell_if(
-        simple == Some("PASSTHROUGH"),
-        format!("{field}.loadBalancer.simple"),
-        "PASSTHROUGH is for ServiceEntries with resolution NONE, which have it by themselves: LEAST_REQUEST is used",
-    );
     teller.tell_if(
         parts
             .load_balancer

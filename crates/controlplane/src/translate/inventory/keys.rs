@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Those that something here acts on.
-const ACTED_ON: [&str; 29] = [
+const ACTED_ON: [&str; 30] = [
     "ambient.istio.io/bypass-inbound-capture",
     "ambient.istio.io/dns-capture",
     "ambient.istio.io/redirection",
@@ -18,6 +18,7 @@ const ACTED_ON: [&str; 29] = [
     "ambient.istio.io/xfcc-include-client-identity",
     "gateway.istio.io/managed",
     "gateway.istio.io/service-account",
+    "istio.io/connect-strategy",
     "istio.io/dataplane-mode",
     "istio.io/dry-run",
     "istio.io/for-service-account",

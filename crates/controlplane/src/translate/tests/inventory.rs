@@ -142,10 +142,6 @@ fn of_destination_rules() {
                 "subsets: [{name: v1, trafficPolicy: {tls: {mode: SIMPLE, credentialName: a}}}]",
                 "",
             ),
-            (
-                "trafficPolicy: {portLevelSettings: [{port: {number: 80}, loadBalancer: {simple: PASSTHROUGH}}]}",
-                "spec.trafficPolicy.portLevelSettings[0].loadBalancer.simple",
-            ),
         ],
     );
     check_spec(

@@ -2,6 +2,7 @@
 
 mod access_logs;
 mod direct;
+mod discovery;
 mod security;
 mod streams;
 mod tls;

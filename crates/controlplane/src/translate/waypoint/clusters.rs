@@ -1,6 +1,7 @@
 //! Clusters and their endpoints (facts A.5, A.6): one cluster for each port, protocol and subset of a service.
 
 mod discovery;
+pub(super) mod dynamic;
 mod encap;
 mod endpoints;
 pub(super) mod locality;
@@ -100,7 +101,7 @@ pub(super) fn assignment(
     labels: Option<&BTreeMap<String, String>>,
     from: Option<&Standpoint>,
 ) -> Option<ClusterLoadAssignment> {
-    if service.resolution != Resolution::Address {
+    if service.resolution != Resolution::Address || policy.passes_through() {
         return None;
     }
     let name = which.name(service.host);
@@ -146,15 +147,20 @@ pub(super) fn cluster(
         }),
         ..Cluster::default()
     };
-    let options = http_options(port, policy);
+    let mut options = http_options(port, policy);
     let http2 = is_http2(&options);
-    cluster.transport_socket = Some(transport::socket(policy, service.host, which, http2));
+    let dynamic = service.resolution == Resolution::Request;
+    if dynamic {
+        options.upstream_http_protocol_options = transport::each_its_own_name(policy);
+    }
+    let host = (!dynamic).then_some(service.host);
+    cluster.transport_socket = Some(transport::socket(policy, host, which, http2));
     if which.traffic == Traffic::Http {
         let options = pb::any(&options);
         cluster.typed_extension_protocol_options = [(HTTP_OPTIONS.to_owned(), options)].into();
     }
     balance(&mut cluster, policy.load_balancer.as_ref());
-    discovery::set(&mut cluster, service, which, labels);
+    discovery::set(&mut cluster, service, which, policy, labels);
     cluster
 }
 
@@ -214,7 +220,13 @@ fn http_options(port: Option<&PortView>, policy: &Policy) -> HttpProtocolOptions
     let http2 = match (port.map(|port| port.protocol), upgrade) {
         (_, Some("UPGRADE")) => true,
         (Some(PortProtocol::Http2), _) => true,
-        (Some(PortProtocol::Http1 | PortProtocol::Tcp | PortProtocol::Unknown) | None, _) => false,
+        (
+            Some(
+                PortProtocol::Http1 | PortProtocol::Tcp | PortProtocol::Tls | PortProtocol::Unknown,
+            )
+            | None,
+            _,
+        ) => false,
     };
     let streams = http.and_then(|http| http.max_concurrent_streams);
     let http2_options = Http2ProtocolOptions {

@@ -12,15 +12,18 @@ use leyline_types::NamespacedName;
 
 use super::{
     Member, clusters, limits,
-    listeners::ServedPort,
-    routes::{self, Clusters},
+    listeners::{Lookups, ServedPort},
+    routes::{self, Clusters, Domain},
     rule::Target,
     rules, telemetry,
     view::{PortProtocol, PortView, ServiceView, ip},
 };
 use crate::{
     objects::mesh_config::MeshConfig,
-    translate::{Advice, services::Resolution},
+    translate::{
+        Advice,
+        services::{ConnectStrategy, Resolution},
+    },
 };
 
 /// Of the chain of HTTP, and of its routes.
@@ -69,6 +72,7 @@ pub(super) fn workloads<'a>(
         waypoints: &NO_WAYPOINTS,
         preference: Vec::new(),
         resolution: Resolution::Client,
+        connect_strategy: ConnectStrategy::Default,
     }
 }
 
@@ -84,6 +88,7 @@ pub(super) fn serve(context: &super::PortContext<'_, '_>, advice: &mut Vec<Advic
         http: HTTP.to_owned(),
         tcp: TCP.to_owned(),
         checks,
+        lookups: Lookups::default(),
         told: telemetry::of(
             context.view,
             context.settings,
@@ -102,6 +107,7 @@ pub(super) fn routes(config: &MeshConfig) -> RouteConfiguration {
         host: HTTP,
         port: PORT.number,
         default_retry: rules::default_retry(config),
+        domain: Domain::Any,
     };
     routes::table(&table, &[], &ToEncap)
 }

@@ -96,6 +96,13 @@ impl Checks {
     }
 }
 
+/// Filters that look names up.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Lookups {
+    pub(super) http: Option<HttpFilter>,
+    pub(super) tls: Option<Filter>,
+}
+
 /// Where the bytes of a TCP port go: clusters by weight.
 pub(super) type TcpTargets = Vec<(String, u32)>;
 
@@ -108,6 +115,8 @@ pub(super) struct ServedPort {
     pub(super) tcp: String,
     pub(super) identity: ClientIdentity,
     pub(super) checks: Checks,
+    /// Finds hosts that requests name.
+    pub(super) lookups: Lookups,
     pub(super) told: Told,
     pub(super) tcp_targets: TcpTargets,
     pub(super) tcp_options: TcpOptions,
@@ -132,7 +141,7 @@ pub(super) fn listeners(
     ]
 }
 
-fn network_filter<M: Message + Name>(name: &str, message: &M) -> Filter {
+pub(super) fn network_filter<M: Message + Name>(name: &str, message: &M) -> Filter {
     Filter {
         name: name.to_owned(),
         config_type: Some(FilterConfig::TypedConfig(pb::any(message))),
@@ -216,6 +225,7 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
         http_filter("envoy.filters.http.fault", pb::any(&HttpFault::default())),
         http_filter("envoy.filters.http.cors", pb::any(&Cors::default())),
     ]);
+    filters.extend(port.lookups.http.clone());
     filters.extend(port.told.http_filter());
     filters.push(router());
     let normalization = mesh.path_normalization.normalization.as_deref();
@@ -290,7 +300,8 @@ fn tcp_chain(port: &ServedPort) -> FilterChain {
         access_log: port.told.access_logs.clone(),
         ..TcpProxy::default()
     };
-    let mut filters = port.checks.tcp.clone();
+    let mut filters: Vec<Filter> = port.lookups.tls.clone().into_iter().collect();
+    filters.extend(port.checks.tcp.iter().cloned());
     filters.extend(port.told.network_filter());
     filters.push(network_filter("envoy.filters.network.tcp_proxy", &proxy));
     FilterChain {
@@ -358,7 +369,7 @@ fn leaf(port: &ServedPort) -> ordered::OnMatch {
     };
     match port.protocol {
         PortProtocol::Http1 | PortProtocol::Http2 => chain(&port.http),
-        PortProtocol::Tcp => chain(&port.tcp),
+        PortProtocol::Tcp | PortProtocol::Tls => chain(&port.tcp),
         PortProtocol::Unknown => {
             let http = HTTP_PROTOCOLS.map(|name| (name.to_owned(), chain(&port.http)));
             ordered::OnMatch::map(

@@ -87,6 +87,12 @@ pub(super) fn text(text: impl Into<String>) -> Value {
     }
 }
 
+pub(super) fn number(number: f64) -> Value {
+    Value {
+        kind: Some(Kind::NumberValue(number)),
+    }
+}
+
 pub(super) fn list(values: Vec<Value>) -> Value {
     Value {
         kind: Some(Kind::ListValue(ListValue { values })),

@@ -74,6 +74,16 @@ pub(super) struct Table<'a> {
     pub(super) port: u16,
     /// Of routes that say nothing of retries.
     pub(super) default_retry: Retry,
+    pub(super) domain: Domain,
+}
+
+/// Whose requests they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Domain {
+    /// The address decided; the host of a request may be anything.
+    Any,
+    /// Those of the service's host, which stands for many; others get 404.
+    Host,
 }
 
 /// All routes of one port; where none of the rules takes everything, the rest gets 404, as with Envoy.
@@ -105,14 +115,17 @@ pub(super) fn table(
         name: table.name.to_owned(),
         virtual_hosts: vec![VirtualHost {
             name: format!("inbound|http|{}", table.port),
-            // The address decided; the host of a request may be anything.
-            domains: vec!["*".to_owned()],
+            domains: vec![match table.domain {
+                Domain::Any => "*".to_owned(),
+                Domain::Host => table.host.to_owned(),
+            }],
             routes: rules
                 .iter()
                 .flat_map(|rule| routes_of(table, rule, clusters))
                 .collect(),
             ..VirtualHost::default()
         }],
+        ignore_port_in_host_matching: table.domain == Domain::Host,
         validate_clusters: pb::boolean(false),
         max_direct_response_body_size_bytes: pb::uint32(MAX_DIRECT_RESPONSE_BYTES),
         ..RouteConfiguration::default()

@@ -15,7 +15,7 @@ use crate::{
     objects::{Objects, mesh_config::MeshConfig},
     translate::{
         KeySets, MeshSettings,
-        services::{MeshService, Resolution},
+        services::{ConnectStrategy, MeshService, Resolution},
     },
 };
 
@@ -64,6 +64,7 @@ pub(super) struct ServiceView<'a> {
     /// Labels by which it prefers endpoints that are near.
     pub(super) preference: Vec<String>,
     pub(super) resolution: Resolution,
+    pub(super) connect_strategy: ConnectStrategy,
 }
 
 /// A port of a service.
@@ -81,17 +82,24 @@ pub(super) enum PortProtocol {
     Http1,
     Http2,
     Tcp,
+    /// Passed through as it is; the client says first which host it wants.
+    Tls,
     /// Told from what the client sends first.
     Unknown,
 }
 
 impl PortProtocol {
     pub(super) fn may_be_http(self) -> bool {
-        self != Self::Tcp
+        !matches!(self, Self::Tcp | Self::Tls)
+    }
+
+    /// Whether each request or connection says which host it is for.
+    fn names_host(self) -> bool {
+        matches!(self, Self::Http1 | Self::Http2 | Self::Tls)
     }
 
     pub(super) fn may_be_tcp(self) -> bool {
-        matches!(self, Self::Tcp | Self::Unknown)
+        matches!(self, Self::Tcp | Self::Tls | Self::Unknown)
     }
 }
 
@@ -191,6 +199,7 @@ fn service_view<'a>(
                     protocol: protocol(port.app_protocol),
                 })
             })
+            .filter(|port| service.resolution != Resolution::Request || port.protocol.names_host())
             .collect(),
         sections: service
             .ports
@@ -200,6 +209,7 @@ fn service_view<'a>(
         endpoints,
         waypoints: &service.waypoints,
         resolution: service.resolution,
+        connect_strategy: service.connect_strategy,
         preference: wire
             .load_balancing
             .as_ref()
@@ -240,8 +250,8 @@ fn protocol(wire: i32) -> PortProtocol {
     match AppProtocol::try_from(wire) {
         Ok(AppProtocol::Http11) => PortProtocol::Http1,
         Ok(AppProtocol::Http2 | AppProtocol::Grpc) => PortProtocol::Http2,
-        // TLS is passed through as it is.
-        Ok(AppProtocol::Tcp | AppProtocol::Tls) => PortProtocol::Tcp,
+        Ok(AppProtocol::Tcp) => PortProtocol::Tcp,
+        Ok(AppProtocol::Tls) => PortProtocol::Tls,
         Ok(AppProtocol::Unknown) | Err(_) => PortProtocol::Unknown,
     }
 }

@@ -10,20 +10,27 @@ use envoy_types::pb::envoy::config::cluster::v3::{
     },
 };
 
-use super::{Which, by_ads, endpoints};
+use super::{Policy, Which, by_ads, dynamic, endpoints};
 use crate::translate::{
-    services::Resolution,
+    services::{ConnectStrategy, Resolution},
     waypoint::{pb, view::ServiceView},
 };
 
-/// Sets what the resolution of the service asks for.
+/// Sets what the resolution of the service asks for. A rule that passes connections through has no eye for endpoints.
 pub(super) fn set(
     cluster: &mut Cluster,
     service: &ServiceView<'_>,
     which: &Which,
+    policy: &Policy,
     labels: Option<&BTreeMap<String, String>>,
 ) {
     let kind = match service.resolution {
+        Resolution::Request => return dynamic::set(cluster, service, which, policy),
+        _ if policy.passes_through() => {
+            cluster.lb_policy = LbPolicy::ClusterProvided.into();
+            cluster.lb_config = None;
+            DiscoveryType::OriginalDst
+        }
         Resolution::Address => {
             cluster.eds_cluster_config = Some(EdsClusterConfig {
                 eds_config: Some(by_ads()),
@@ -34,13 +41,23 @@ pub(super) fn set(
         Resolution::Names | Resolution::OneName => {
             let assignment =
                 endpoints::assignment(&cluster.name, service, which.port, labels, None);
+            let names = assignment.endpoints.iter();
+            let names: usize = names.map(|place| place.lb_endpoints.len()).sum();
             cluster.load_assignment = Some(assignment);
-            cluster.dns_lookup_family = DnsLookupFamily::V4Preferred.into();
+            // All addresses of a name are then ways to one endpoint, and not an endpoint each.
+            let raced = service.connect_strategy == ConnectStrategy::RaceFirstTcpConnect;
+            let family = if raced {
+                DnsLookupFamily::All
+            } else {
+                DnsLookupFamily::V4Preferred
+            };
+            cluster.dns_lookup_family = family.into();
             #[expect(deprecated, reason = "istiod uses it, and Envoy understands it")]
             {
                 cluster.respect_dns_ttl = true;
             }
-            if service.resolution == Resolution::OneName {
+            // Envoy takes no more than one name there.
+            if service.resolution == Resolution::OneName || (raced && names == 1) {
                 DiscoveryType::LogicalDns
             } else {
                 DiscoveryType::StrictDns

@@ -3,8 +3,8 @@
 
 use envoy_types::pb::envoy::{
     config::core::v3::{
-        DataSource, ProxyProtocolConfig, TransportSocket, data_source::Specifier,
-        proxy_protocol_config::Version, transport_socket::ConfigType,
+        DataSource, ProxyProtocolConfig, TransportSocket, UpstreamHttpProtocolOptions,
+        data_source::Specifier, proxy_protocol_config::Version, transport_socket::ConfigType,
     },
     extensions::transport_sockets::{
         internal_upstream::v3::{
@@ -38,8 +38,13 @@ pub(in super::super) const ROOTS_SUFFIX: &str = "-cacert";
 /// The secret that stands for the roots of the system.
 const SYSTEM_ROOTS: &str = "file-root:system";
 
-/// Of a cluster of `host`.
-pub(super) fn socket(policy: &Policy, host: &str, which: &Which, http2: bool) -> TransportSocket {
+/// Of a cluster of `host`, or of hosts that requests name.
+pub(super) fn socket(
+    policy: &Policy,
+    host: Option<&str>,
+    which: &Which,
+    http2: bool,
+) -> TransportSocket {
     let plain = wrapped("envoy.transport_sockets.raw_buffer", &RawBuffer {});
     let inner = match policy.tls.as_ref().filter(|tls| originates(tls)) {
         Some(tls) => {
@@ -74,6 +79,17 @@ pub(super) fn socket(policy: &Policy, host: &str, which: &Which, http2: bool) ->
             )
         }
     }
+}
+
+/// Where requests name the hosts, each of these is asked for by its name, and must prove it.
+pub(super) fn each_its_own_name(policy: &Policy) -> Option<UpstreamHttpProtocolOptions> {
+    let tls = policy.tls.as_ref().filter(|tls| originates(tls))?;
+    tls.sni.is_none().then(|| UpstreamHttpProtocolOptions {
+        auto_sni: true,
+        auto_san_validation: tls.insecure_skip_verify != Some(true)
+            && tls.subject_alt_names.is_empty(),
+        ..UpstreamHttpProtocolOptions::default()
+    })
 }
 
 /// Bytes as they are, into the tunnel.
@@ -156,7 +172,11 @@ fn secret_name(credential: &str) -> String {
     }
 }
 
-fn tls_context(tls: &ClientTls, host: &str, alpn_protocols: Vec<String>) -> UpstreamTlsContext {
+fn tls_context(
+    tls: &ClientTls,
+    host: Option<&str>,
+    alpn_protocols: Vec<String>,
+) -> UpstreamTlsContext {
     let secret = |name: String| SdsSecretConfig {
         name,
         sds_config: Some(by_ads()),
@@ -199,7 +219,7 @@ fn tls_context(tls: &ClientTls, host: &str, alpn_protocols: Vec<String>) -> Upst
             validation_context_type: validation,
             ..CommonTlsContext::default()
         }),
-        sni: tls.sni.clone().unwrap_or_else(|| host.to_owned()),
+        sni: tls.sni.as_deref().or(host).unwrap_or_default().to_owned(),
         ..UpstreamTlsContext::default()
     }
 }
