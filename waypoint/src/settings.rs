@@ -93,7 +93,6 @@ impl Settings {
             Identity::new(TrustDomain::default(), "default", "default")
                 .expect("these names are valid")
         });
-        let hbone = HboneConfig::default();
         let token = TokenSource::from_setting(&env.string("AUTH_TOKEN", TOKEN_PATH));
         let ca = env.string("CA_ADDR", ISTIOD);
         let ca = env.string("CA_ADDRESS", &ca);
@@ -113,22 +112,7 @@ impl Settings {
             ca: control_plane(env, "CA", &ca),
             node,
             identity,
-            proxy: ProxySettings {
-                connect_deadline: Duration::from_secs(10),
-                handshake_deadline: Duration::from_secs(10),
-                sniff_deadline: env.duration("LEYLINE_SNIFF_DEADLINE", Duration::from_secs(5)),
-                pace_tunnels: env.bool("LEYLINE_PACE_TUNNELS", false),
-                per_source: SourceLimits {
-                    tunnels: at_least_one(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512),
-                    window: hbone.connection_window,
-                    windows: at_least_one(env, "LEYLINE_MAX_WINDOW_PER_SOURCE", 128 << 20),
-                },
-                max_handshakes: at_least_one(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512),
-                hbone,
-                head_deadline: env.duration("LEYLINE_HEADERS_DEADLINE", HEAD_DEADLINE),
-                max_connection_age: Some(env.duration("LEYLINE_MAX_CONNECTION_AGE", MAX_AGE)),
-                idle: Some(env.duration("IDLE_TIMEOUT", IDLE)),
-            },
+            proxy: ProxySettings::read(env),
             log: LogConfig {
                 filter: env.string("RUST_LOG", "info"),
                 format: match env.string("LOG_FORMAT", "plain").as_str() {
@@ -159,6 +143,28 @@ impl Settings {
             "caAddress": self.ca.address,
             "workerThreads": self.worker_threads,
         })
+    }
+}
+
+impl ProxySettings {
+    fn read(env: &mut Reader<'_>) -> Self {
+        let hbone = HboneConfig::default();
+        Self {
+            connect_deadline: Duration::from_secs(10),
+            handshake_deadline: Duration::from_secs(10),
+            sniff_deadline: env.duration("LEYLINE_SNIFF_DEADLINE", Duration::from_secs(5)),
+            pace_tunnels: env.bool("LEYLINE_PACE_TUNNELS", false),
+            per_source: SourceLimits {
+                tunnels: at_least_one(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512),
+                window: hbone.connection_window,
+                windows: at_least_one(env, "LEYLINE_MAX_WINDOW_PER_SOURCE", 128 << 20),
+            },
+            max_handshakes: at_least_one(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512),
+            hbone,
+            head_deadline: env.duration("LEYLINE_HEADERS_DEADLINE", HEAD_DEADLINE),
+            max_connection_age: Some(env.duration("LEYLINE_MAX_CONNECTION_AGE", MAX_AGE)),
+            idle: Some(env.duration("IDLE_TIMEOUT", IDLE)),
+        }
     }
 }
 

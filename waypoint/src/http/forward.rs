@@ -125,11 +125,15 @@ pub(crate) async fn forward(
             .iter()
             .for_each(|name| drop(response.headers_mut().remove(name))),
     }
-    let response = stream_idle::limit(response, activity);
-    Ok(match deadline {
+    Ok(within(deadline, stream_idle::limit(response, activity)))
+}
+
+/// The rest of the response has no more time than its beginning.
+fn within(deadline: Option<Instant>, response: Response<Body>) -> Response<Body> {
+    match deadline {
         Some(deadline) => response.map(|body| super::deadline::limit(body, deadline)),
         None => response,
-    })
+    }
 }
 
 /// What ties the request to an endpoint.

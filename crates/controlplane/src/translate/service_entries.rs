@@ -75,9 +75,7 @@ pub(super) fn services(
             }
             let ports: Vec<TargetPort> = entry.spec.ports.iter().filter_map(target_port).collect();
             let addresses = addresses(entry, name, &host, networks, &mut allocator);
-            if addresses.is_empty() {
-                advise.say_without_address(&host);
-            }
+            advise.look_at_addresses(&addresses, &host);
             let mut service = MeshService {
                 wire: WireService {
                     name: name.name.to_string(),
@@ -154,9 +152,11 @@ impl Adviser<'_> {
         ObjectKey::new(Kind::ServiceEntry, Some(namespace), name)
     }
 
-    fn say_without_address(&mut self, host: &str) {
-        let reason = format!("{host} has no address, so that only DNS of others finds it");
-        self.say("spec.addresses", reason);
+    fn look_at_addresses(&mut self, addresses: &[NetworkAddress], host: &str) {
+        if addresses.is_empty() {
+            let reason = format!("{host} has no address, so that only DNS of others finds it");
+            self.say("spec.addresses", reason);
+        }
     }
 
     /// What keeps requests from hosts that only a waypoint finds.

@@ -43,7 +43,7 @@ use prost::Message;
 
 use super::{
     Advice, KeySets, MeshSettings, Resource, Resources, WaypointPod, keys, mesh_config,
-    services::{MeshService, Resolution},
+    services::MeshService,
 };
 use crate::objects::Objects;
 use authorizers::Authorizers;
@@ -375,13 +375,7 @@ impl PortContext<'_, '_> {
                 host: service.host,
                 port: number,
                 default_retry: rules::default_retry(self.view.config),
-                domain: match service.resolution {
-                    Resolution::Request => Domain::Host,
-                    Resolution::Address
-                    | Resolution::Names
-                    | Resolution::OneName
-                    | Resolution::Client => Domain::Any,
-                },
+                domain: Domain::of(service),
             };
             let clusters = self.settings.clusters_of(number, Traffic::Http);
             let mut table = routes::table(&table, &rules, &clusters);

@@ -42,7 +42,9 @@ use super::{
         Redirect, RedirectPort, RequestMatch, Retry, RetryHosts, RetryLocalities, RetryPolicy,
         Target,
     },
+    view::ServiceView,
 };
+use crate::translate::services::Resolution;
 
 /// The cluster that never is: its share of requests is answered 500 (facts A.5).
 pub(super) const UNKNOWN_CLUSTER: &str = "UnknownService";
@@ -84,6 +86,17 @@ pub(super) enum Domain {
     Any,
     /// Those of the service's host, which stands for many; others get 404.
     Host,
+}
+
+impl Domain {
+    pub(super) fn of(service: &ServiceView<'_>) -> Self {
+        match service.resolution {
+            Resolution::Request => Self::Host,
+            Resolution::Address | Resolution::Names | Resolution::OneName | Resolution::Client => {
+                Self::Any
+            }
+        }
+    }
 }
 
 /// All routes of one port; where none of the rules takes everything, the rest gets 404, as with Envoy.

@@ -41,17 +41,15 @@ pub(super) fn set(
         Resolution::Names | Resolution::OneName => {
             let assignment =
                 endpoints::assignment(&cluster.name, service, which.port, labels, None);
-            let names = assignment.endpoints.iter();
-            let names: usize = names.map(|place| place.lb_endpoints.len()).sum();
+            let places = &assignment.endpoints;
+            let names: usize = places.iter().map(|it| it.lb_endpoints.len()).sum();
             cluster.load_assignment = Some(assignment);
             // All addresses of a name are then ways to one endpoint, and not an endpoint each.
             let raced = service.connect_strategy == ConnectStrategy::RaceFirstTcpConnect;
-            let family = if raced {
-                DnsLookupFamily::All
-            } else {
-                DnsLookupFamily::V4Preferred
+            cluster.dns_lookup_family = match raced {
+                true => DnsLookupFamily::All.into(),
+                false => DnsLookupFamily::V4Preferred.into(),
             };
-            cluster.dns_lookup_family = family.into();
             #[expect(deprecated, reason = "istiod uses it, and Envoy understands it")]
             {
                 cluster.respect_dns_ttl = true;
