@@ -1,10 +1,9 @@
 //! How requests through a waypoint end when one side does not play by the rules: a client that is still sending, a pod that is
 //! gone without a word.
 
-use std::time::{Duration, Instant};
-
 use anyhow::ensure;
 use leyline_tests::{cni, eventually::eventually, process::output};
+use tokio::time::{Duration, Instant};
 
 use crate::{
     support::SOON,
