@@ -3,6 +3,7 @@
 use envoy_types::pb::envoy::config::cluster::v3::cluster::{
     ClusterDiscoveryType, DiscoveryType, DnsLookupFamily, LbPolicy,
 };
+use leyline_proto::istio::workload::{Address, address};
 
 use super::*;
 
