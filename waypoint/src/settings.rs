@@ -158,6 +158,7 @@ impl ProxySettings {
                 tunnels: at_least_one(env, "LEYLINE_MAX_TUNNELS_PER_SOURCE", 512),
                 window: hbone.connection_window,
                 windows: at_least_one(env, "LEYLINE_MAX_WINDOW_PER_SOURCE", 128 << 20),
+                identity_windows: at_least_one(env, "LEYLINE_MAX_WINDOW_PER_IDENTITY", 512 << 20),
             },
             max_handshakes: at_least_one(env, "LEYLINE_MAX_HANDSHAKES_PER_POD", 512),
             hbone,
