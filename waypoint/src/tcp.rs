@@ -115,7 +115,7 @@ async fn open(
         };
         let destination = destination.address();
         let found = match &host {
-            Some(host) => Some(host.endpoint(cluster, &tried)),
+            Some(host) => host.endpoint(cluster, &tried),
             None => pending::endpoint_for(shared, config, cluster, wanted, destination),
         };
         let Some(endpoint) = found else {

@@ -288,17 +288,19 @@ impl Attempts<'_> {
         avoid: &[EndpointAddress],
         beyond: &[EndpointAddress],
     ) -> Result<Arc<Endpoint>, Reply> {
-        if let Some(host) = &self.host {
-            return Ok(host.endpoint(self.cluster, avoid));
-        }
-        let wanted = Wanted {
-            tried: avoid,
-            beyond,
-            hash: self.hash,
-        };
         let Forwarding { config, conn, .. } = self.forwarding;
-        let destination = conn.destination.address();
-        let found = pending::endpoint_for(&conn.shared, config, self.cluster, wanted, destination);
+        let found = match &self.host {
+            Some(host) => host.endpoint(self.cluster, avoid),
+            None => {
+                let wanted = Wanted {
+                    tried: avoid,
+                    beyond,
+                    hash: self.hash,
+                };
+                let destination = conn.destination.address();
+                pending::endpoint_for(&conn.shared, config, self.cluster, wanted, destination)
+            }
+        };
         found.ok_or_else(|| {
             let (status, flag) = (StatusCode::SERVICE_UNAVAILABLE, Flag::NoHealthyUpstream);
             Reply::new(status, flag, "no_healthy_upstream", "no healthy upstream")

@@ -41,18 +41,19 @@ impl Host {
     }
 
     /// The endpoint at the first of its addresses that was not tried, or at the first of all.
-    pub(crate) fn endpoint(&self, cluster: &Cluster, tried: &[EndpointAddress]) -> Arc<Endpoint> {
+    pub(crate) fn endpoint(
+        &self,
+        cluster: &Cluster,
+        tried: &[EndpointAddress],
+    ) -> Option<Arc<Endpoint>> {
         let at = |ip: &IpAddr| SocketAddr::new(*ip, self.named.port);
         let mut addresses = self.addresses.iter().map(at);
         let fresh = addresses.clone().find(|addr| {
             let was_tried = |one: &EndpointAddress| one.addr() == *addr;
             !tried.iter().any(was_tried)
         });
-        let unspecified = || SocketAddr::new([0, 0, 0, 0].into(), self.named.port);
-        // There is at least one.
-        let addr = fresh.or_else(|| addresses.next());
-        let addr = addr.unwrap_or_else(unspecified);
+        let addr = fresh.or_else(|| addresses.next())?;
         let host = Some(self.named.host.clone());
-        cluster.state.direct.endpoint(addr, host)
+        Some(cluster.state.direct.endpoint(addr, host))
     }
 }

@@ -145,7 +145,7 @@ impl Names {
                 count("ok");
                 let until = Instant::from_std(found.valid_until());
                 Ok(Known {
-                    addresses: found.iter().collect(),
+                    addresses: found.iter().filter(|addr| !is_here(*addr)).collect(),
                     until: until.clamp(now + MIN_LIFE, now + MAX_LIFE),
                 })
             }
@@ -166,6 +166,13 @@ impl Names {
             }
         }
     }
+}
+
+/// Whether a connection to an address would end at the waypoint itself, where its own pages trust whoever reaches them. What
+/// others write into their zones must not lead there.
+fn is_here(addr: IpAddr) -> bool {
+    let addr = addr.to_canonical();
+    addr.is_loopback() || addr.is_unspecified()
 }
 
 fn is_nothing(error: &NetError) -> bool {
@@ -210,6 +217,22 @@ mod tests {
         known(&names.slot(&host(7), Family::V4).unwrap(), now);
         assert!(names.slot(&host(MAX_HOSTS), Family::V4).is_ok());
         assert_eq!(names.hosts.lock().len(), MAX_HOSTS);
+    }
+
+    #[test]
+    fn a_name_does_not_lead_to_the_waypoint_itself() {
+        for (addr, expected) in [
+            ("127.0.0.1", true),
+            ("127.1.2.3", true),
+            ("0.0.0.0", true),
+            ("::1", true),
+            ("::", true),
+            ("::ffff:127.0.0.1", true),
+            ("192.0.2.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(is_here(addr.parse().unwrap()), expected, "{addr}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
