@@ -10,12 +10,13 @@ use leyline_hbone::{
 };
 use leyline_net::{Accepted, pace};
 use leyline_runtime::spawn;
+use leyline_tls::TlsError;
 use leyline_types::{HboneAuthority, Identity, Str};
 use metrics::counter;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
-    time::{Duration, Instant, sleep, timeout_at},
+    time::{Duration, Instant, sleep, timeout, timeout_at},
 };
 use tracing::{Span, debug, info, warn};
 
@@ -144,8 +145,12 @@ async fn establish(
     let certificate = shared.certificates.get(&shared.settings.identity).await;
     let certificate = certificate.map_err(|error| error.to_string())?;
     let deadline = shared.settings.proxy.handshake_deadline;
-    let _turn = place.turn().await;
-    let accepted = leyline_tls::accept(&certificate, stream, deadline).await;
+    // The wait for a turn counts.
+    let accepted = timeout(deadline, async {
+        let _turn = place.turn().await;
+        leyline_tls::accept(&certificate, stream, deadline).await
+    });
+    let accepted = accepted.await.unwrap_or(Err(TlsError::Deadline(deadline)));
     accepted.map_err(|error| error.to_string())
 }
 
