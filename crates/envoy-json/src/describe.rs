@@ -53,8 +53,17 @@ mod tests {
                 listener::v3::{Filter, FilterChain, Listener, filter::ConfigType},
                 route::v3::{RouteConfiguration, VirtualHost},
             },
-            extensions::filters::network::http_connection_manager::v3::{
-                HttpConnectionManager, http_connection_manager::RouteSpecifier,
+            extensions::{
+                clusters::dynamic_forward_proxy::v3::ClusterConfig,
+                filters::{
+                    http::dynamic_forward_proxy,
+                    network::{
+                        http_connection_manager::v3::{
+                            HttpConnectionManager, http_connection_manager::RouteSpecifier,
+                        },
+                        sni_dynamic_forward_proxy,
+                    },
+                },
             },
         },
         google::protobuf::Any,
@@ -112,6 +121,18 @@ mod tests {
             }],
         });
         assert_eq!(shown, expected);
+    }
+
+    /// One that is not would hide the whole listener or cluster that it is packed in.
+    #[test]
+    fn what_hosts_that_requests_name_are_configured_by_is_known() {
+        for type_url in [
+            dynamic_forward_proxy::v3::FilterConfig::type_url(),
+            sni_dynamic_forward_proxy::v3::FilterConfig::type_url(),
+            ClusterConfig::type_url(),
+        ] {
+            assert_eq!(describe(&type_url, &[]), json!({ "@type": type_url }));
+        }
     }
 
     #[test]

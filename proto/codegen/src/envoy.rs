@@ -21,7 +21,7 @@ const ROOTS: [&str; 6] = [
     "opentelemetry-proto",
 ];
 /// The resources, the pages, and what is packed into resources for a waypoint by istiod, by our control plane and by EnvoyFilters.
-const SOURCES: [&str; 47] = [
+const SOURCES: [&str; 48] = [
     "envoy/admin/v3/config_dump.proto",
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",
@@ -36,6 +36,7 @@ const SOURCES: [&str; 47] = [
     "envoy/extensions/access_loggers/stream/v3/stream.proto",
     "envoy/extensions/access_loggers/filters/cel/v3/cel.proto",
     "envoy/extensions/clusters/dns/v3/dns_cluster.proto",
+    "envoy/extensions/clusters/dynamic_forward_proxy/v3/cluster.proto",
     "envoy/extensions/filters/common/fault/v3/fault.proto",
     "envoy/extensions/filters/http/cors/v3/cors.proto",
     "envoy/extensions/filters/http/ext_authz/v3/ext_authz.proto",
@@ -71,8 +72,11 @@ const SOURCES: [&str; 47] = [
     "udpa/type/v1/typed_struct.proto",
 ];
 
-const ALONE: [&str; 1] =
-    ["envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit.proto"];
+const ALONE: [&str; 3] = [
+    "envoy/extensions/filters/http/dynamic_forward_proxy/v3/dynamic_forward_proxy.proto",
+    "envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit.proto",
+    "envoy/extensions/filters/network/sni_dynamic_forward_proxy/v3/sni_dynamic_forward_proxy.proto",
+];
 
 pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
     let protos = source(root)?;
