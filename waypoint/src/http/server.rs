@@ -84,7 +84,8 @@ pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo)
         let (conn, switch) = (conn.clone(), switch.clone());
         service_fn(move |request: Request<Incoming>| {
             let (conn, switch) = (conn.clone(), switch.clone());
-            async move {
+            // On the heap at once: hyper moves it about on its way to a task of its own.
+            Box::pin(async move {
                 let busy = conn.life.enter();
                 let asked = Switch::asked(&request);
                 let response = pipeline::handle(conn, request).await;
@@ -92,7 +93,7 @@ pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo)
                     switch.tell(asked, &response);
                 }
                 Ok::<_, std::convert::Infallible>(response.map(|body| busy.until_end_of(body)))
-            }
+            })
         })
     };
     let serving = builder
@@ -124,7 +125,8 @@ pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo)
 
 /// What holds for every connection of both protocols.
 fn builder(conn: &HttpConnection) -> auto::Builder<DrainExecutor> {
-    let mut builder = auto::Builder::new(DrainExecutor::new(conn.shared.drain.clone()));
+    // One for all would be a lock that the requests of all connections take in turn.
+    let mut builder = auto::Builder::new(DrainExecutor::new(conn.shared.drain.child()));
     builder
         .http1()
         .timer(TokioTimer::new())
