@@ -58,19 +58,13 @@ impl Outside {
             run.state_dir().join("resolv.conf"),
             format!("nameserver {address}\n"),
         )?;
-        let args = [
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--no-resolv",
-            "--no-hosts",
-            "--pid-file",
-            "--user=root",
-            "--conf-file=/dev/null",
-            "--local=/example/",
+        let record = |name| format!("--host-record={name},{address}");
+        let options = [
+            "--local=/example/".to_owned(),
+            record(EXTERNAL),
+            record(OTHER),
         ];
-        let mut args: Vec<OsString> = args.map(OsString::from).into();
-        args.extend([EXTERNAL, OTHER].map(|name| format!("--host-record={name},{address}").into()));
-        let program = Program::of_machine("dnsmasq", args, pod.namespace());
+        let program = Program::dnsmasq(pod.namespace(), options);
         let names = Process::start(run, &program)?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/tls_server.py");
         let command: [OsString; 6] = [

@@ -78,29 +78,18 @@ impl Scene {
         let texts: Vec<String> = (0..8)
             .map(|n| format!("--txt-record=long.up.example,{n}{long}"))
             .collect();
-        let mut args = vec![
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--no-resolv",
-            "--no-hosts",
-            "--pid-file",
-            "--user=root",
-            "--conf-file=/dev/null",
+        let mut options = vec![
             "--log-queries",
-            "--log-facility=-",
             "--local-ttl=300",
             "--host-record=www.up.example,198.51.100.7,2001:db8::7",
             "--txt-record=info.up.example,hello",
             "--srv-host=_a._tcp.up.example,www.up.example,80",
             "--local=/up.example/cluster.local/example/",
         ];
-        args.extend(texts.iter().map(String::as_str));
+        options.extend(texts.iter().map(String::as_str));
         let namespace = cluster.pod("legacy/legacy").unwrap().namespace();
-        let mut dnsmasq = Process::start(
-            cluster.run(),
-            &Program::of_machine("dnsmasq", &args, namespace),
-        )
-        .unwrap();
+        let program = Program::dnsmasq(namespace, options);
+        let mut dnsmasq = Process::start(cluster.run(), &program).unwrap();
         dnsmasq.wait_for_line("started", SOON).await.unwrap();
         let client = cluster.pod("shop/client").unwrap().namespace().clone();
         let entries = ENTRIES.replace("LEGACY", &resolver.to_string());

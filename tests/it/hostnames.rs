@@ -62,22 +62,14 @@ async fn they_are_resolved_for_connections() {
     let dead = CONTROL_PLANE[0];
     let half_dead = format!("--host-record=half.up.example,{dead}");
     let half_alive = format!("--host-record=half.up.example,{resolver}");
-    let args = [
-        "dnsmasq",
-        "--keep-in-foreground",
-        "--no-resolv",
-        "--no-hosts",
-        "--pid-file",
-        "--user=root",
-        "--conf-file=/dev/null",
-        "--log-facility=-",
+    let options = [
         "--local-ttl=300",
         "--local=/example/",
         &record,
         &half_dead,
         &half_alive,
     ];
-    let program = Program::of_machine("dnsmasq", args, namespace);
+    let program = Program::dnsmasq(namespace, options);
     let mut dnsmasq = Process::start(mesh.cluster().run(), &program).unwrap();
     dnsmasq.wait_for_line("started", SOON).await.unwrap();
 

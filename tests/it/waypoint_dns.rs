@@ -1,7 +1,7 @@
 //! Services outside of the mesh behind a waypoint: their endpoints are found by DNS, or the client says where it wants to go.
 //! The name server is dnsmasq, in a pod that is not in the mesh.
 
-use std::{ffi::OsString, fs, net::SocketAddr};
+use std::{fs, net::SocketAddr};
 
 use anyhow::{Result, ensure};
 use leyline_tests::{
@@ -38,24 +38,12 @@ spec:
 ";
 
 fn dnsmasq(mesh: &Mesh, records: &[String]) -> Process {
-    let mut args: Vec<OsString> = [
-        "dnsmasq",
-        "--keep-in-foreground",
-        "--no-resolv",
-        "--no-hosts",
-        "--pid-file",
-        "--user=root",
-        "--conf-file=/dev/null",
-        "--log-queries",
-        "--log-facility=-",
-        "--local-ttl=1",
-        "--local=/example/",
-    ]
-    .map(OsString::from)
-    .into();
-    args.extend(records.iter().map(OsString::from));
+    let options = ["--log-queries", "--local-ttl=1", "--local=/example/"];
+    let options = options
+        .into_iter()
+        .chain(records.iter().map(String::as_str));
     let namespace = mesh.cluster().pod("legacy/legacy").unwrap().namespace();
-    let program = Program::of_machine("dnsmasq", args, namespace);
+    let program = Program::dnsmasq(namespace, options);
     Process::start(mesh.cluster().run(), &program).unwrap()
 }
 

@@ -59,6 +59,26 @@ impl Program {
             namespace: namespace.clone(),
         }
     }
+
+    /// dnsmasq, which serves what `options` say and nothing else of the machine. Says `started` when it does.
+    pub fn dnsmasq(
+        namespace: &NetNs,
+        options: impl IntoIterator<Item = impl AsRef<OsStr>>,
+    ) -> Self {
+        let alone = [
+            "dnsmasq",
+            "--keep-in-foreground",
+            "--no-resolv",
+            "--no-hosts",
+            "--pid-file",
+            "--user=root",
+            "--conf-file=/dev/null",
+            "--log-facility=-",
+        ];
+        let options = options.into_iter().map(|option| option.as_ref().to_owned());
+        let command = alone.map(OsString::from).into_iter().chain(options);
+        Self::of_machine("dnsmasq", command, namespace)
+    }
 }
 
 /// A running program. Dropping it leaves the process alone: the [`Run`] ends it.
