@@ -182,7 +182,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<IO> {
         if let Poll::Ready(result) = Pin::new(&mut self.connection).poll(cx) {
             return Poll::Ready(Step::Ended(result.map_err(HboneError::tunnel)));
         }
-        if self.resize()
+        if self.follow_windows()
             && let Poll::Ready(result) = Pin::new(&mut self.connection).poll(cx)
         {
             return Poll::Ready(Step::Ended(result.map_err(HboneError::tunnel)));
@@ -200,12 +200,14 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<IO> {
     }
 
     /// Windows for as many streams as there are now. Says whether h2 has something to send for it.
-    fn resize(&mut self) -> bool {
-        self.windows.follow(self.usage.streams(), |sizes| {
+    fn follow_windows(&mut self) -> bool {
+        let told = self.windows.follow(self.usage.streams(), |sizes| {
             self.connection.set_initial_window_size(sizes.stream)?;
             self.connection.set_target_window_size(sizes.tunnel);
             Ok(())
-        })
+        });
+        let acked = self.link.take_settings_acked();
+        told | (acked && self.usage.credits.tell())
     }
 }
 

@@ -14,6 +14,7 @@
 
 mod client;
 mod config;
+mod credits;
 mod error;
 pub mod headers;
 mod housekeeping;

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use self::{
     answers::Answers,
-    frames::{Direction, Frames},
+    frames::{Direction, Frames, Seen},
 };
 
 /// Writes are gathered up to one TLS record; larger ones gain nothing from being copied.
@@ -84,6 +84,8 @@ struct Gathering<IO> {
     received: Frames,
     /// Of a server.
     answers: Option<Answers>,
+    /// The peer has taken notice of SETTINGS.
+    settings_acked: bool,
 }
 
 /// Which end of the tunnel this is.
@@ -107,6 +109,7 @@ pub(crate) fn new<IO>(io: IO, end: End) -> (Link<IO>, LinkHandle<IO>) {
             sent,
             received,
             answers: (end == End::Server).then(Answers::default),
+            settings_acked: false,
         }),
         held: AtomicBool::new(false),
         traffic: Arc::default(),
@@ -138,6 +141,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> LinkHandle<IO> {
     pub(crate) fn take_too_large(&self) -> bool {
         let answers = &mut self.shared.gathering.lock().answers;
         answers.as_mut().is_some_and(Answers::take_too_large)
+    }
+
+    /// Whether the peer has taken notice of SETTINGS since this was asked last.
+    pub(crate) fn take_settings_acked(&self) -> bool {
+        std::mem::take(&mut self.shared.gathering.lock().settings_acked)
     }
 
     /// Sends what was gathered.
@@ -233,10 +241,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Link<IO> {
         let result = Pin::new(&mut gathering.io).poll_read(cx, buf);
         let arrived = buf.filled().get(before..).unwrap_or_default();
         let Gathering {
-            received, answers, ..
+            received,
+            answers,
+            settings_acked,
+            ..
         } = &mut *gathering;
         received.follow(arrived, |seen| {
             frames::count(Direction::Received, seen);
+            *settings_acked |= seen == Seen::SettingsAck;
             if let Some(answers) = answers {
                 answers.received(seen);
             }

@@ -167,7 +167,7 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
             return Poll::Ready(step);
         }
         // Once all streams that have arrived are counted, and before any of them is answered.
-        if self.resize()
+        if self.follow_windows()
             && let Poll::Ready(step) = self.poll_connection(cx)
         {
             return Poll::Ready(step);
@@ -197,12 +197,14 @@ impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
     }
 
     /// Windows for as many streams as there are now. Says whether h2 has something to send for it.
-    fn resize(&mut self) -> bool {
-        self.windows.follow(self.usage.streams(), |sizes| {
+    fn follow_windows(&mut self) -> bool {
+        let told = self.windows.follow(self.usage.streams(), |sizes| {
             self.connection.set_initial_window_size(sizes.stream)?;
             self.connection.set_target_window_size(sizes.tunnel);
             Ok(())
-        })
+        });
+        let acked = self.link.take_settings_acked();
+        told | (acked && self.usage.credits.tell())
     }
 
     fn request(

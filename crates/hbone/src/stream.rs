@@ -38,7 +38,7 @@ pub struct HboneReader {
     /// `owed` is paid when it reaches this.
     batch: usize,
     /// Keeps the stream counted.
-    _guard: Arc<StreamGuard>,
+    guard: Arc<StreamGuard>,
 }
 
 /// The sending half.
@@ -67,11 +67,12 @@ enum EndStream {
 
 impl HboneStream {
     pub(crate) fn new(
-        receive: RecvStream,
+        mut receive: RecvStream,
         send: SendStream<Bytes>,
         batch: usize,
         guard: StreamGuard,
     ) -> Self {
+        guard.credits().add(&mut receive);
         let guard = Arc::new(guard);
         Self {
             reader: HboneReader {
@@ -79,7 +80,7 @@ impl HboneStream {
                 lent: 0,
                 owed: 0,
                 batch,
-                _guard: guard.clone(),
+                guard: guard.clone(),
             },
             writer: HboneWriter {
                 stream: send,
@@ -129,6 +130,12 @@ impl HboneReader {
                 Some(Err(error)) => return Poll::Ready(Err(stream_error(error))),
             }
         }
+    }
+}
+
+impl Drop for HboneReader {
+    fn drop(&mut self) {
+        self.guard.credits().remove(&self.stream);
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::link::Traffic;
+use crate::{credits::Credits, link::Traffic};
 
 /// The clock of the guards counts milliseconds; looking sooner would spin.
 const SHORTEST_LOOK: Duration = Duration::from_millis(1);
@@ -29,6 +29,7 @@ pub(crate) struct Usage {
     total: AtomicU64,
     /// Milliseconds from `start` to the moment the last stream ended.
     unused_since: AtomicU64,
+    pub(crate) credits: Credits,
 }
 
 /// One stream; counted until dropped.
@@ -42,6 +43,7 @@ impl Usage {
             streams: AtomicUsize::new(0),
             total: AtomicU64::new(0),
             unused_since: AtomicU64::new(0),
+            credits: Credits::default(),
         })
     }
 
@@ -83,6 +85,12 @@ impl Usage {
             }
             tokio::time::sleep(limit.saturating_sub(unused).max(SHORTEST_LOOK)).await;
         }
+    }
+}
+
+impl StreamGuard {
+    pub(crate) fn credits(&self) -> &Credits {
+        &self.0.credits
     }
 }
 

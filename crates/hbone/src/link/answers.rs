@@ -28,7 +28,7 @@ impl Answers {
             Seen::Reset { stream, .. } => {
                 self.awaited.remove(&stream);
             }
-            Seen::GoAway { .. } => {}
+            Seen::GoAway { .. } | Seen::SettingsAck => {}
         }
     }
 

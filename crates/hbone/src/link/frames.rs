@@ -1,6 +1,7 @@
 //! Reads along in the frames of one direction for those that h2 sends and takes by itself and tells nobody of: GOAWAY, and
-//! RST_STREAM with REFUSED_STREAM, by which a stream is refused before anybody has looked at it. And for heads of messages:
-//! h2 answers a request whose header list is too large with 431 in our place, see [`super::answers`].
+//! RST_STREAM with REFUSED_STREAM, by which a stream is refused before anybody has looked at it. For heads of messages:
+//! h2 answers a request whose header list is too large with 431 in our place, see [`super::answers`]. And for the peer's
+//! answers to our SETTINGS, see [`crate::credits`].
 //!
 //! Payloads are stepped over, so that it costs a few instructions for each frame. Bytes that are no HTTP/2 are counted as
 //! whatever they look like; h2 ends the tunnel for them.
@@ -15,6 +16,8 @@ const HEAD: usize = 9;
 const MOST: usize = HEAD + 8;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const ACK: u8 = 1;
 const GOAWAY: u8 = 7;
 const REFUSED_STREAM: u32 = 7;
 
@@ -31,6 +34,7 @@ pub(crate) enum Seen {
     Head { stream: u32 },
     Reset { stream: u32, code: u32 },
     GoAway { code: u32 },
+    SettingsAck,
 }
 
 /// What has been seen of a direction.
@@ -104,7 +108,7 @@ impl Frames {
     }
 
     fn seen(&self) -> Option<Seen> {
-        let [_, _, _, kind, _, s, t, r, e, payload @ ..] = self.start;
+        let [_, _, _, kind, flags, s, t, r, e, payload @ ..] = self.start;
         let [a, b, c, d, e1, f, g, h] = payload;
         let (first, second) = (
             u32::from_be_bytes([a, b, c, d]),
@@ -114,6 +118,7 @@ impl Frames {
         let stream = u32::from_be_bytes([s & 0x7f, t, r, e]);
         match (kind, self.here - HEAD) {
             (HEADERS, _) => Some(Seen::Head { stream }),
+            (SETTINGS, _) if flags & ACK != 0 => Some(Seen::SettingsAck),
             (RST_STREAM, 4) => Some(Seen::Reset {
                 stream,
                 code: first,
@@ -141,7 +146,7 @@ pub(crate) fn count(direction: Direction, seen: Seen) {
         } => {
             counter!("leyline_hbone_streams_refused_total", "direction" => direction)
         }
-        Seen::Head { .. } | Seen::Reset { .. } => return,
+        Seen::Head { .. } | Seen::Reset { .. } | Seen::SettingsAck => return,
     }
     .increment(1);
 }
@@ -185,7 +190,8 @@ mod tests {
         [
             // Payload that looks like a GOAWAY.
             frame(0, &frame(GOAWAY, &go_away(1))),
-            frame(4, &[]),
+            frame(SETTINGS, &[]),
+            [0, 0, 0, SETTINGS, ACK, 0, 0, 0, 0].to_vec(),
             frame(RST_STREAM, &[0, 0, 0, 8]),
             frame(HEADERS, &[0x88]),
             frame(RST_STREAM, &[0, 0, 0, 7]),
@@ -199,7 +205,8 @@ mod tests {
         .concat()
     }
 
-    const ALL: [Seen; 5] = [
+    const ALL: [Seen; 6] = [
+        Seen::SettingsAck,
         Seen::Reset { stream: 1, code: 8 },
         Seen::Head { stream: 1 },
         Seen::Reset { stream: 1, code: 7 },

@@ -156,3 +156,31 @@ async fn a_stream_that_moves_much_does_not_starve_one_that_moves_little() {
     assert!(moved.load(Ordering::Relaxed) > 0, "nothing large was moved");
     assert!(most <= AHEAD, "{most} bytes passed before a small answer");
 }
+
+/// What it has read and not yet credited may be more than its window is when there are many.
+#[tokio::test]
+async fn a_stream_that_others_join_goes_on() {
+    let cfg = HboneConfig::default();
+    let before = Bytes::from(vec![1; 1200 << 10]);
+    let after = Bytes::from(vec![2; 300 << 10]);
+    for writes in [Writes::Near, Writes::Far] {
+        let mut opener = Opener::new(&cfg);
+        let (from, to) = writes.order(opener.open().await);
+        let (_from_in, mut writer) = from.into_split();
+        let (mut reader, _to_out) = to.into_split();
+        let (sent, ()) = tokio::join!(writer.write(before.clone()), expect(&mut reader, &before));
+        sent.unwrap();
+        // Everything is read, and the reader waits, when the others come.
+        let read = expect(&mut reader, &after);
+        let write = async {
+            let mut others = Vec::new();
+            for _ in 0..40 {
+                others.push(opener.open().await);
+            }
+            writer.write(after.clone()).await.unwrap();
+        };
+        let both = async { tokio::join!(read, write) };
+        let both = tokio::time::timeout(Duration::from_secs(10), both).await;
+        assert!(both.is_ok(), "{writes:?}: nothing moves");
+    }
+}
