@@ -21,10 +21,10 @@ pub(crate) mod request_source;
 pub(crate) mod rewrite;
 pub(crate) mod sample;
 mod stream_idle;
+pub(crate) mod streams;
 pub(crate) mod upgrade;
 mod warm;
 
 pub(crate) mod body;
-pub(crate) mod executor;
 mod framing;
 pub(crate) mod replay;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt, stream::FuturesUnordered};
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -15,11 +16,11 @@ use tokio::time::{Duration, sleep};
 use tracing::debug;
 
 use super::{
-    executor::DrainExecutor,
     framing::{Framed, Switch},
     life::{Life, LifeLimits},
     pipeline,
     request_log::SeriesCache,
+    streams::{Begun, Streams},
 };
 use crate::{app::Shared, config::leaving::GRACE, listener::Client};
 
@@ -77,8 +78,8 @@ impl Destination {
 /// Serves the connection until it ends; on drain, and when it is old or unused, after the requests under way.
 pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo) {
     let conn = Arc::new(conn);
-    let drain = conn.shared.drain.clone();
-    let builder = builder(&conn);
+    let mut streams = Streams::default();
+    let builder = builder(&conn, streams.executor());
     let switch = Arc::new(Switch::default());
     let service = {
         let (conn, switch) = (conn.clone(), switch.clone());
@@ -99,22 +100,13 @@ pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo)
     let serving = builder
         .serve_connection_with_upgrades(TokioIo::new(Framed::new(io, switch.clone())), service);
     tokio::pin!(serving);
+    // Alone in a set, so that it is polled when it is woken and not at each turn of the connection.
+    let mut ending = FuturesUnordered::from_iter([end(&conn, limits)]);
     let result = tokio::select! {
-        result = serving.as_mut() => result,
-        () = drain.started() => {
+        result = streams.drive(serving.as_mut()) => result,
+        Some(()) = ending.next() => {
             serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-        reason = conn.life.over(limits) => {
-            counter!("leyline_waypoint_connections_ended_total", "reason" => reason).increment(1);
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-        () = departed(&conn) => {
-            let reason = "service_left";
-            counter!("leyline_waypoint_connections_ended_total", "reason" => reason).increment(1);
-            serving.as_mut().graceful_shutdown();
-            serving.await
+            streams.drive(serving.as_mut()).await
         }
     };
     match result {
@@ -123,10 +115,19 @@ pub(crate) async fn serve(conn: HttpConnection, limits: LifeLimits, io: HboneIo)
     }
 }
 
+/// Resolves when the connection is to take no more requests.
+async fn end(conn: &HttpConnection, limits: LifeLimits) {
+    let reason = tokio::select! {
+        () = conn.shared.drain.started() => return,
+        reason = conn.life.over(limits) => reason,
+        () = departed(conn) => "service_left",
+    };
+    counter!("leyline_waypoint_connections_ended_total", "reason" => reason).increment(1);
+}
+
 /// What holds for every connection of both protocols.
-fn builder(conn: &HttpConnection) -> auto::Builder<DrainExecutor> {
-    // One for all would be a lock that the requests of all connections take in turn.
-    let mut builder = auto::Builder::new(DrainExecutor::new(conn.shared.drain.child()));
+fn builder(conn: &HttpConnection, streams: Begun) -> auto::Builder<Begun> {
+    let mut builder = auto::Builder::new(streams);
     builder
         .http1()
         .timer(TokioTimer::new())

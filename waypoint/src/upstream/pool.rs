@@ -24,7 +24,7 @@ use super::{
 use crate::{
     app::Shared,
     config::{cluster::Cluster, endpoints::Endpoint},
-    http::{body::Body, executor::DrainExecutor},
+    http::{body::Body, streams::Streams},
 };
 
 /// An unused upstream connection is kept for this long where the configuration says nothing (Envoy's default).
@@ -365,17 +365,19 @@ async fn open_http2(
     client: Option<SocketAddr>,
 ) -> Result<Http2, SendFailure> {
     let io = open(shared, cluster, endpoint, client).await?;
-    let executor = DrainExecutor::new(shared.drain.clone());
-    let (sender, connection) = http2::Builder::new(executor)
+    let mut streams = Streams::default();
+    let (sender, connection) = http2::Builder::new(streams.executor())
         .timer(TokioTimer::new())
         .adaptive_window(false)
         .handshake(TokioIo::new(io))
         .await
         .map_err(ConnectFailure::Http)?;
     let connection = async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = streams.drive(pin!(connection)).await {
             debug!(%error, "upstream connection broke");
         }
+        // It takes no more requests; those under way have their answers first.
+        streams.finish().await;
         drop(place);
     };
     drop(spawn(
