@@ -9,9 +9,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use leyline_hbone::{DialError, HboneConfig, HboneStream, Pool, server::Request};
+use leyline_hbone::{DialError, HboneConfig, HboneStream, HboneWriter, Pool, server::Request};
 use leyline_net::copy::{Reader, Writer};
-use tokio::sync::mpsc;
+use proptest::prelude::*;
+use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
     streams::pattern,
@@ -182,5 +183,95 @@ async fn a_stream_that_others_join_goes_on() {
         let both = async { tokio::join!(read, write) };
         let both = tokio::time::timeout(Duration::from_secs(10), both).await;
         assert!(both.is_ok(), "{writes:?}: nothing moves");
+    }
+}
+
+/// What happens in a tunnel.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Open(usize),
+    /// On one of the streams, in the order in which they came.
+    Send(usize, usize),
+    /// The youngest.
+    Close(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1..60_usize).prop_map(Step::Open),
+        (0..60_usize, 1..1_500_000_usize).prop_map(|(stream, bytes)| Step::Send(stream, bytes)),
+        (1..60_usize).prop_map(Step::Close),
+    ]
+}
+
+/// A stream from one end to the other, with a reader that always waits.
+struct Flow {
+    writer: HboneWriter,
+    arrived: mpsc::Receiver<usize>,
+    _reading: JoinSet<()>,
+}
+
+impl Flow {
+    fn new((from, to): (HboneStream, HboneStream)) -> Self {
+        let (unread, writer) = from.into_split();
+        let (mut reader, unwritten) = to.into_split();
+        let (told, arrived) = mpsc::channel(1);
+        let mut reading = JoinSet::new();
+        reading.spawn(async move {
+            let _other_direction = (unread, unwritten);
+            while let Ok(Some(data)) = reader.read().await {
+                let _gone = told.send(data.len()).await;
+            }
+        });
+        Self {
+            writer,
+            arrived,
+            _reading: reading,
+        }
+    }
+
+    async fn send(&mut self, bytes: usize) {
+        let write = self.writer.write(Bytes::from(vec![3; bytes]));
+        let arrive = async {
+            let mut left = bytes;
+            while left > 0 {
+                left -= self.arrived.recv().await.unwrap();
+            }
+        };
+        let (written, ()) = tokio::join!(write, arrive);
+        written.unwrap();
+    }
+}
+
+proptest! {
+    // A case that fails takes its whole deadline.
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 8, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_streams_come_and_go_each_one_moves(steps in prop::collection::vec(step(), 1..12)) {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let moved = runtime.block_on(async {
+            let mut opener = Opener::new(&HboneConfig::default());
+            let mut flows = vec![Flow::new(opener.open().await)];
+            let all = async {
+                for step in steps {
+                    match step {
+                        // No more than one tunnel takes.
+                        Step::Open(more) => for _ in 0..more.min(90 - flows.len()) {
+                            flows.push(Flow::new(opener.open().await));
+                        },
+                        Step::Send(stream, bytes) => {
+                            let index = stream % flows.len();
+                            flows[index].send(bytes).await;
+                        }
+                        Step::Close(fewer) => flows.truncate(flows.len().saturating_sub(fewer).max(1)),
+                    }
+                }
+                for flow in &mut flows {
+                    flow.send(1000).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), all).await
+        });
+        prop_assert!(moved.is_ok(), "something stands still");
     }
 }
