@@ -13,10 +13,7 @@ use rustls::{
     ServerConfig,
     client::Resumption,
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem, pem::PemObject},
-    server::{
-        NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier,
-        danger::ClientCertVerifier,
-    },
+    server::{NoServerSessionStorage, VerifierBuilderError, WebPkiClientVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
 };
 use x509_parser::{
@@ -25,11 +22,12 @@ use x509_parser::{
 };
 
 use crate::{
+    chains::RootsDigest,
     provider::{ALPN_H2, mesh_provider, mesh_versions},
-    revocation::{Issuers, Revocation},
+    revocation::{Issuers, Reporter, Revocation},
     spiffe::{SvidError, identity_of},
     standing::{Anchors, Trusted},
-    verify::{InboundVerifier, OutboundVerifier, name_foreign_issuer, verify_server_chain},
+    verify::{InboundVerifier, OutboundVerifier},
 };
 
 /// A checked certificate of a workload, its key and its roots, as ready TLS configurations.
@@ -149,19 +147,19 @@ impl WorkloadCertificate {
     ) -> Result<Self, CertificateError> {
         let leaf = chain.first().ok_or(CertificateError::Incomplete(0))?;
         let leaf = Leaf::parse(leaf)?;
-        let (store, clients) = trust(&roots)?;
         let resolver = Arc::new(SingleCertAndKey::from(
             CertifiedKey::from_der(chain.clone(), key, mesh_provider()).map_err(key_error)?,
         ));
         let issuers = Issuers::new(Arc::clone(revocation), &roots);
+        let trusted = Arc::new(trust(roots, leaf.issuer)?);
         let inbound = InboundVerifier {
             issuers: issuers.clone(),
-            chain: Arc::clone(&clients),
+            trusted: Arc::clone(&trusted),
             trust_domain: leaf.identity.trust_domain().clone(),
         };
         let server = server_config(inbound, Arc::clone(&resolver))?;
         let client = client_config(
-            OutboundVerifier::new(Arc::clone(&store), issuers.clone(), &[]),
+            OutboundVerifier::new(Arc::clone(&trusted), issuers.clone(), &[]),
             resolver,
         )?;
         Ok(Self {
@@ -169,12 +167,7 @@ impl WorkloadCertificate {
             not_after: leaf.not_after,
             serial: leaf.serial,
             chain,
-            trusted: Arc::new(Trusted {
-                roots,
-                store,
-                clients,
-                issuer: leaf.issuer,
-            }),
+            trusted,
             anchors: None,
             issuers,
             server: Arc::new(server),
@@ -244,12 +237,12 @@ impl WorkloadCertificate {
         let [leaf, intermediates @ ..] = &self.chain[..] else {
             return Err(CertificateError::Incomplete(0));
         };
-        let Trusted { store, clients, .. } = &*self.trusted;
-        verify_server_chain(leaf, intermediates, store, now).map_err(chain_error)?;
-        clients
-            .verify_client_cert(leaf, intermediates, now)
-            .map(|_verified| ())
-            .map_err(|error| chain_error(name_foreign_issuer(error)))
+        for reporter in [Reporter::Source, Reporter::Destination] {
+            self.trusted
+                .verify(reporter, leaf, intermediates, now)
+                .map_err(chain_error)?;
+        }
+        Ok(())
     }
 }
 
@@ -308,8 +301,9 @@ fn parse_pem(text: &str, index: usize) -> Result<Vec<CertificateDer<'static>>, C
 }
 
 fn trust(
-    roots: &[CertificateDer<'static>],
-) -> Result<(Arc<RootCertStore>, Arc<dyn ClientCertVerifier>), CertificateError> {
+    roots: Vec<CertificateDer<'static>>,
+    issuer: Box<[u8]>,
+) -> Result<Trusted, CertificateError> {
     let mut store = RootCertStore::empty();
     // One root that we cannot read must not take the others away: they are what most peers are signed by.
     let (usable, ignored) = store.add_parsable_certificates(roots.iter().cloned());
@@ -320,13 +314,19 @@ fn trust(
         tracing::warn!(usable, ignored, "some roots from the CA are unusable");
     }
     let store = Arc::new(store);
-    let verifier = WebPkiClientVerifier::builder_with_provider(
+    let clients = WebPkiClientVerifier::builder_with_provider(
         Arc::clone(&store),
         Arc::clone(mesh_provider()),
     )
     .build()
     .map_err(CertificateError::Roots)?;
-    Ok((store, verifier))
+    Ok(Trusted {
+        roots,
+        digest: RootsDigest::of(&store),
+        store,
+        clients,
+        issuer,
+    })
 }
 
 fn server_config(

@@ -134,7 +134,7 @@ pub async fn connect_over<IO: AsyncRead + AsyncWrite + Unpin>(
     deadline: Duration,
 ) -> Result<(ClientTls<IO>, Identity), TlsError> {
     let verifier = Arc::new(OutboundVerifier::new(
-        Arc::clone(&cert.trusted().store),
+        Arc::clone(cert.trusted()),
         cert.issuers().clone(),
         expected,
     ));

@@ -8,6 +8,7 @@
 mod handshake;
 
 mod certificate;
+mod chains;
 mod error;
 mod provider;
 mod revocation;

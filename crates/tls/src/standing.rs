@@ -21,7 +21,7 @@ use futures::task::AtomicWaker;
 use metrics::counter;
 use parking_lot::Mutex;
 use rustls::{
-    RootCertStore,
+    Error as RustlsError, RootCertStore,
     pki_types::{CertificateDer, UnixTime},
     server::danger::ClientCertVerifier,
 };
@@ -33,6 +33,7 @@ use tracing::{info, warn};
 
 use crate::{
     certificate::WorkloadCertificate,
+    chains::{Question, RootsDigest, VERIFIED},
     revocation::Reporter,
     verify::{name_foreign_issuer, verify_server_chain},
 };
@@ -58,6 +59,8 @@ struct Inner {
 pub(crate) struct Trusted {
     pub(crate) roots: Vec<CertificateDer<'static>>,
     pub(crate) store: Arc<RootCertStore>,
+    /// Of `store`.
+    pub(crate) digest: RootsDigest,
     pub(crate) clients: Arc<dyn ClientCertVerifier>,
     /// Name and key of who signed our own certificate.
     pub(crate) issuer: Box<[u8]>,
@@ -196,21 +199,52 @@ fn change(old: &Trusted, new: &Trusted) -> Change {
 }
 
 impl Trusted {
+    /// Judges the chain of a peer: that it ends in one of the roots, is valid now, and may be used as the peer uses it. A chain
+    /// that has passed before is not computed again.
+    pub(crate) fn check(
+        &self,
+        reporter: Reporter,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), RustlsError> {
+        let question = Question {
+            roots: &self.digest,
+            reporter,
+            leaf,
+            intermediates,
+            now,
+        };
+        VERIFIED.check(&question, || {
+            self.verify(reporter, leaf, intermediates, now)
+        })
+    }
+
+    /// The same by nothing but the chain itself.
+    pub(crate) fn verify(
+        &self,
+        reporter: Reporter,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), RustlsError> {
+        match reporter {
+            // We are the source, so that the peer is the server.
+            Reporter::Source => verify_server_chain(leaf, intermediates, &self.store, now),
+            Reporter::Destination => self
+                .clients
+                .verify_client_cert(leaf, intermediates, now)
+                .map(|_verified| ())
+                .map_err(name_foreign_issuer),
+        }
+    }
+
     /// Whether a chain that was verified then would be verified now.
-    fn verifies(&self, peer: Reporter, chain: &[CertificateDer<'_>], then: UnixTime) -> bool {
+    fn verifies(&self, reporter: Reporter, chain: &[CertificateDer<'_>], then: UnixTime) -> bool {
         let [leaf, intermediates @ ..] = chain else {
             return false;
         };
-        let verified = match peer {
-            // We are the source, so that the peer is the server.
-            Reporter::Source => verify_server_chain(leaf, intermediates, &self.store, then),
-            Reporter::Destination => self
-                .clients
-                .verify_client_cert(leaf, intermediates, then)
-                .map(|_verified| ())
-                .map_err(name_foreign_issuer),
-        };
-        verified.is_ok()
+        self.verify(reporter, leaf, intermediates, then).is_ok()
     }
 }
 

@@ -94,7 +94,17 @@ impl TestCa {
     }
 
     pub(crate) fn intermediate(&self) -> Self {
-        let (params, key) = ca_params("intermediate");
+        self.intermediate_of(ca_params("intermediate"))
+    }
+
+    /// One that expires then.
+    pub(crate) fn intermediate_until(&self, end: SystemTime) -> Self {
+        let (mut params, key) = ca_params("intermediate");
+        params.not_after = end.into();
+        self.intermediate_of((params, key))
+    }
+
+    fn intermediate_of(&self, (params, key): (CertificateParams, KeyPair)) -> Self {
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         let mut intermediates = vec![cert.der().clone()];
         intermediates.extend(self.intermediates.iter().cloned());

@@ -23,6 +23,7 @@ use crate::{
     provider::mesh_provider,
     revocation::{Issuers, Reporter},
     spiffe::{SvidError, identity_in},
+    standing::Trusted,
 };
 
 /// Why the name in a trusted certificate is not acceptable. Travels through rustls inside its "other" error.
@@ -45,15 +46,15 @@ impl From<PeerNameError> for RustlsError {
 /// Judges the clients of a workload: signed by our roots, of our trust domain.
 #[derive(Debug)]
 pub(crate) struct InboundVerifier {
-    /// rustls's own chain check; it also puts the names of our roots into the certificate request.
-    pub(crate) chain: Arc<dyn ClientCertVerifier>,
+    pub(crate) trusted: Arc<Trusted>,
     pub(crate) trust_domain: TrustDomain,
     pub(crate) issuers: Issuers,
 }
 
 impl ClientCertVerifier for InboundVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        // The names of our roots, for the certificate request.
+        self.trusted.clients.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -62,18 +63,16 @@ impl ClientCertVerifier for InboundVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, RustlsError> {
-        let verified = self
-            .chain
-            .verify_client_cert(end_entity, intermediates, now)
-            .map_err(name_foreign_issuer)?;
+        let reporter = Reporter::Destination;
+        self.trusted
+            .check(reporter, end_entity, intermediates, now)?;
         let got = identity_in(end_entity).map_err(PeerNameError::from)?;
         if *got.trust_domain() != self.trust_domain {
             let want = self.trust_domain.clone();
             return Err(PeerNameError::TrustDomain { got, want }.into());
         }
-        self.issuers
-            .check(Reporter::Destination, end_entity, intermediates)?;
-        Ok(verified)
+        self.issuers.check(reporter, end_entity, intermediates)?;
+        Ok(ClientCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -82,7 +81,9 @@ impl ClientCertVerifier for InboundVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, RustlsError> {
-        self.chain.verify_tls12_signature(message, cert, dss)
+        self.trusted
+            .clients
+            .verify_tls12_signature(message, cert, dss)
     }
 
     fn verify_tls13_signature(
@@ -91,11 +92,13 @@ impl ClientCertVerifier for InboundVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, RustlsError> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        self.trusted
+            .clients
+            .verify_tls13_signature(message, cert, dss)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.trusted.clients.supported_verify_schemes()
     }
 }
 
@@ -104,16 +107,16 @@ impl ClientCertVerifier for InboundVerifier {
 /// Made for one handshake, which leaves the verified identity in it. An empty expectation refuses everybody.
 #[derive(Debug)]
 pub(crate) struct OutboundVerifier {
-    roots: Arc<RootCertStore>,
+    trusted: Arc<Trusted>,
     issuers: Issuers,
     expected: Vec<Identity>,
     verified: OnceLock<Identity>,
 }
 
 impl OutboundVerifier {
-    pub(crate) fn new(roots: Arc<RootCertStore>, issuers: Issuers, expected: &[Identity]) -> Self {
+    pub(crate) fn new(trusted: Arc<Trusted>, issuers: Issuers, expected: &[Identity]) -> Self {
         Self {
-            roots,
+            trusted,
             issuers,
             expected: expected.to_vec(),
             verified: OnceLock::new(),
@@ -135,14 +138,15 @@ impl ServerCertVerifier for OutboundVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, RustlsError> {
-        verify_server_chain(end_entity, intermediates, &self.roots, now)?;
+        let reporter = Reporter::Source;
+        self.trusted
+            .check(reporter, end_entity, intermediates, now)?;
         let got = identity_in(end_entity).map_err(PeerNameError::from)?;
         if !self.expected.contains(&got) {
             let want = self.expected.clone();
             return Err(PeerNameError::Identity { got, want }.into());
         }
-        self.issuers
-            .check(Reporter::Source, end_entity, intermediates)?;
+        self.issuers.check(reporter, end_entity, intermediates)?;
         self.verified.get_or_init(|| got);
         Ok(ServerCertVerified::assertion())
     }
@@ -197,3 +201,6 @@ pub(crate) fn name_foreign_issuer(error: RustlsError) -> RustlsError {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,15 +2,18 @@ use std::time::SystemTime;
 
 use rcgen::ExtendedKeyUsagePurpose;
 use rustls::{
-    ClientConfig, HandshakeKind, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    ClientConfig, HandshakeKind, NamedGroup, ServerConfig, SupportedProtocolVersion,
     client::Resumption,
     crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::CertificateDer,
     server::ServerSessionMemoryCache,
+    sign::{CertifiedKey, SingleCertAndKey},
     version::{TLS12, TLS13},
 };
 
 use super::*;
 use crate::{
+    provider::mesh_provider,
     revocation::{Issuers, Revocation},
     testing::{Leaf, TestCa, sockets},
 };
@@ -269,15 +272,13 @@ impl OtherClient {
     /// Calls our server, and says what both saw.
     async fn call(self) -> (Accepted, io::Result<client::TlsStream<TcpStream>>) {
         let ca = TestCa::new();
-        let mut roots = RootCertStore::empty();
-        roots.add(ca.root()).unwrap();
-        let roots = Arc::new(roots);
+        let server = ca.workload(WEB);
         let builder = ClientConfig::builder_with_provider(Arc::new(self.provider))
             .with_protocol_versions(&[self.version])
             .unwrap()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(OutboundVerifier::new(
-                roots,
+                Arc::clone(server.trusted()),
                 Issuers::new(Revocation::off(), &[]),
                 &[WEB.parse().unwrap()],
             )));
@@ -290,7 +291,6 @@ impl OtherClient {
         };
         config.alpn_protocols = self.alpn.iter().map(|alpn| alpn.to_vec()).collect();
         let (near, far) = sockets().await;
-        let server = ca.workload(WEB);
         let name = ServerName::try_from("ignored").unwrap();
         let server = async {
             let mut accepted = accept(&server, far, DEADLINE).await;
@@ -338,7 +338,7 @@ async fn no_handshake_is_resumed() {
     let ca = TestCa::new();
     let (web, db) = (ca.workload(WEB), ca.workload(DB));
     let verifier = Arc::new(OutboundVerifier::new(
-        Arc::clone(&web.trusted().store),
+        Arc::clone(web.trusted()),
         Issuers::new(Revocation::off(), &[]),
         &[WEB.parse().unwrap()],
     ));
@@ -362,6 +362,54 @@ async fn no_handshake_is_resumed() {
         assert_eq!(call().await, (HandshakeKind::Full, tickets));
         assert_eq!(call().await.0, second);
     }
+}
+
+/// The chains of both sides are remembered, which is of no use to somebody who has seen them.
+#[tokio::test]
+async fn a_known_chain_needs_its_key_all_the_same() {
+    let ca = TestCa::new();
+    let (web, db) = (ca.workload(WEB), ca.workload(DB));
+    let (accepted, connected) = handshake(&web, &db, &[WEB]).await;
+    let (accepted, connected) = (accepted.unwrap(), connected.unwrap());
+    drop((accepted, connected));
+    let stolen = |chain: &[CertificateDer<'static>]| {
+        let (_chain, key) = ca.issue(&Leaf::workload(DB));
+        let key = mesh_provider().key_provider.load_private_key(key).unwrap();
+        Arc::new(SingleCertAndKey::from(CertifiedKey::new(
+            chain.to_vec(),
+            key,
+        )))
+    };
+
+    let verifier = OutboundVerifier::new(
+        Arc::clone(db.trusted()),
+        db.issuers().clone(),
+        &[WEB.parse().unwrap()],
+    );
+    let mut thief = ClientConfig::clone(&db.client_config(Arc::new(verifier)));
+    thief.client_auth_cert_resolver = stolen(db.chain());
+    let (near, far) = sockets().await;
+    let name = ServerName::try_from("ignored").unwrap();
+    let calling = async {
+        let connector = TlsConnector::from(Arc::new(thief));
+        let mut tls = connector.connect(name, near).await?;
+        tls.read_u8().await
+    };
+    let (accepted, called) = tokio::join!(accept(&web, far, DEADLINE), calling);
+    assert_eq!(accepted.unwrap_err().reason(), "bad_certificate");
+    assert!(called.is_err());
+
+    let mut thief = ServerConfig::clone(web.server_config());
+    thief.cert_resolver = stolen(web.chain());
+    let (near, far) = sockets().await;
+    let expected = [WEB.parse().unwrap()];
+    let acceptor = TlsAcceptor::from(Arc::new(thief));
+    let (accepted, connected) = tokio::join!(
+        acceptor.accept(far),
+        connect(&db, near, &expected, DEADLINE)
+    );
+    assert_eq!(connected.unwrap_err().reason(), "bad_certificate");
+    assert!(accepted.is_err());
 }
 
 #[tokio::test]
