@@ -4,7 +4,9 @@
 //! Invariant: an identity is fetched by at most one request at a time, and a valid certificate is never given up before
 //! a new one is there.
 
+mod departed;
 mod dump;
+mod error;
 mod schedule;
 mod slot;
 
@@ -27,15 +29,18 @@ use tracing::{debug, warn};
 
 use crate::{
     ca::{CaError, CertificateAuthority},
-    certificate::{CertificateError, WorkloadCertificate},
-    csr::{self, CsrError},
+    certificate::WorkloadCertificate,
+    csr,
     revocation::Revocation,
-    workload_api::{SvidSourceError, WorkloadApi},
+    standing::Anchors,
+    workload_api::WorkloadApi,
 };
+use departed::Departed;
 use schedule::{Fetch, Priority, Schedule};
 use slot::{Lease, Slot, State};
 
 pub use dump::{CertificateDump, CertificateEntry};
+pub use error::{FetchError, IdentityError};
 
 /// How certificates are fetched and kept.
 #[derive(Clone, Debug)]
@@ -71,23 +76,6 @@ impl Default for CertificateConfig {
     }
 }
 
-/// Why a fetch gave no certificate.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// No key or request could be made.
-    #[error(transparent)]
-    Request(#[from] CsrError),
-    /// The CA did not sign.
-    #[error(transparent)]
-    Ca(#[from] CaError),
-    /// What the CA signed is not usable.
-    #[error("the CA's answer is unusable: {0}")]
-    Certificate(#[from] CertificateError),
-    /// The Workload API has none.
-    #[error(transparent)]
-    Svid(#[from] SvidSourceError),
-}
-
 /// Where certificates come from.
 #[derive(Clone)]
 pub enum CertificateSource {
@@ -95,47 +83,6 @@ pub enum CertificateSource {
     Ca(Arc<dyn CertificateAuthority>),
     /// A SPIFFE agent that gives out certificates with their keys.
     WorkloadApi(Arc<WorkloadApi>),
-}
-
-/// Why there is no certificate for an identity now.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum IdentityError {
-    /// The last fetch failed, and the next one is not due yet.
-    #[error("no certificate for {identity}: {source}")]
-    Unavailable {
-        /// Whose certificate.
-        identity: Identity,
-        /// How the last fetch failed.
-        source: Arc<FetchError>,
-    },
-    /// The first fetch takes too long. It goes on.
-    #[error("no certificate for {identity} within {deadline:?}")]
-    Deadline {
-        /// Whose certificate.
-        identity: Identity,
-        /// How long we waited.
-        deadline: Duration,
-    },
-    /// The identity was forgotten while we waited.
-    #[error("{identity} has left this node")]
-    Forgotten {
-        /// Whose certificate.
-        identity: Identity,
-    },
-    /// The bound on identities is reached.
-    #[error("no certificate for {identity}: {limit} identities are in use, which is the limit")]
-    Full {
-        /// Whose certificate.
-        identity: Identity,
-        /// The bound.
-        limit: usize,
-    },
-    /// The worker has ended; only certificates that are there are given out.
-    #[error("no certificate for {identity}: certificates are not fetched any more, shutting down")]
-    Stopped {
-        /// Whose certificate.
-        identity: Identity,
-    },
 }
 
 /// The certificates of this node's workloads.
@@ -162,6 +109,7 @@ struct Shared {
 struct Table {
     schedule: Schedule,
     slots: HashMap<Identity, Slot>,
+    departed: Departed,
     /// Identities that have another issuer or fewer roots than before; no more than there are slots.
     reissued: HashSet<Identity>,
     life: Life,
@@ -191,6 +139,7 @@ impl CertificateStore {
         let table = Table {
             schedule: Schedule::new(cfg.max_fetches, cfg.max_identities),
             slots: HashMap::new(),
+            departed: Departed::default(),
             reissued: HashSet::new(),
             life: Life::Running,
         };
@@ -269,12 +218,15 @@ impl CertificateStore {
         }
     }
 
-    /// Drops the certificate of an identity that is no longer on this node. Callers that wait for it get an error.
+    /// Drops the certificate of an identity that is no longer on this node. Callers that wait for it get an error; its
+    /// tunnels go on, as long as their peers are trusted.
     pub fn forget(&self, identity: &Identity) {
         let mut table = self.shared.table.lock();
         table.reissued.remove(identity);
         table.schedule.forget(identity);
-        table.slots.remove(identity);
+        if let Some(slot) = table.slots.remove(identity) {
+            table.departed.add(identity.clone(), &slot.anchors);
+        }
         self.shared.changed.notify_one();
     }
 
@@ -348,8 +300,13 @@ impl Shared {
             return Err(IdentityError::Full { identity, limit });
         }
         self.changed.notify_one();
-        let new = || Slot::new(self.cfg.withdrawal_grace);
-        let slot = table.slots.entry(identity).or_insert_with(new);
+        let Table {
+            slots, departed, ..
+        } = table;
+        let slot = slots.entry(identity).or_insert_with_key(|identity| {
+            let anchors = departed.come_back(identity);
+            Slot::new(anchors.unwrap_or_else(|| Anchors::new(self.cfg.withdrawal_grace)))
+        });
         Ok(slot.state.subscribe())
     }
 
@@ -411,6 +368,7 @@ impl Shared {
                     table.reissued.insert(fetch.identity.clone());
                     self.reissued.notify_one();
                 }
+                table.departed.publish(&lease.cert);
                 slot.failure = None;
                 slot.state.send_replace(State::Available(lease));
             }

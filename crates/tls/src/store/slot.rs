@@ -1,9 +1,6 @@
 //! What the store holds for one identity, and what that means at a given moment.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
 use tokio::{sync::watch, time::Instant};
 
@@ -46,9 +43,9 @@ impl Lease {
 }
 
 impl Slot {
-    pub(super) fn new(withdrawal_grace: Duration) -> Self {
+    pub(super) fn new(anchors: Arc<Anchors>) -> Self {
         Self {
-            anchors: Anchors::new(withdrawal_grace),
+            anchors,
             state: watch::Sender::new(State::Initializing),
             failure: None,
         }

@@ -1,11 +1,13 @@
 use std::{collections::VecDeque, future::Future};
 
-use tokio::{task::yield_now, time::advance};
+use tokio::{io::AsyncReadExt, task::yield_now, time::advance};
 
 use super::*;
 use crate::{
+    accept,
     ca::BoxFuture,
-    testing::{Leaf, TestCa},
+    connect, is_revocation,
+    testing::{Leaf, TestCa, sockets},
 };
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -22,7 +24,8 @@ enum Answer {
 
 /// A CA in this process, which is the boundary that the store has.
 struct FakeCa {
-    ca: TestCa,
+    /// Replaced where the root changes.
+    ca: Mutex<TestCa>,
     life: Duration,
     /// Used up one by one; after the last one everything is signed.
     script: Mutex<VecDeque<Answer>>,
@@ -33,7 +36,7 @@ struct FakeCa {
 impl FakeCa {
     fn new(script: &[Answer]) -> Arc<Self> {
         Arc::new(Self {
-            ca: TestCa::new(),
+            ca: Mutex::new(TestCa::new()),
             life: HOUR,
             script: Mutex::new(script.iter().copied().collect()),
             calls: Mutex::new(vec![]),
@@ -60,14 +63,14 @@ impl FakeCa {
         let mut leaf = Leaf::workload(&identity.to_string());
         leaf.not_after = SystemTime::now() + self.life;
         let result = match next {
-            Answer::Sign => Ok(self.ca.sign(&csr, &leaf)),
+            Answer::Sign => Ok(self.ca.lock().sign(&csr, &leaf)),
             Answer::SignAfter(delay) => {
                 tokio::time::sleep(delay).await;
-                Ok(self.ca.sign(&csr, &leaf))
+                Ok(self.ca.lock().sign(&csr, &leaf))
             }
             Answer::SignForSomebodyElse => {
                 leaf.uris = vec![id("mallory").to_string()];
-                Ok(self.ca.sign(&csr, &leaf))
+                Ok(self.ca.lock().sign(&csr, &leaf))
             }
             Answer::Refuse => Err(CaError::Refused {
                 code: "Unauthenticated".to_owned(),
@@ -313,6 +316,62 @@ async fn forgets() {
     .await;
 }
 
+/// Whether it comes back before or after the root goes, and whether it comes back at all.
+#[tokio::test]
+async fn a_withdrawn_root_ends_the_tunnels_of_an_identity_that_has_left() {
+    const DEADLINE: Duration = Duration::from_secs(20);
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Return {
+        Never,
+        Before,
+        After,
+    }
+    for comes_back in [Return::Never, Return::Before, Return::After] {
+        let ca = FakeCa::new(&[]);
+        let cfg = CertificateConfig {
+            withdrawal_grace: Duration::ZERO,
+            ..CertificateConfig::default()
+        };
+        let test = with_store(&ca, cfg, async |store| {
+            let (web, db) = (id("web"), id("db"));
+            let own = store.get(&web).await.unwrap();
+            let peer = ca.ca.lock().workload(&db.to_string());
+            let (near, far) = sockets().await;
+            let expected = [web.clone()];
+            let (accepted, connected) = tokio::join!(
+                Box::pin(accept(&own, far, DEADLINE)),
+                Box::pin(connect(&peer, near, &expected, DEADLINE))
+            );
+            let ((mut tunnel, _), _far) = (accepted.unwrap(), connected.unwrap());
+            drop(own);
+            store.forget(&web);
+            if comes_back == Return::Before {
+                store.get(&web).await.unwrap();
+                store.forget(&web);
+            }
+            *ca.ca.lock() = TestCa::new();
+            let new = if comes_back == Return::After { web } else { db };
+            store.get(&new).await.unwrap();
+            let read = timeout(DEADLINE, tunnel.read_u8()).await.unwrap();
+            let error = read.unwrap_err();
+            assert!(is_revocation(&error), "{comes_back:?}: {error}");
+            drop(tunnel);
+            // And then there is nothing left of it.
+            store.forget(&id("other"));
+            assert!(
+                store
+                    .shared
+                    .table
+                    .lock()
+                    .departed
+                    .come_back(&id("web"))
+                    .is_none()
+            );
+        });
+        Box::pin(test).await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn refuses_identities_beyond_the_bound() {
     let ca = FakeCa::new(&[]);
@@ -385,7 +444,7 @@ async fn dumps_as_istioctl_reads_it() {
             assert!(text.len() == 20 && text.ends_with('Z'), "{text}");
         }
         let pem = BASE64_STANDARD.decode(dump[2]["rootCerts"][0]["pem"].as_str().unwrap()).unwrap();
-        assert_eq!(String::from_utf8(pem).unwrap(), ca.ca.root_pem());
+        assert_eq!(String::from_utf8(pem).unwrap(), ca.ca.lock().root_pem());
     })
     .await;
 }
