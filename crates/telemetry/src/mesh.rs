@@ -60,6 +60,11 @@ pub fn socks5_listen_failed() {
     counter!("leyline_socks5_listen_failures_total").increment(1);
 }
 
+/// A pod's namespace lets its own connections take the proxy's ports.
+pub fn ports_not_reserved() {
+    counter!("leyline_ports_not_reserved_total").increment(1);
+}
+
 /// A connection between two pods of this node goes by a tunnel, for this reason.
 pub fn node_local_declined(reason: &'static str) {
     counter!("leyline_node_local_declined_total", "reason" => reason).increment(1);
@@ -87,6 +92,10 @@ pub fn demanded(outcome: Demanded) {
 }
 
 fn describe_agent() {
+    describe_counter!(
+        "leyline_ports_not_reserved_total",
+        "Pods whose own connections may take the proxy's ports, as their namespace does not let them be reserved."
+    );
     describe_counter!(
         "leyline_socks5_listen_failures_total",
         "Pods whose SOCKS5 port could not be opened."

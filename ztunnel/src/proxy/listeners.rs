@@ -1,6 +1,10 @@
 //! The sockets that a pod's proxy listens on, in the pod's namespace.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    io,
+    os::fd::AsFd,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::Context;
 use leyline_capture::{Inbound, PodOptions, PodSockets};
@@ -8,9 +12,10 @@ use leyline_net::{
     ListenOptions, NetNs, Peers, listen, listen_on_loopback, release_ports, reserve_ports, sockopt,
 };
 use leyline_proto::istio::workload::zds as wire;
+use leyline_telemetry::mesh;
 use leyline_types::ports;
 use tokio::net::TcpListener;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::dns::DnsListeners;
 use crate::config::{Carries, PortUse, ProxyConfig};
@@ -70,6 +75,23 @@ const PORTS: [u16; 5] = [
     ports::SOCKS5,
 ];
 
+/// For the next time: what has one of the ports now, keeps it.
+fn reserve(netns: &NetNs) {
+    /// What keeps it from one pod, as settings of the kernel that are read-only, keeps it from all.
+    static WARNED: AtomicBool = AtomicBool::new(false);
+    let Err(error) = reserve_ports(netns, &PORTS) else {
+        return;
+    };
+    mesh::ports_not_reserved();
+    let text = "ports of the proxy are not reserved in the pod: a connection of the pod itself may take one, and the \
+                pod then waits for it when it is enrolled again; is /proc/sys read-only?";
+    if WARNED.swap(true, Ordering::Relaxed) {
+        debug!(%error, "{text}");
+    } else {
+        warn!(%error, "{text} (said once, see leyline_ports_not_reserved_total)");
+    }
+}
+
 /// Gives back what [`Listeners::open`] has taken from a pod that is not carried any more.
 pub(crate) fn release(netns: &NetNs) {
     if let Err(error) = release_ports(netns, &PORTS) {
@@ -85,10 +107,7 @@ impl Listeners {
         config: &ProxyConfig,
         exempt: Exempt,
     ) -> anyhow::Result<Self> {
-        // For the next time: what has one of them now, keeps it.
-        if let Err(error) = reserve_ports(netns, &PORTS) {
-            debug!(%error, "ports of the proxy are not reserved in the pod");
-        }
+        reserve(netns);
         let open = |port: u16, options: ListenOptions| {
             let listener = listen(netns, port, &options)
                 .with_context(|| format!("cannot listen on port {port} in the pod"))?;
