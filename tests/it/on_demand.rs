@@ -67,22 +67,25 @@ async fn asking() -> Mesh {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_are_asked_about_too() {
     let mesh = Box::pin(asking()).await;
-    assert!(!knows(&mesh, PEER).await);
     let log = mesh.ztunnel("node-b").unwrap().log().unwrap().clone();
-    let client = mesh.cluster().client(PEER).unwrap();
     let target = addr(&mesh, SOURCE, 8080);
-    let named = eventually("the caller has a name", SOON, || async {
-        client.get(target, "/", SOON).await?;
-        let entries = access_log::entries(&log)?;
-        let named = entries.iter().any(|entry| {
-            entry.field("direction") == Some("inbound")
-                && entry.field("src.workload") == Some("client")
+    // In a tunnel, and in plaintext.
+    for (caller, name) in [(PEER, "client"), (LEGACY, "legacy")] {
+        assert!(!knows(&mesh, caller).await);
+        let client = mesh.cluster().client(caller).unwrap();
+        let named = eventually("the caller has a name", SOON, || async {
+            client.get(target, "/", SOON).await?;
+            let entries = access_log::entries(&log)?;
+            let named = entries.iter().any(|entry| {
+                entry.field("direction") == Some("inbound")
+                    && entry.field("src.workload") == Some(name)
+            });
+            ensure!(named, "not yet");
+            Ok(())
         });
-        ensure!(named, "not yet");
-        Ok(())
-    });
-    named.await.unwrap();
-    assert!(knows(&mesh, PEER).await && !knows(&mesh, LEGACY).await);
+        named.await.unwrap();
+        assert!(knows(&mesh, caller).await);
+    }
     mesh.stop().await.unwrap();
 }
 

@@ -29,6 +29,7 @@ use super::{
     forward, labels,
     limits::Place,
     no_original_destination,
+    on_demand::Caller,
     record::Record,
 };
 
@@ -290,7 +291,7 @@ async fn set_up(tunnel: &Arc<Tunnel>, request: Request) -> Option<Box<Admitted>>
         return refuse(request, UNAVAILABLE, Refusal::UnknownDestination, &error);
     };
     if let Some(on_demand) = &pod.shared.on_demand {
-        on_demand.ask_peer(&snapshot, tunnel.peer.ip());
+        on_demand.ask_peer(&snapshot, tunnel.peer.ip(), Caller::Proven);
     }
     let target = match snapshot.resolve_inbound(&workload, tunnel.local.ip(), request.authority()) {
         Ok(target) => target,

@@ -51,6 +51,15 @@ enum Answer {
     Absent,
 }
 
+/// Whose address it is that is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// A workload that has shown its identity.
+    Proven,
+    /// Somebody who has opened a connection.
+    Anybody,
+}
+
 /// Why it is not known who is at a destination.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unanswered {
@@ -84,14 +93,18 @@ impl OnDemand {
         self.ask(shared, GatewayDestination::Address(address)).await
     }
 
-    /// Asks who is at the address of a peer, for what is told of its next connections: nobody waits for that. Peers that have
-    /// proven themselves only, and not beyond half of the names, so that destinations have room whoever calls.
-    pub(super) fn ask_peer(&self, snapshot: &Snapshot, ip: IpAddr) {
+    /// Asks who is at the address of a peer, for what is told of its next connections: nobody waits for that. Not beyond
+    /// the peer's share of the names, so that destinations have room whoever calls.
+    pub(super) fn ask_peer(&self, snapshot: &Snapshot, ip: IpAddr, peer: Caller) {
+        let room = match peer {
+            Caller::Proven => MAX_NAMES / 2,
+            Caller::Anybody => MAX_NAMES / 4,
+        };
         let what = GatewayDestination::Address(NetworkAddress {
             network: snapshot.network().clone(),
             address: ip,
         });
-        if !snapshot.knows(&what) && self.names.lock().len() < MAX_NAMES / 2 {
+        if !snapshot.knows(&what) && self.names.lock().len() < room {
             let name = name_of(&what);
             // An error says that there is no room, which was looked at.
             self.is_answered(snapshot, &name, &what).ok();

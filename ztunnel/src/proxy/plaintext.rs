@@ -17,6 +17,7 @@ use super::{
     forward,
     limits::Place,
     no_original_destination,
+    on_demand::Caller,
     record::Record,
 };
 
@@ -41,7 +42,9 @@ pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted, _place: Place) {
         let error = "failed to fetch information about local workload";
         return refused(accepted.stream, Refusal::UnknownDestination, &error);
     };
-
+    if let Some(on_demand) = &pod.shared.on_demand {
+        on_demand.ask_peer(&snapshot, peer.ip(), Caller::Anybody);
+    }
     let source = snapshot.source_workload(peer.ip(), None);
     let record = Record::open(Connection {
         reporter: Reporter::Destination,
