@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::Read,
-    net::Ipv6Addr,
+    net::{IpAddr, Ipv6Addr},
     path::PathBuf,
     time::Duration,
 };
@@ -103,6 +103,63 @@ async fn a_port_that_is_taken() {
     enrol_all_but(&mesh, pod, "cannot listen on port 15008 in the pod").await;
     drop(squatter);
     recovers(&mesh, pod).await;
+    mesh.stop().await.unwrap();
+}
+
+/// Nobody waits for an endpoint that the control plane has replaced.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_to_an_endpoint_that_leaves_goes_to_its_successor() {
+    let entry = |endpoint: IpAddr| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {{name: moving, namespace: shop}}
+spec:
+  hosts: [moving.mesh.example]
+  addresses: [10.97.0.11]
+  ports: [{{number: 80, name: tcp, protocol: TCP, targetPort: 8080}}]
+  resolution: STATIC
+  endpoints: [{{address: {endpoint}}}]
+"
+        )
+    };
+    let mesh = enrolled_with(&[], &[]).await;
+    let fabric = mesh.cluster().fabric();
+    let silent = IpAddr::from(fabric.node_addresses("node-b").unwrap().v4);
+    let drop_calls = "-w -t raw -A PREROUTING -p tcp --dport 8080 -d";
+    let mut rule: Vec<&str> = drop_calls.split(' ').collect();
+    let address = silent.to_string();
+    rule.extend([&*address, "-j", "DROP"]);
+    let rule = cni::tool("iptables", &rule, fabric.node("node-b").unwrap());
+    output(&rule, SOON).await.unwrap();
+    mesh.write_check_file("moving", &entry(silent)).unwrap();
+    let node = mesh.ztunnel_of("shop/client").unwrap();
+    let knows = eventually("the entry is known", SOON, || async {
+        let services = node.config_dump().await?["services"].to_string();
+        ensure!(services.contains("moving.mesh.example"), "{services}");
+        Ok(())
+    });
+    knows.await.unwrap();
+
+    let client = mesh.cluster().client("shop/client").unwrap();
+    let call = client.get("10.97.0.11:80".parse().unwrap(), "/", SOON);
+    let replaced = async {
+        let waits = eventually("the connection waits", SOON, || async {
+            let state = &node.config_dump().await?["workloadState"];
+            let outbound = &state[uid("shop/client")]["connections"]["outbound"];
+            let outbound = outbound.to_string();
+            ensure!(outbound.contains(&format!("{address}:8080")), "{outbound}");
+            Ok(())
+        });
+        waits.await.unwrap();
+        let successor = addr(&mesh, "legacy/legacy", 0).ip();
+        mesh.write_check_file("moving", &entry(successor)).unwrap();
+    };
+    let (reply, ()) = tokio::join!(call, replaced);
+    assert_eq!(reply.unwrap().description().unwrap().pod, "legacy");
+    let metrics = node.metrics().await.unwrap();
+    assert!(metrics.sum("leyline_connect_retries_total", &[]) >= 1.0);
     mesh.stop().await.unwrap();
 }
 

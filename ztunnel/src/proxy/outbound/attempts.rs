@@ -1,16 +1,20 @@
 //! A connection on its way to one of several endpoints: where the first does not take it, another is tried, as long as
-//! no byte has been sent and there is time.
+//! no byte has been sent and there is time. Each further try is decided on what is known of the mesh by then.
 
-use std::{net::IpAddr, pin::pin, sync::Arc};
+use std::{net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use leyline_hbone::HboneStream;
 use leyline_net::into_split_reading;
 use leyline_state::{OutboundRoute, Service, Workload};
-use leyline_telemetry::{endpoints as counters, traffic::Connection};
+use leyline_telemetry::{
+    endpoints as counters,
+    traffic::{Connection, ResponseFlag},
+};
 use leyline_types::WorkloadUid;
 use tokio::{
     net::TcpStream,
-    time::{Instant, sleep_until, timeout_at},
+    sync::watch,
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -19,7 +23,7 @@ use super::{
     tunnel,
 };
 use crate::proxy::{
-    Pod,
+    Pod, Shared,
     client::{Client, client_gone},
     connections::{Protocol, Registration, Shown},
     endpoints::Load,
@@ -31,6 +35,9 @@ use crate::proxy::{
 const MAX_ATTEMPTS: usize = 3;
 /// An endpoint that has not answered for this part of the time is given up where there is another.
 const SHARE_OF_TIME: u32 = 3;
+/// One that has not answered for so long, which is longer than a round trip around the world, may be gone: from then on a word of
+/// the control plane is listened to.
+const LISTEN_AFTER: Duration = Duration::from_millis(300);
 
 /// The far leg of a connection.
 enum Upstream {
@@ -100,13 +107,15 @@ impl Captured<'_> {
         }
     }
 
-    /// Another endpoint of the same service, by the same snapshot.
+    /// Another endpoint of the same service, as the mesh is now: the one that was tried may have been replaced.
     fn alternative(self, tried: &[WorkloadUid]) -> Option<Route> {
-        let view = self.pod.shared.endpoints.view(self.peer.ip(), tried);
+        let Shared {
+            store, endpoints, ..
+        } = &*self.pod.shared;
+        let view = endpoints.view(self.peer.ip(), tried);
         let rng = &mut rand::rng();
-        let route = self
-            .snapshot
-            .route_outbound_among(self.source, self.orig_dst, &view, rng);
+        let snapshot = store.snapshot();
+        let route = snapshot.route_outbound_among(self.source, self.orig_dst, &view, rng);
         let route = match route {
             OutboundRoute::Hbone(route) => Route::Tunnel(route),
             OutboundRoute::Tcp {
@@ -205,11 +214,10 @@ async fn reach(
         let in_use = captured.begin(&route);
         let workload = route.workload().map(|workload| workload.uid.clone());
         tried.extend(workload.clone());
-        let patience = Instant::now() + config.connect_deadline / SHARE_OF_TIME;
         attempts += 1;
         let is_last = attempts == MAX_ATTEMPTS;
         // The last one gets all the time that is left.
-        let patience = if is_last { deadline } else { patience };
+        let patience = (!is_last).then(|| Instant::now() + config.connect_deadline / SHARE_OF_TIME);
         let (opened, other) = attempt(captured, &route, &tried, patience, deadline).await;
         let failure = match opened {
             Ok(upstream) => {
@@ -253,34 +261,74 @@ fn has_another_address(captured: Captured<'_>, route: &Route) -> bool {
     endpoint.is_some_and(|it| names.failed(it.hostname.as_str(), route.address(), Instant::now()))
 }
 
-/// One endpoint. One that keeps us waiting is given up early only where there is another, which is then given too.
+/// One endpoint. One that has left the mesh, or keeps us waiting longer than we have patience, is given up before the deadline
+/// as soon as there is another, which is then given too.
 async fn attempt(
     captured: Captured<'_>,
     route: &Route,
     tried: &[WorkloadUid],
-    patience: Instant,
+    patience: Option<Instant>,
     deadline: Instant,
 ) -> (Result<Upstream, Failure>, Option<Route>) {
-    let mut opening = pin!(captured.open(route));
-    let late = |flag| Failure {
-        flag,
-        error: "the endpoint did not take the connection in time".to_owned(),
-        fault: Fault::Endpoint,
-    };
     // `open` is cancel safe: a tunnel that is being made is finished without us and kept for others.
+    let mut opening = pin!(captured.open(route));
+    let listen = match patience {
+        Some(patience) => patience.min(Instant::now() + LISTEN_AFTER),
+        None => deadline,
+    };
     tokio::select! {
         opened = &mut opening => return (opened, None),
-        () = sleep_until(patience) => {}
+        () = sleep_until(listen) => {}
     }
-    let flag = match route {
-        Route::Tunnel(_) => leyline_telemetry::traffic::ResponseFlag::NetworkPolicy,
-        Route::Plain(_) => leyline_telemetry::traffic::ResponseFlag::Connect,
+    let Some(patience) = patience else {
+        return (Err(late(route)), None);
     };
-    if let Some(other) = captured.alternative(tried) {
-        return (Err(late(flag)), Some(other));
+    let mut changed = captured.pod.shared.changed.subscribe();
+    loop {
+        // Subscribed before it is looked, so that no change is missed.
+        if (Instant::now() >= patience || has_left(captured, route))
+            && let Some(other) = captured.alternative(tried)
+        {
+            return (Err(late(route)), Some(other));
+        }
+        let next = if Instant::now() < patience {
+            patience
+        } else {
+            deadline
+        };
+        tokio::select! {
+            opened = &mut opening => return (opened, None),
+            () = sleep_until(next) => {}
+            () = news(&mut changed) => {}
+        }
+        if Instant::now() >= deadline {
+            return (Err(late(route)), None);
+        }
     }
-    match timeout_at(deadline, opening).await {
-        Ok(opened) => (opened, None),
-        Err(_) => (Err(late(flag)), None),
+}
+
+/// Whether the control plane has taken the endpoint away.
+fn has_left(captured: Captured<'_>, route: &Route) -> bool {
+    let snapshot = captured.pod.shared.store.snapshot();
+    let gone = |it: &Arc<Workload>| snapshot.workload_by_uid(&it.uid).is_none();
+    route.workload().is_some_and(gone)
+}
+
+/// Returns when the mesh has changed. Cancel safe.
+async fn news(changed: &mut watch::Receiver<u64>) {
+    if changed.changed().await.is_err() {
+        // Nobody is left to tell.
+        std::future::pending().await
+    }
+}
+
+fn late(route: &Route) -> Failure {
+    Failure {
+        flag: match route {
+            Route::Tunnel(_) => ResponseFlag::NetworkPolicy,
+            Route::Plain(_) => ResponseFlag::Connect,
+        },
+        error: "the endpoint did not take the connection in time".to_owned(),
+        fault: Fault::Endpoint,
     }
 }
