@@ -6,7 +6,8 @@ use anyhow::ensure;
 use leyline_tests::{
     access_log,
     eventually::eventually,
-    profile::{self, Sample},
+    mesh::Mesh,
+    profile::{self, Profile, Sample},
 };
 use serde_json::Value;
 
@@ -241,12 +242,7 @@ async fn a_busy_proxy_tells_where_its_time_goes() {
         "{}",
         String::from_utf8_lossy(&taken.body)
     );
-    let run = mesh.cluster().run();
-    let file = run.secrets_dir().join("cpu.pprof");
-    fs::write(&file, &taken.body).unwrap();
-    let directory = root().join("target/venv-xds");
-    let node = mesh.cluster().fabric().node("node-a").unwrap();
-    let profile = profile::read(&directory, node, &file).await.unwrap();
+    let profile = read_profile(&mesh, &taken.body).await;
     assert_eq!(profile.types, ["samples/count", "cpu/nanoseconds"]);
     assert_eq!((profile.period, profile.seconds), (5_000_000, 3.0));
     // Most is work of the data plane on its threads; stacks of an unoptimised build are deeper than what is copied of them, so
@@ -254,12 +250,79 @@ async fn a_busy_proxy_tells_where_its_time_goes() {
     let has = |sample: &Sample, text: &str| sample.stack.iter().any(|name| name.contains(text));
     let at_work =
         |sample: &&Sample| sample.thread.starts_with("ztunnel-") && has(sample, "leyline_");
-    let sum = |samples: Vec<&Sample>| samples.iter().map(|one| one.count).sum::<u64>();
+    let sum = |samples: Vec<&Sample>| samples.iter().map(|one| one.values[0]).sum::<u64>();
     let seen = sum(profile.samples.iter().filter(at_work).collect());
     let all = sum(profile.samples.iter().collect());
     assert!(seen * 4 > all, "{seen} of {all}: {:#?}", profile.samples);
     let mut working = profile.samples.iter().filter(at_work);
     assert!(working.any(|sample| has(sample, "tokio::runtime")));
+    mesh.stop().await.unwrap();
+}
+
+async fn read_profile(mesh: &Mesh, bytes: &[u8]) -> Profile {
+    let file = mesh.cluster().run().secrets_dir().join("taken.pprof");
+    fs::write(&file, bytes).unwrap();
+    let directory = root().join("target/venv-xds");
+    let node = mesh.cluster().fabric().node("node-a").unwrap();
+    profile::read(&directory, node, &file).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_heap_tells_who_holds_it() {
+    let without = ("_RJEM_MALLOC_CONF", "prof:false");
+    let mut mesh = enrolled_with(&["node-b"], &[without]).await;
+    // A sample for each 4 KiB, so that some connections are enough.
+    let often = ("_RJEM_MALLOC_CONF", "lg_prof_sample:12");
+    mesh.restart_ztunnel("node-a", &[often]).await.unwrap();
+    let ask = async |node: &str, path: &str| {
+        let ztunnel = mesh.ztunnel(node).unwrap();
+        let answer = ztunnel.ask_patiently("GET", 15000, path, LATER);
+        let answer = answer.await.unwrap();
+        let text = String::from_utf8_lossy(&answer.body).into_owned();
+        (answer.status, text, answer.body)
+    };
+    let check = async |node: &str, path: &str, status: u16, text: &str| {
+        let (got, said, _) = ask(node, path).await;
+        assert!(got == status && said.contains(text), "{path}: {got} {said}");
+    };
+    let (heap, switch) = ("/debug/pprof/heap", "/debug/pprof/heap/profiling");
+    let (on, off) = (
+        format!("{switch}?activate=true"),
+        format!("{switch}?activate=false"),
+    );
+    for path in [heap, switch, &on] {
+        check("node-b", path, 500, "_RJEM_MALLOC_CONF=prof:true").await;
+    }
+    check("node-a", &format!("{switch}?on"), 400, "usage").await;
+    check("node-a", switch, 200, "active: false").await;
+    check("node-a", heap, 500, &on).await;
+    check("node-a", &on, 200, "active: true").await;
+    let mut held = Vec::new();
+    for _ in 0..50 {
+        held.push(hold(&mesh, "shop/client", "shop/server-v1").await);
+    }
+    let (status, said, body) = ask("node-a", heap).await;
+    assert_eq!(status, 200, "{said}");
+    let profile = read_profile(&mesh, &body).await;
+    assert_eq!(profile.types, ["inuse_objects/count", "inuse_space/bytes"]);
+    assert_eq!(profile.period, 4096);
+    // What carries connections holds memory, and the allocator is not among those who asked for it.
+    let ours = |sample: &&Sample| {
+        let stack = &sample.stack;
+        stack.iter().any(|name| name.contains("leyline_"))
+            && stack.first().is_some_and(|name| !name.contains("_rjem_"))
+    };
+    let bytes: u64 = profile
+        .samples
+        .iter()
+        .filter(ours)
+        .map(|one| one.values[1])
+        .sum();
+    assert!(bytes > 50 * 1024, "{bytes}: {:#?}", profile.samples);
+    check("node-a", &off, 200, "active: false").await;
+    check("node-a", switch, 200, "active: false").await;
+    check("node-a", heap, 500, &on).await;
+    drop(held);
     mesh.stop().await.unwrap();
 }
 

@@ -1,9 +1,10 @@
-"""Reads a profile in pprof's format with Google's protobuf, and prints what is in it as JSON.
+"""Reads a profile in pprof's format of files with Google's protobuf, and prints what is in it as JSON.
 
 The message is described here once more, field by field, by the numbers that pprof documents; what is not of that form, and
 references that lead nowhere, are errors.
 """
 
+import gzip
 import json
 import sys
 
@@ -87,7 +88,7 @@ def profile_class():
 
 def main():
     profile = profile_class()()
-    with open(sys.argv[1], "rb") as file:
+    with gzip.open(sys.argv[1], "rb") as file:
         profile.ParseFromString(file.read())
     text = profile.string_table
     assert text[0] == "", "the first text is not empty"
@@ -101,7 +102,9 @@ def main():
         assert len(sample.value) == len(profile.sample_type), "a sample without all values"
         labels = {text[label.key]: text[label.str] for label in sample.label}
         stack = [name for id in sample.location_id for name in locations[id]]
-        samples.append({"count": sample.value[0], "thread": labels["thread"], "stack": stack})
+        samples.append(
+            {"values": list(sample.value), "thread": labels.get("thread", ""), "stack": stack}
+        )
     print(
         json.dumps(
             {

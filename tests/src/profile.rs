@@ -18,7 +18,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub struct Profile {
     /// `type/unit` of each value of a sample.
     pub types: Vec<String>,
-    /// Nanoseconds between two samples.
+    /// What is between two samples: nanoseconds, or bytes.
     pub period: i64,
     /// How long it was taken.
     pub seconds: f64,
@@ -29,9 +29,9 @@ pub struct Profile {
 /// A stack that was seen.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Sample {
-    /// How often.
-    pub count: u64,
-    /// On which thread.
+    /// In the order of the types.
+    pub values: Vec<u64>,
+    /// On which thread, of time.
     pub thread: String,
     /// Functions, the innermost first.
     pub stack: Vec<String>,

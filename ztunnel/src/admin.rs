@@ -31,6 +31,8 @@ const INDEX: &str = "<!doctype html><title>ztunnel</title><h1>ztunnel</h1><ul>\
 <li>/explain?from=NAMESPACE/POD&amp;to=ADDRESS:PORT: what would become of a connection (&amp;format=json for programs)</li>\
 <li>POST /logging?level=LEVEL: log levels at run time</li>\
 <li>/debug/pprof/profile[?seconds=1..300][&amp;frequency=1..1000]: a CPU profile for pprof</li>\
+<li>/debug/pprof/heap: a profile of the memory in use for pprof, while it is sampled</li>\
+<li>/debug/pprof/heap/profiling[?activate=true|false]: switches that sampling on and off</li>\
 <li>POST /quitquitquit: graceful shutdown</li></ul>";
 
 /// What the admin pages show and do.
@@ -52,6 +54,11 @@ impl Admin {
                     "/debug/pprof/profile" => {
                         let query = request.uri().query().unwrap_or_default();
                         Box::pin(profile::cpu(query)).await
+                    }
+                    "/debug/pprof/heap" => profile::heap::page().await,
+                    "/debug/pprof/heap/profiling" => {
+                        let query = request.uri().query().unwrap_or_default();
+                        profile::heap::profiling(query).await
                     }
                     _ => admin.answer(&request),
                 }

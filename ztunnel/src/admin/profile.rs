@@ -5,6 +5,7 @@
 //! and the stacks are walked here, from the copies, by the unwind tables of the program's own file.
 
 mod encode;
+pub(super) mod heap;
 mod sampler;
 mod stacks;
 

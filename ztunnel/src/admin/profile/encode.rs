@@ -1,28 +1,30 @@
 //! The form of profiles: `perftools.profiles.Profile`, of which pprof and its likes read the part that is here. Functions are
 //! named, so that nobody needs the program to read it.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, io::Write, time::Duration};
 
+use flate2::{Compression, write::GzEncoder};
 use prost::Message;
 
-use super::Counts;
+use super::{Counts, heap::Held};
 
-/// A profile as bytes. `names` are of functions by address; `period` is the time between two samples in nanoseconds.
+/// A profile of time as bytes. `names` are of functions by address; `period` is the time between two samples in nanoseconds.
 pub(super) fn encode(
     counts: &Counts,
     duration: Duration,
     period: u64,
     names: &HashMap<u64, String>,
 ) -> Vec<u8> {
-    let mut encoder = Encoder {
-        names,
-        profile: Profile::default(),
-        texts: HashMap::new(),
-        functions: HashMap::new(),
-        locations: HashMap::new(),
-    };
-    encoder.write(counts, duration, period);
-    encoder.profile.encode_to_vec()
+    let mut encoder = Encoder::new(names);
+    encoder.write_cpu(counts, duration, period);
+    encoder.finish()
+}
+
+/// A profile of memory in use as bytes. `interval` is the number of bytes between two samples.
+pub(super) fn encode_heap(held: &[Held], interval: u64, names: &HashMap<u64, String>) -> Vec<u8> {
+    let mut encoder = Encoder::new(names);
+    encoder.write_heap(held, interval);
+    encoder.finish()
 }
 
 /// Texts, functions and locations, each once.
@@ -34,18 +36,53 @@ struct Encoder<'a> {
     locations: HashMap<u64, u64>,
 }
 
-impl Encoder<'_> {
-    fn write(&mut self, counts: &Counts, duration: Duration, period: u64) {
-        let period = i64::try_from(period).unwrap_or(i64::MAX);
+impl<'a> Encoder<'a> {
+    fn new(names: &'a HashMap<u64, String>) -> Self {
+        let mut encoder = Self {
+            names,
+            profile: Profile::default(),
+            texts: HashMap::new(),
+            functions: HashMap::new(),
+            locations: HashMap::new(),
+        };
         // The first text is empty by definition.
-        self.text("");
+        encoder.text("");
+        encoder
+    }
+
+    /// In the form of files: compressed.
+    fn finish(self) -> Vec<u8> {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+        // Writing to memory does not fail.
+        gzip.write_all(&self.profile.encode_to_vec())
+            .and_then(|()| gzip.finish())
+            .unwrap_or_default()
+    }
+
+    fn write_heap(&mut self, held: &[Held], interval: u64) {
+        let objects = self.value_type("inuse_objects", "count");
+        let bytes = self.value_type("inuse_space", "bytes");
+        self.profile.sample_type = vec![objects, bytes];
+        for one in held {
+            let location_id = self.locations(&one.stack);
+            self.profile.sample.push(Sample {
+                location_id,
+                value: vec![one.objects, one.bytes],
+                label: Vec::new(),
+            });
+        }
+        self.profile.period_type = Some(self.value_type("space", "bytes"));
+        self.profile.period = i64::try_from(interval).unwrap_or(i64::MAX);
+    }
+
+    fn write_cpu(&mut self, counts: &Counts, duration: Duration, period: u64) {
+        let period = i64::try_from(period).unwrap_or(i64::MAX);
         let samples = self.value_type("samples", "count");
         let cpu = self.value_type("cpu", "nanoseconds");
         self.profile.sample_type = vec![samples, cpu];
         let thread = self.text("thread");
         for ((id, stack), count) in &counts.stacks {
-            let location_id = stack.iter().map(|address| self.location(*address));
-            let location_id = location_id.collect();
+            let location_id = self.locations(stack);
             let name = counts.threads.get(id).map_or("", String::as_str);
             let label = Label {
                 key: thread,
@@ -81,6 +118,13 @@ impl Encoder<'_> {
         self.profile.string_table.push(text.to_owned());
         self.texts.insert(text.to_owned(), index);
         index
+    }
+
+    fn locations(&mut self, stack: &[u64]) -> Vec<u64> {
+        stack
+            .iter()
+            .map(|address| self.location(*address))
+            .collect()
     }
 
     fn location(&mut self, address: u64) -> u64 {

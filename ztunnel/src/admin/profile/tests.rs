@@ -1,5 +1,6 @@
-use std::time::SystemTime;
+use std::{io::Read, time::SystemTime};
 
+use flate2::read::GzDecoder;
 use http_body_util::BodyExt;
 use prost::Message;
 
@@ -21,6 +22,12 @@ fn settings_have_bounds() {
     ] {
         assert_eq!(settings(bad), None, "{bad}");
     }
+}
+
+fn unpacked(bytes: &[u8]) -> Vec<u8> {
+    let mut unpacked = Vec::new();
+    GzDecoder::new(bytes).read_to_end(&mut unpacked).unwrap();
+    unpacked
 }
 
 #[test]
@@ -54,7 +61,7 @@ async fn where_time_is_spent_is_told() {
     let (status, body) = (answer.status(), answer.into_body().collect().await);
     let body = body.unwrap().to_bytes();
     assert_eq!(status, StatusCode::OK, "{}", String::from_utf8_lossy(&body));
-    let profile = encode::Profile::decode(body).unwrap();
+    let profile = encode::Profile::decode(&*unpacked(&body)).unwrap();
     work.await.unwrap();
     let running = RUNNING.lock().await;
     assert_eq!(cpu("").await.status(), StatusCode::CONFLICT);
