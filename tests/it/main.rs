@@ -36,6 +36,7 @@ mod spire;
 mod support;
 mod takeover;
 mod trouble;
+mod trust_domains;
 mod waypoint;
 mod waypoint_access_logs;
 mod waypoint_authz;

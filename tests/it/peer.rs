@@ -41,24 +41,27 @@ pub(crate) struct Stream {
     pub(crate) status: StatusCode,
     /// Dropping them would reset the stream.
     _send: SendStream<Bytes>,
-    _receive: RecvStream,
+    receive: RecvStream,
 }
 
 impl Peer {
     pub(crate) fn new(mesh: &Mesh) -> Self {
+        Self::named(mesh, GATEWAY_ID)
+    }
+
+    /// With a certificate of the mesh's CA for any identity.
+    pub(crate) fn named(mesh: &Mesh, id: &str) -> Self {
         leyline_tls::install_crypto_provider();
         let run = mesh.cluster().run();
         let authority = Authority::of_mesh(&run.state_dir()).unwrap();
-        let issued = authority
-            .issue(&run.secrets_dir(), "peer", GATEWAY_ID)
-            .unwrap();
+        let issued = authority.issue(&run.secrets_dir(), "peer", id).unwrap();
         let read = |path| fs::read_to_string(path).unwrap();
         let chain = [
             read(issued.certificate),
             read(run.state_dir().join("root-cert.pem")),
         ];
         let key = PrivateKeyDer::from_pem_slice(read(issued.key).as_bytes()).unwrap();
-        let identity: Identity = GATEWAY_ID.parse().unwrap();
+        let identity: Identity = id.parse().unwrap();
         let namespace = mesh.cluster().pod(GATEWAY).unwrap().namespace().clone();
         Self {
             namespace,
@@ -151,8 +154,15 @@ impl Tunnel {
         Ok(Stream {
             status: head.status,
             _send: send,
-            _receive: receive,
+            receive,
         })
+    }
+}
+
+impl Stream {
+    /// Waits for its end, of whatever kind.
+    pub(crate) async fn ended(mut self) {
+        while let Some(Ok(_data)) = self.receive.data().await {}
     }
 }
 

@@ -5,6 +5,7 @@
 //! answered with 503, the reason is in the NACK, the log and `/unsupported`. What comes again unchanged is kept, with its
 //! connections.
 
+pub(crate) mod entry;
 pub(crate) mod leaving;
 pub(crate) mod listener;
 pub(crate) mod received;
@@ -39,7 +40,7 @@ use std::{
 use envoy_types::pb::envoy::config::cluster::v3::Cluster as ClusterProto;
 use imbl::{HashMap, OrdMap};
 use leyline_proto::{ENDPOINT_TYPE, ROUTE_TYPE, SECRET_TYPE};
-use leyline_types::{HboneAuthority, Str};
+use leyline_types::{HboneAuthority, Str, TrustDomain};
 
 use self::{
     cluster::{Cluster, EndpointSource},
@@ -57,6 +58,8 @@ use self::{
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Config {
     pub(crate) main: Main,
+    /// That clients may be of, besides our own.
+    pub(crate) trust_domains: Arc<[TrustDomain]>,
     pub(crate) clusters: HashMap<Str, Arc<Cluster>>,
     pub(crate) assignments: HashMap<Str, Arc<EndpointSet>>,
     pub(crate) routes: HashMap<Str, Routes>,

@@ -131,6 +131,8 @@ async fn handle_tunnel(shared: Arc<Shared>, sources: Arc<Sources>, accepted: Acc
     let result = tokio::select! {
         result = served => result,
         () = aged => return,
+        // The tunnel is dropped, so that what it carries breaks.
+        () = withdrawn(&shared, &client) => return,
     };
     if let Err(error) = result {
         debug!(%peer, %error, "tunnel broke");
@@ -145,13 +147,34 @@ async fn establish(
     let certificate = shared.certificates.get(&shared.settings.identity).await;
     let certificate = certificate.map_err(|error| error.to_string())?;
     let deadline = shared.settings.proxy.handshake_deadline;
+    let aliases = shared.config.load_full().trust_domains.clone();
     // The wait for a turn counts.
     let accepted = timeout(deadline, async {
         let _turn = place.turn().await;
-        leyline_tls::accept(&certificate, stream, deadline).await
+        leyline_tls::accept(&certificate, stream, &aliases, deadline).await
     });
     let accepted = accepted.await.unwrap_or(Err(TlsError::Deadline(deadline)));
     accepted.map_err(|error| error.to_string())
+}
+
+/// Resolves when the client's trust domain is none of the mesh any more, which is told then; never for a client of our
+/// own. Cancel safe.
+async fn withdrawn(shared: &Shared, client: &Client) {
+    let of_client = client.identity.trust_domain();
+    if of_client == shared.settings.identity.trust_domain() {
+        return std::future::pending().await;
+    }
+    loop {
+        // Before the look, so that no change is missed.
+        let changed = shared.config.changed();
+        if !shared.config.load().trust_domains.contains(of_client) {
+            break;
+        }
+        changed.await;
+    }
+    counter!("leyline_waypoint_refused_total", "reason" => "trust_domain").increment(1);
+    let (peer, identity) = (client.addr, &client.identity);
+    info!(%peer, %identity, "tunnel cut: its trust domain is no alias of ours any more");
 }
 
 /// One CONNECT: which chain, then 200, then what is inside.

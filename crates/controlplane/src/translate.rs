@@ -17,6 +17,7 @@ mod selectors;
 mod service_entries;
 mod services;
 mod session_affinity;
+mod trust_domains;
 pub mod waypoint;
 mod waypoints;
 mod workload_entries;
@@ -156,16 +157,18 @@ pub fn translate(
     let waypoints = waypoints::Waypoints::new(objects, mesh, &networks);
     let services = services::services(objects, mesh, &networks, &waypoints, &mut advice);
     let hosts = service_entries::services(objects, &networks, &waypoints, &services, &mut advice);
-    let policies = authorization::Policies::new(objects, mesh, &mut advice);
+    let config = mesh_config::of(objects, mesh, &mut advice);
+    let trust_domains = trust_domains::TrustDomains::new(mesh, &config);
+    let authorization_policies = trust_domains.expand(&objects.authorization_policies);
+    let policies = authorization::Policies::new(&authorization_policies, mesh, &mut advice);
     let peers = peer_authentication::PeerAuthentications::new(objects, mesh, &mut advice);
     let wanted = enrolment::wanted(objects, mesh);
 
-    let slices = endpoints::Slices::new(objects, &services);
     let context = workloads::Context {
         objects,
         mesh,
         services: services::by_selector(all_services(&services, &hosts)),
-        slices: &slices,
+        slices: &endpoints::Slices::new(objects, &services),
         policies: &policies,
         peers: &peers,
         captured,
@@ -173,34 +176,32 @@ pub fn translate(
         networks: &networks,
         waypoints: &waypoints,
     };
-    let (mut required, mut members) = (require_waypoint::RequireWaypoint::default(), Vec::new());
-    let all = all_services(&services, &hosts);
-    let placed = of_pods(&context, all, &mut required, &mut members, &mut advice);
-    let endpoints = endpoints::workloads(&context).into_iter();
-    let others = endpoints.chain(networks.workloads(objects));
-    let others = others.chain(workload_entries::workloads(&context, &hosts));
-    members.extend(others.map(waypoint::Member::without_labels));
+    let mut required = require_waypoint::RequireWaypoint::new(&trust_domains);
     let all_services: Vec<&services::MeshService> = all_services(&services, &hosts).collect();
+    let (placed, mut members) = of_pods(&context, &all_services, &mut required, &mut advice);
+    members.extend(of_others(&context, &hosts));
+    trust_domains.tell_all(&mut members);
     let addresses = addresses(&members, &all_services);
     let policies = policies.into_wire().into_iter().chain(peers.into_wire());
     let authorizations = authorizations(policies.chain(required.into_wire()));
     let waypoint_pods = waypoint_pods(objects, &waypoints);
-    let gateways = (waypoints.names(), &waypoint_pods);
     let direct = waypoint::by_gateway(&members, &waypoints.addresses());
-    let inputs = (objects, mesh, keys, direct);
-    let inputs = waypoint::Inputs::new(inputs, &all_services, &members, gateways);
-    let configs = waypoint::configs(&inputs, before, &mut advice);
-    let findings = waypoint::findings(&inputs);
+    let inputs = waypoint::Inputs::new(
+        (objects, mesh, keys, direct),
+        (&config, &trust_domains, &authorization_policies),
+        (&all_services, &members),
+        (waypoints.names(), &waypoint_pods),
+    );
     Translation {
         addresses: Arc::new(addresses),
         authorizations: Arc::new(authorizations),
         wanted,
         pod_nodes: placed.0,
         identities: placed.1,
-        waypoints: configs,
+        waypoints: waypoint::configs(&inputs, before, &mut advice),
+        findings: waypoint::findings(&inputs),
         waypoint_pods,
         advice: in_order(advice),
-        findings,
     }
 }
 
@@ -265,15 +266,16 @@ type Placement = (
 );
 
 /// The workloads of pods, and where they are.
-fn of_pods<'a>(
+fn of_pods(
     context: &workloads::Context<'_>,
-    services: impl Iterator<Item = &'a services::MeshService>,
-    required: &mut require_waypoint::RequireWaypoint,
-    members: &mut Vec<waypoint::Member>,
+    services: &[&services::MeshService],
+    required: &mut require_waypoint::RequireWaypoint<'_>,
     advice: &mut Vec<Advice>,
-) -> Placement {
+) -> (Placement, Vec<waypoint::Member>) {
+    let mut members = Vec::new();
+    let services = services.iter();
     let by_key: HashMap<&str, &services::MeshService> = services
-        .map(|service| (service.key.as_str(), service))
+        .map(|service| (service.key.as_str(), *service))
         .collect();
     let mut pod_nodes = BTreeMap::new();
     let mut identities: BTreeMap<String, BTreeSet<(String, String)>> = BTreeMap::new();
@@ -288,8 +290,7 @@ fn of_pods<'a>(
         if let Some(mut workload) = workloads::of_pod(context, pod, advice) {
             let of_pod = workload.services.keys();
             let of_pod = of_pod.filter_map(|key| by_key.get(key.as_str()).copied());
-            let policy =
-                required.attach(&workload.namespace, of_pod, context.waypoints, context.mesh);
+            let policy = required.attach(&workload.namespace, of_pod, context.waypoints);
             workload.authorization_policies.extend(policy);
             pod_nodes.insert(workload.uid.clone(), workload.node.clone());
             members.push(waypoint::Member {
@@ -298,7 +299,19 @@ fn of_pods<'a>(
             });
         }
     }
-    (pod_nodes, identities)
+    ((pod_nodes, identities), members)
+}
+
+/// The workloads that are no pods.
+fn of_others(
+    context: &workloads::Context<'_>,
+    hosts: &[service_entries::EntryService],
+) -> impl Iterator<Item = waypoint::Member> {
+    let endpoints = endpoints::workloads(context).into_iter();
+    let gateways = context.networks.workloads(context.objects);
+    let entries = workload_entries::workloads(context, hosts);
+    let all = endpoints.chain(gateways).chain(entries);
+    all.map(waypoint::Member::without_labels)
 }
 
 /// Uid of the workload of a pod.

@@ -77,7 +77,7 @@ impl Endpoints {
     pub(crate) fn expected_in(&self, service: &Service, network: &Network) -> Arc<[Identity]> {
         let there = self.list.iter().map(|endpoint| &endpoint.workload);
         let there = there.filter(|workload| workload.network == *network && !workload.is_sum());
-        let own = there.map(|workload| &workload.identity);
+        let own = there.flat_map(|workload| workload.expected_identities().iter());
         union(service.identities.iter().chain(own))
     }
 
@@ -98,5 +98,6 @@ fn expected(service: &Service, workload: &Workload) -> Arc<[Identity]> {
     if service.identities.is_empty() {
         return Arc::clone(workload.expected_identities());
     }
-    union(service.identities.iter().chain([&workload.identity]))
+    let own = workload.expected_identities().iter();
+    union(service.identities.iter().chain(own))
 }

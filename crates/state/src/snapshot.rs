@@ -103,8 +103,9 @@ impl Snapshot {
         ip: IpAddr,
         identity: Option<&Identity>,
     ) -> Option<&Arc<Workload>> {
-        self.candidates(ip)
-            .find(|workload| identity.is_none_or(|identity| workload.identity == *identity))
+        self.candidates(ip).find(|workload| {
+            identity.is_none_or(|identity| workload.expected_identities().contains(identity))
+        })
     }
 
     /// All workloads at an address of our network, the likeliest first.

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use leyline_proto::istio::{security, workload as wire};
-use leyline_types::{NamespacedName, Network, WorkloadUid};
+use leyline_types::{NamespacedName, Network, TRUST_DOMAIN_ALIASES, WorkloadUid};
+use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{Change, LocalNode, Snapshot, Store, Workload, convert};
@@ -42,6 +43,23 @@ pub(crate) fn hbone(name: &str, ips: &[&str]) -> wire::Workload {
     wire::Workload {
         tunnel_protocol: wire::TunnelProtocol::Hbone.into(),
         ..pod(name, ips)
+    }
+}
+
+/// Tells of other trust domains that a workload and its peers may be of.
+pub(crate) fn trust_domain_aliases(names: &[&str]) -> wire::Extension {
+    let values = names.iter().map(|&name| prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(name.to_owned())),
+    });
+    let list = prost_types::ListValue {
+        values: values.collect(),
+    };
+    wire::Extension {
+        name: TRUST_DOMAIN_ALIASES.to_owned(),
+        config: Some(prost_types::Any {
+            type_url: "type.googleapis.com/google.protobuf.ListValue".to_owned(),
+            value: list.encode_to_vec(),
+        }),
     }
 }
 

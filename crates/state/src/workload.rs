@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use leyline_types::{
-    Identity, NamespacedName, Network, NetworkAddress, ServiceKey, Str, WorkloadName, WorkloadUid,
+    Identity, NamespacedName, Network, NetworkAddress, ServiceKey, Str, TrustDomain, WorkloadName,
+    WorkloadUid,
 };
 use serde::{Serialize, Serializer};
 
@@ -20,6 +21,9 @@ pub struct Workload {
     /// What its certificate says; shown as the trust domain, as the rest is in the name.
     #[serde(rename = "trustDomain", serialize_with = "trust_domain")]
     pub identity: Identity,
+    /// Trust domains that it may be of as well, and its peers.
+    #[serde(skip_serializing_if = "<[TrustDomain]>::is_empty")]
+    pub trust_domain_aliases: Box<[TrustDomain]>,
     /// The network that its addresses belong to.
     pub network: Network,
     /// Its addresses; none when only a host name is known.
@@ -65,7 +69,7 @@ pub struct Workload {
     /// Services that it is an endpoint of, with its own target ports.
     #[serde(skip)]
     pub services: BTreeMap<ServiceKey, PortMap>,
-    /// The one identity that a peer must have to be this workload, ready to share.
+    /// The identities of which a peer must have one to be this workload, its own first; ready to share.
     #[serde(skip)]
     pub(crate) expected: Arc<[Identity]>,
 }
@@ -86,8 +90,9 @@ impl Workload {
         self.uid.as_str().contains("/SplitHorizonWorkload/")
     }
 
-    /// The identities that a connection to this workload accepts, by address.
-    pub(crate) fn expected_identities(&self) -> &Arc<[Identity]> {
+    /// The identities that a connection to this workload accepts, by address: its own, and the same in each alias of its
+    /// trust domain.
+    pub fn expected_identities(&self) -> &Arc<[Identity]> {
         &self.expected
     }
 }

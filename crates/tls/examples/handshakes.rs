@@ -133,7 +133,7 @@ async fn tunnels(pairs: &[Pair]) -> Duration {
         let expected = [server.identity().clone()];
         let start = Instant::now();
         let (accepted, connected) = tokio::join!(
-            Box::pin(accept(server, far, DEADLINE)),
+            Box::pin(accept(server, far, &[], DEADLINE)),
             Box::pin(connect(client, near, &expected, DEADLINE))
         );
         times.push(start.elapsed());

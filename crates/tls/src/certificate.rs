@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use leyline_types::Identity;
+use leyline_types::{Identity, TrustDomain};
 use rustls::{
     CertificateError as RustlsCertificateError, ClientConfig, Error as RustlsError, RootCertStore,
     ServerConfig,
@@ -41,6 +41,8 @@ pub struct WorkloadCertificate {
     anchors: Option<Arc<Anchors>>,
     issuers: Issuers,
     server: Arc<ServerConfig>,
+    /// What both sides show.
+    resolver: Arc<SingleCertAndKey>,
     /// Refuses every server; each handshake takes a copy with a verifier of its own.
     client: ClientConfig,
 }
@@ -156,11 +158,13 @@ impl WorkloadCertificate {
             issuers: issuers.clone(),
             trusted: Arc::clone(&trusted),
             trust_domain: leaf.identity.trust_domain().clone(),
+            aliases: Arc::default(),
         };
-        let server = server_config(inbound, Arc::clone(&resolver))?;
+        let server = server_config(inbound, Arc::clone(&resolver));
+        let server = server.map_err(CertificateError::Unusable)?;
         let client = client_config(
             OutboundVerifier::new(Arc::clone(&trusted), issuers.clone(), &[]),
-            resolver,
+            Arc::clone(&resolver),
         )?;
         Ok(Self {
             identity: leaf.identity,
@@ -172,6 +176,7 @@ impl WorkloadCertificate {
             issuers,
             server: Arc::new(server),
             client,
+            resolver,
         })
     }
 
@@ -200,9 +205,22 @@ impl WorkloadCertificate {
         &self.trusted.roots
     }
 
-    /// The configuration of the server side.
-    pub(crate) fn server_config(&self) -> &Arc<ServerConfig> {
-        &self.server
+    /// The configuration of the server side, for one handshake with a peer that may be of these trust domains, too. Only
+    /// meshes that have some pay for it, a fraction of what the handshake costs.
+    pub(crate) fn server_config(
+        &self,
+        aliases: &[TrustDomain],
+    ) -> Result<Arc<ServerConfig>, RustlsError> {
+        if aliases.is_empty() {
+            return Ok(Arc::clone(&self.server));
+        }
+        let inbound = InboundVerifier {
+            issuers: self.issuers.clone(),
+            trusted: Arc::clone(&self.trusted),
+            trust_domain: self.identity.trust_domain().clone(),
+            aliases: aliases.into(),
+        };
+        server_config(inbound, Arc::clone(&self.resolver)).map(Arc::new)
     }
 
     /// What verification wants.
@@ -332,10 +350,9 @@ fn trust(
 fn server_config(
     verifier: InboundVerifier,
     resolver: Arc<SingleCertAndKey>,
-) -> Result<ServerConfig, CertificateError> {
+) -> Result<ServerConfig, RustlsError> {
     let mut config = ServerConfig::builder_with_provider(Arc::clone(mesh_provider()))
-        .with_protocol_versions(mesh_versions())
-        .map_err(CertificateError::Unusable)?
+        .with_protocol_versions(mesh_versions())?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(resolver);
     config.alpn_protocols = vec![ALPN_H2.to_vec()];

@@ -11,7 +11,7 @@ use std::{
 };
 
 use leyline_net::ReadAhead;
-use leyline_types::Identity;
+use leyline_types::{Identity, TrustDomain};
 use rustls::{CommonState, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
@@ -66,17 +66,19 @@ struct Peer {
 #[derive(Clone, Debug, Default)]
 pub struct Verdict(Arc<OnceLock<Refusal>>);
 
-/// Accepts a tunnel for the workload that owns `cert`, from a peer of the same trust domain. On refusal the peer is
-/// told why by an alert. Not cancel safe: dropping the future closes the connection.
+/// Accepts a tunnel for the workload that owns `cert`, from a peer of the same trust domain or of one of `aliases`. The
+/// roots are the same for all. On refusal the peer is told why by an alert. Not cancel safe: dropping the future closes the connection.
 ///
 /// # Errors
 /// When the peer is slow, not acceptable or does not accept us.
 pub async fn accept(
     cert: &Arc<WorkloadCertificate>,
     stream: TcpStream,
+    aliases: &[TrustDomain],
     deadline: Duration,
 ) -> Result<(ServerTls, Identity), TlsError> {
-    let acceptor = TlsAcceptor::from(Arc::clone(cert.server_config()));
+    let config = cert.server_config(aliases).map_err(TlsError::Parameters)?;
+    let acceptor = TlsAcceptor::from(config);
     let (error, stream) = match timeout(
         deadline,
         acceptor.accept(ReadAhead::new(stream)).into_fallible(),

@@ -43,11 +43,12 @@ impl From<PeerNameError> for RustlsError {
     }
 }
 
-/// Judges the clients of a workload: signed by our roots, of our trust domain.
+/// Judges the clients of a workload: signed by our roots, of our trust domain or one of its aliases.
 #[derive(Debug)]
 pub(crate) struct InboundVerifier {
     pub(crate) trusted: Arc<Trusted>,
     pub(crate) trust_domain: TrustDomain,
+    pub(crate) aliases: Arc<[TrustDomain]>,
     pub(crate) issuers: Issuers,
 }
 
@@ -67,7 +68,7 @@ impl ClientCertVerifier for InboundVerifier {
         self.trusted
             .check(reporter, end_entity, intermediates, now)?;
         let got = identity_in(end_entity).map_err(PeerNameError::from)?;
-        if *got.trust_domain() != self.trust_domain {
+        if *got.trust_domain() != self.trust_domain && !self.aliases.contains(got.trust_domain()) {
             let want = self.trust_domain.clone();
             return Err(PeerNameError::TrustDomain { got, want }.into());
         }

@@ -23,6 +23,10 @@ pub const ENROLMENT_PENDING: &str = "leyline.io/enrolment-pending";
 /// `google.protobuf.Duration`, for how long.
 pub const SESSION_AFFINITY: &str = "leyline.io/session-affinity";
 
+/// Name of the extension of a workload whose peers may be of other trust domains than its own, and which may be of them
+/// itself (MeshConfig's `trustDomainAliases`); it holds a `google.protobuf.ListValue` of their names.
+pub const TRUST_DOMAIN_ALIASES: &str = "leyline.io/trust-domain-aliases";
+
 /// Ports of the data plane inside a pod and of the process itself.
 pub mod ports {
     /// Outbound capture, in each pod.

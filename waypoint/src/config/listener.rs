@@ -1,4 +1,4 @@
-//! The listeners of a waypoint: `connect_terminate` is checked against what the acceptor does anyway, `main_internal`
+//! The listeners of a waypoint: `connect_terminate` is what the acceptor does anyway (but for `entry`), `main_internal`
 //! becomes destinations and chains, `connect_originate` is what the upstream side does anyway.
 
 use std::{collections::HashMap, sync::Arc};

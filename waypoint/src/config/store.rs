@@ -23,6 +23,7 @@ use super::{
     any::decode_bytes,
     cluster::Cluster,
     endpoints::EndpointSet,
+    entry,
     error::{Compiled, Unsupported},
     listener::{Chain, Main},
     received::Fate,
@@ -33,8 +34,10 @@ use crate::upstream::balance;
 
 /// The listener with the services.
 const MAIN: &str = "main_internal";
-/// Listeners that stand for what this proxy does by itself: accept tunnels, and open them.
-const BUILT_IN: [&str; 2] = ["connect_terminate", "connect_originate"];
+/// The listener of tunnels.
+const ENTRY: &str = "connect_terminate";
+/// The listener that stands for what this proxy does by itself: open tunnels.
+const BUILT_IN: &str = "connect_originate";
 /// Clusters likewise.
 const BUILT_IN_CLUSTERS: [&str; 2] = ["main_internal", "connect_originate"];
 
@@ -119,7 +122,7 @@ impl ConfigStore {
                 continue;
             }
             let reason = problems.join("; ");
-            let fate = next.fate(update.type_url, &before, &reason);
+            let fate = next.fate(update.type_url, &resource.name, &before, &reason);
             next.received.put(update.type_url, resource, fate);
             warn!(
                 resource = key,
@@ -154,8 +157,9 @@ impl ConfigStore {
 
 impl Config {
     /// What becomes of a resource with such a reason against it.
-    fn fate<'a>(&self, type_url: &str, before: &Self, reason: &'a str) -> Fate<'a> {
+    fn fate<'a>(&self, type_url: &str, name: &str, before: &Self, reason: &'a str) -> Fate<'a> {
         match type_url {
+            LISTENER_TYPE if name == ENTRY => Fate::Refused(reason),
             LISTENER_TYPE if Arc::ptr_eq(&self.main.destinations, &before.main.destinations) => {
                 Fate::Kept(reason)
             }
@@ -171,6 +175,7 @@ impl Config {
             .remove(&format!("{} {name}", short(type_url)));
         match type_url {
             LISTENER_TYPE if name == MAIN => self.main = Main::default(),
+            LISTENER_TYPE if name == ENTRY => self.trust_domains = Arc::default(),
             CLUSTER_TYPE => {
                 self.clusters.remove(name);
                 self.with_secrets.remove(name);
@@ -207,8 +212,19 @@ impl Config {
     }
 
     fn put_listener(&mut self, resource: &Resource) -> Vec<String> {
-        if BUILT_IN.contains(&resource.name.as_str()) {
+        if resource.name == BUILT_IN {
             return Vec::new();
+        }
+        if resource.name == ENTRY {
+            let domains = decode_bytes::<Listener>(&resource.body)
+                .and_then(|listener| entry::trust_domains(&listener));
+            let (domains, problem) = match domains {
+                Ok(domains) => (domains, None),
+                // Who may come in is not guessed.
+                Err(error) => (Arc::default(), Some(error.to_string())),
+            };
+            self.trust_domains = domains;
+            return problem.into_iter().collect();
         }
         if resource.name != MAIN {
             return vec!["a waypoint has no listener of this name".to_owned()];

@@ -192,7 +192,9 @@ async fn tunnel(
 ) -> Result<RawIo, ConnectFailure> {
     let snapshot = shared.mesh.snapshot();
     let workloads = || snapshot.workloads_at(target.ip());
-    let mut expected: Vec<Identity> = workloads().map(|it| it.identity.clone()).collect();
+    let mut expected: Vec<Identity> = workloads()
+        .flat_map(|it| it.expected_identities().iter().cloned())
+        .collect();
     expected.sort();
     expected.dedup();
     let Some(workload) = workloads().map(|it| it.uid.clone()).min() else {

@@ -1,5 +1,6 @@
 //! Inbound HBONE (port 15008): a tunnel from another proxy, and each connection in it.
 
+mod aliases;
 mod application;
 mod source;
 
@@ -19,7 +20,7 @@ use leyline_telemetry::traffic::{
     early_failure,
 };
 use leyline_tls::{Leaving, ServerTls, TlsError, WorkloadCertificate};
-use leyline_types::{Identity, canonical};
+use leyline_types::{Identity, TrustDomain, canonical};
 use tokio::{net::TcpStream, time::timeout};
 use tracing::debug;
 
@@ -99,9 +100,11 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place:
         ..pod.shared.config.hbone.clone()
     };
     let leaving = Box::pin(leaving.asked());
-    match server::serve_until(stream, &config, &pod.drain, leaving, handler, bad_request).await {
-        Ok(()) => debug!(%peer, "tunnel ended"),
-        Err(error) => note_end(&tunnel, &error),
+    let served = server::serve_until(stream, &config, &pod.drain, leaving, handler, bad_request);
+    tokio::select! {
+        ended = served => note_end(&tunnel, ended),
+        // The tunnel is dropped, so that its connections break.
+        () = Box::pin(aliases::withdrawn(&tunnel)) => {}
     }
 }
 
@@ -126,8 +129,9 @@ async fn establish(
     place: &TunnelPlace,
     stream: TcpStream,
 ) -> Result<Established, (Refusal, String)> {
-    let certificate = certificate(pod).await?;
-    let (stream, identity) = handshake(pod, &certificate, place, stream)
+    let (certificate, workload) = certificate(pod).await?;
+    let aliases = &workload.trust_domain_aliases;
+    let (stream, identity) = handshake(pod, (&certificate, aliases), place, stream)
         .await
         .map_err(|error| (refusal_of(&error), error.to_string()))?;
     pace::settle(stream.socket(), &pod.netns);
@@ -140,28 +144,32 @@ async fn establish(
     })
 }
 
-/// The certificate of the pod's identity; fetched now if it is not here yet.
-async fn certificate(pod: &Pod) -> Result<Arc<WorkloadCertificate>, (Refusal, String)> {
+/// The certificate of the pod's identity, fetched now if it is not here yet, and what is known of the pod.
+async fn certificate(
+    pod: &Pod,
+) -> Result<(Arc<WorkloadCertificate>, Arc<Workload>), (Refusal, String)> {
     let Some((_, workload)) = pod.shared.workload(&pod.name).await else {
         let error = "failed to fetch information about local workload".to_owned();
         return Err((Refusal::UnknownDestination, error));
     };
     let identity = pod.identity.get().unwrap_or(&workload.identity);
     let fetched = pod.shared.certificates.get(identity).await;
-    fetched.map_err(|error| (Refusal::NoCertificate, error.to_string()))
+    let fetched = fetched.map_err(|error| (Refusal::NoCertificate, error.to_string()))?;
+    Ok((fetched, workload))
 }
 
-/// Unfinished handshakes are few per pod and fewer per source; the deadline includes the wait for a turn.
+/// Unfinished handshakes are few per pod and fewer per source; the deadline includes the wait for a turn. The peer may be
+/// of the certificate's trust domain or of an alias.
 async fn handshake(
     pod: &Pod,
-    certificate: &Arc<WorkloadCertificate>,
+    (certificate, aliases): (&Arc<WorkloadCertificate>, &[TrustDomain]),
     place: &TunnelPlace,
     stream: TcpStream,
 ) -> Result<(ServerTls, Identity), TlsError> {
     let deadline = pod.shared.config.handshake_deadline;
     let work = async {
         let _turn = place.turn().await;
-        leyline_tls::accept(certificate, stream, deadline).await
+        leyline_tls::accept(certificate, stream, aliases, deadline).await
     };
     timeout(deadline, work)
         .await
@@ -193,7 +201,10 @@ fn refusal_of(error: &TlsError) -> Refusal {
 }
 
 /// A tunnel that breaks fails its connections, which say so themselves; here only what no connection tells.
-fn note_end(tunnel: &Tunnel, error: &HboneError) {
+fn note_end(tunnel: &Tunnel, ended: Result<(), HboneError>) {
+    let Err(error) = ended else {
+        return debug!(peer = %tunnel.peer, "tunnel ended");
+    };
     if matches!(
         error,
         HboneError::Handshake(_) | HboneError::HandshakeDeadline

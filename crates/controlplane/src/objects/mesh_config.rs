@@ -45,6 +45,8 @@ pub struct MeshConfig {
     pub default_config: DefaultConfig,
     /// What is done to paths before policies and routes.
     pub path_normalization: PathNormalization,
+    /// Other trust domains whose identities are of the mesh, as far as its roots vouch for them.
+    pub trust_domain_aliases: Vec<String>,
     /// Of routes that say nothing of retries; Istio's own when absent.
     pub default_http_retry_policy: Option<Retry>,
 }

@@ -9,8 +9,9 @@ use super::{
     Advice, MeshSettings,
     conditions::{self, Effect},
     selectors::Selectors,
+    trust_domains::AuthorizationPolicies,
 };
-use crate::objects::{AuthorizationPolicy, AuthorizationPolicySpec, Kind, ObjectKey, Objects};
+use crate::objects::{AuthorizationPolicy, AuthorizationPolicySpec, Kind, ObjectKey};
 
 const DRY_RUN: &str = "istio.io/dry-run";
 
@@ -29,13 +30,17 @@ pub(super) struct Policies {
 }
 
 impl Policies {
-    pub(super) fn new(objects: &Objects, mesh: &MeshSettings, advice: &mut Vec<Advice>) -> Self {
+    pub(super) fn new(
+        all: &AuthorizationPolicies,
+        mesh: &MeshSettings,
+        advice: &mut Vec<Advice>,
+    ) -> Self {
         let mut policies = Self {
             root_namespace: mesh.root_namespace.clone(),
             converted: Vec::new(),
             selecting: HashMap::new(),
         };
-        for (name, policy) in &objects.authorization_policies {
+        for (name, policy) in all {
             let Some(Converted { wire, selector }) = convert(name, policy, mesh, advice) else {
                 continue;
             };

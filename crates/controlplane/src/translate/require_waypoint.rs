@@ -11,23 +11,33 @@ use leyline_proto::istio::security::{
 };
 use leyline_types::NamespacedName;
 
-use super::{MeshSettings, services::MeshService, waypoints::Waypoints};
+use super::{services::MeshService, trust_domains::TrustDomains, waypoints::Waypoints};
 
 /// Said in the log of whoever is refused.
 const PREFIX: &str = "leyline-require-waypoint";
 
-/// The policies that pods name, by name.
-#[derive(Debug, Default)]
-pub(super) struct RequireWaypoint(BTreeMap<String, Authorization>);
+/// The policies that pods name.
+#[derive(Debug)]
+pub(super) struct RequireWaypoint<'a> {
+    /// That a waypoint may be of.
+    trust_domains: &'a TrustDomains,
+    by_name: BTreeMap<String, Authorization>,
+}
 
-impl RequireWaypoint {
+impl<'a> RequireWaypoint<'a> {
+    pub(super) fn new(trust_domains: &'a TrustDomains) -> Self {
+        Self {
+            trust_domains,
+            by_name: BTreeMap::new(),
+        }
+    }
+
     /// The policy that a pod of these services must name, if one of them demands its waypoint.
-    pub(super) fn attach<'a>(
+    pub(super) fn attach<'s>(
         &mut self,
         namespace: &str,
-        services: impl Iterator<Item = &'a MeshService>,
+        services: impl Iterator<Item = &'s MeshService>,
         waypoints: &Waypoints<'_>,
-        mesh: &MeshSettings,
     ) -> Option<String> {
         let mut demanded = false;
         let mut names: BTreeSet<&NamespacedName> = BTreeSet::new();
@@ -43,14 +53,14 @@ impl RequireWaypoint {
             name.push_str(&format!(".{}.{}", waypoint.namespace, waypoint.name));
         }
         let key = format!("{namespace}/{name}");
-        self.0
+        self.by_name
             .entry(key.clone())
-            .or_insert_with(|| policy(namespace, &name, &names, waypoints, mesh));
+            .or_insert_with(|| policy(namespace, &name, &names, waypoints, self.trust_domains));
         Some(key)
     }
 
     pub(super) fn into_wire(self) -> impl Iterator<Item = Authorization> {
-        self.0.into_values()
+        self.by_name.into_values()
     }
 }
 
@@ -59,20 +69,19 @@ fn policy(
     name: &str,
     waypoints: &BTreeSet<&NamespacedName>,
     all: &Waypoints<'_>,
-    mesh: &MeshSettings,
+    trust_domains: &TrustDomains,
 ) -> Authorization {
     let accounts: BTreeSet<(String, String)> = waypoints
         .iter()
         .flat_map(|waypoint| all.accounts(waypoint))
         .collect();
-    let principals = accounts
-        .into_iter()
-        .map(|(namespace, account)| StringMatch {
+    let principals = accounts.into_iter().flat_map(|(namespace, account)| {
+        trust_domains.iter().map(move |name| StringMatch {
             match_type: Some(MatchType::Exact(format!(
-                "{}/ns/{namespace}/sa/{account}",
-                mesh.trust_domain
+                "{name}/ns/{namespace}/sa/{account}"
             ))),
-        });
+        })
+    });
     let others = Match {
         not_principals: principals.collect(),
         ..Match::default()

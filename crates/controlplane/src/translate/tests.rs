@@ -6,6 +6,7 @@ mod load_balancing;
 mod policies;
 mod routing;
 mod service_entries;
+mod trust_domains;
 mod waypoint;
 mod workloads;
 

@@ -42,10 +42,11 @@ use leyline_types::NamespacedName;
 use prost::Message;
 
 use super::{
-    Advice, KeySets, MeshSettings, Resource, Resources, WaypointPod, keys, mesh_config,
+    Advice, KeySets, MeshSettings, Resource, Resources, WaypointPod, keys,
     services::MeshService,
+    trust_domains::{AuthorizationPolicies, TrustDomains},
 };
-use crate::objects::Objects;
+use crate::objects::{Objects, mesh_config::MeshConfig};
 use authorizers::Authorizers;
 use clusters::{Traffic, Which, locality::Standpoint};
 use listeners::{Checks, ClientIdentity, Lookups, Served, ServedPort};
@@ -164,6 +165,10 @@ pub(super) struct Inputs<'a> {
     objects: &'a Objects,
     mesh: &'a MeshSettings,
     keys: &'a KeySets,
+    config: &'a MeshConfig,
+    trust_domains: &'a TrustDomains,
+    /// With principals in all trust domains.
+    policies: &'a AuthorizationPolicies,
     services: &'a [&'a MeshService],
     members: &'a [Member],
     gateways: BTreeSet<NamespacedName>,
@@ -180,11 +185,14 @@ type Given<'a> = (
     BTreeMap<NamespacedName, BTreeSet<IpAddr>>,
 );
 
+/// What the user says of the whole mesh, and the policies with it.
+type OfMesh<'a> = (&'a MeshConfig, &'a TrustDomains, &'a AuthorizationPolicies);
+
 impl<'a> Inputs<'a> {
     pub(super) fn new(
         (objects, mesh, keys, direct): Given<'a>,
-        services: &'a [&'a MeshService],
-        members: &'a [Member],
+        (config, trust_domains, policies): OfMesh<'a>,
+        (services, members): (&'a [&'a MeshService], &'a [Member]),
         (gateways, pods): (
             BTreeSet<NamespacedName>,
             &'a BTreeMap<NamespacedName, WaypointPod>,
@@ -194,6 +202,9 @@ impl<'a> Inputs<'a> {
             objects,
             mesh,
             keys,
+            config,
+            trust_domains,
+            policies,
             services,
             members,
             gateways,
@@ -209,7 +220,6 @@ pub(super) fn configs(
     before: &WaypointConfigs,
     advice: &mut Vec<Advice>,
 ) -> WaypointConfigs {
-    let config = mesh_config::of(inputs.objects, inputs.mesh, advice);
     keys::advise(inputs.objects, inputs.keys, advice);
     envoy_filters::advise(inputs.objects, advice);
     if inputs.gateways.is_empty()
@@ -219,7 +229,7 @@ pub(super) fn configs(
         return WaypointConfigs::new();
     }
     let services = inputs.services.iter().copied();
-    let view = View::new(inputs, &config, services);
+    let view = View::new(inputs, services);
     telemetry::advise(&view, advice);
     limits::advise(&view, &inputs.gateways, advice);
     inputs
@@ -295,8 +305,7 @@ fn waypoint_config(
     if workloads.is_some() {
         clusters.insert(clusters::ENCAP.to_owned(), clusters::encap());
     }
-    let trust_domain = view.mesh.trust_domain.to_string();
-    let listeners = listeners::listeners(&served, &trust_domain, view.config);
+    let listeners = listeners::listeners(&served, view.trust_domains, view.config);
     let listeners = listeners.into_iter().map(|one| (one.name.clone(), one));
     let endpoints = Built::new(endpoints, before.map(|before| &before.endpoints));
     let near = near.into_iter().map(|(pod, messages)| {

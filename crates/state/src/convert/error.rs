@@ -77,6 +77,9 @@ pub enum Problem {
     /// Kubernetes' bounds of a session's timeout.
     #[error("is not a duration of 1 to 86400 seconds")]
     Timeout,
+    /// Trust domains are a list of names.
+    #[error("is not a list of trust domains")]
+    TrustDomains,
     /// The resource says another name than it was sent under.
     #[error("the resource says `{0}`")]
     OtherName(String),

@@ -5,7 +5,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     Workload,
-    testing::{deny_all, gateway, hbone, in_service, pod, port_list, service as wire_service},
+    testing::{
+        deny_all, gateway, hbone, in_service, pod, port_list, service as wire_service,
+        trust_domain_aliases,
+    },
 };
 
 fn text(error: &dyn std::error::Error) -> String {
@@ -79,6 +82,42 @@ fn a_bad_workload_says_what_is_wrong() {
     bad_domain.trust_domain = "a/b".into();
     let error = text(&workload(bad_domain).unwrap_err());
     assert!(error.starts_with(&at("trust_domain: ")), "{error}");
+    let mut bad_alias = hbone("a", &[]);
+    bad_alias.extensions = vec![trust_domain_aliases(&["a/b"])];
+    let error = text(&workload(bad_alias).unwrap_err());
+    let field = at("extensions[leyline.io/trust-domain-aliases]: ");
+    assert!(error.starts_with(&field), "{error}");
+    let mut no_list = hbone("a", &[]);
+    no_list.extensions = vec![proto::Extension {
+        config: None,
+        ..trust_domain_aliases(&[])
+    }];
+    let error = text(&workload(no_list).unwrap_err());
+    assert_eq!(error, field + "is not a list of trust domains");
+}
+
+#[test]
+fn a_workload_may_be_of_the_aliases_of_its_trust_domain() {
+    let wire = proto::Workload {
+        extensions: vec![trust_domain_aliases(&["old.example", "cluster.local"])],
+        ..hbone("a", &["10.0.0.1"])
+    };
+    let workload: Workload = workload(wire).unwrap();
+    let expected: Vec<String> = workload
+        .expected_identities()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        expected,
+        [
+            "spiffe://cluster.local/ns/ns/sa/a",
+            "spiffe://old.example/ns/ns/sa/a"
+        ]
+    );
+    let shown = serde_json::to_value(&workload).unwrap();
+    let aliases = serde_json::json!(["old.example", "cluster.local"]);
+    assert_eq!(shown["trustDomainAliases"], aliases);
 }
 
 #[test]

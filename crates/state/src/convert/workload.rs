@@ -1,12 +1,13 @@
 //! `istio.workload.Workload`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use leyline_proto::istio::workload as proto;
 use leyline_types::{
-    ENROLMENT_PENDING, Identity, NamespacedName, Network, ServiceKey, TrustDomain, WorkloadName,
-    WorkloadUid,
+    ENROLMENT_PENDING, Identity, NamespacedName, Network, ServiceKey, TRUST_DOMAIN_ALIASES,
+    TrustDomain, WorkloadName, WorkloadUid,
 };
+use prost::Message;
 
 use super::{
     error::{ConvertError, FieldError, Problem},
@@ -40,6 +41,7 @@ fn convert(wire: proto::Workload) -> Result<Workload, FieldError> {
         service_account: field::or_default(wire.service_account, DEFAULT_SERVICE_ACCOUNT),
     };
     let identity = identity(&wire.trust_domain, &name)?;
+    let aliases = trust_domain_aliases(&wire.extensions)?;
     let locality = wire.locality.unwrap_or_default();
     Ok(Workload {
         uid: WorkloadUid::new(field::required("uid", wire.uid)?),
@@ -79,8 +81,9 @@ fn convert(wire: proto::Workload) -> Result<Workload, FieldError> {
         authorization_policies: policies(&wire.authorization_policies)?,
         capacity: wire.capacity.unwrap_or(DEFAULT_CAPACITY),
         services: services(wire.services)?,
-        expected: [identity.clone()].into(),
+        expected: in_all(&identity, &aliases)?,
         identity,
+        trust_domain_aliases: aliases,
         name,
     })
 }
@@ -92,6 +95,44 @@ fn enrolment(extensions: &[proto::Extension]) -> Enrolment {
     } else {
         Enrolment::Settled
     }
+}
+
+/// [`TRUST_DOMAIN_ALIASES`], a `google.protobuf.ListValue` of names; istiod tells node proxies of none.
+fn trust_domain_aliases(extensions: &[proto::Extension]) -> Result<Box<[TrustDomain]>, FieldError> {
+    let Some(extension) = extensions
+        .iter()
+        .find(|one| one.name == TRUST_DOMAIN_ALIASES)
+    else {
+        return Ok(Box::default());
+    };
+    let problem = |problem| FieldError::new(format!("extensions[{TRUST_DOMAIN_ALIASES}]"), problem);
+    let list = extension
+        .config
+        .as_ref()
+        .and_then(|config| prost_types::ListValue::decode(&config.value[..]).ok())
+        .ok_or_else(|| problem(Problem::TrustDomains))?;
+    let name = |value: prost_types::Value| match value.kind {
+        Some(prost_types::value::Kind::StringValue(name)) => name
+            .parse()
+            .map_err(|error| problem(Problem::Identity(error))),
+        _ => Err(problem(Problem::TrustDomains)),
+    };
+    list.values.into_iter().map(name).collect()
+}
+
+/// The identity and the same service account in the other trust domains.
+fn in_all(identity: &Identity, aliases: &[TrustDomain]) -> Result<Arc<[Identity]>, FieldError> {
+    let others = aliases
+        .iter()
+        .filter(|alias| *alias != identity.trust_domain());
+    let others = others.map(|alias| {
+        let (namespace, account) = (identity.namespace(), identity.service_account());
+        Identity::new(alias.clone(), namespace.as_str(), account.as_str())
+            .map_err(|error| FieldError::new("service_account", Problem::Identity(error)))
+    });
+    std::iter::once(Ok(identity.clone()))
+        .chain(others)
+        .collect()
 }
 
 fn identity(trust_domain: &str, name: &WorkloadName) -> Result<Identity, FieldError> {

@@ -46,7 +46,7 @@ async fn handshake(
         }
     };
     let server = async {
-        let accepted = accept(server, far, DEADLINE).await;
+        let accepted = accept(server, far, &[], DEADLINE).await;
         match accepted {
             Ok((mut tls, identity)) => {
                 tls.write_all(b"!").await.unwrap();
@@ -232,6 +232,32 @@ async fn refuses_clients_and_tells_them_why() {
 }
 
 #[tokio::test]
+async fn peers_of_aliases_are_accepted_and_those_of_a_third_trust_domain_are_not() {
+    let (ca, other) = (TestCa::new(), TestCa::new());
+    let server = ca.workload(WEB);
+    let domain_of = |id: &str| id.parse::<Identity>().unwrap().trust_domain().clone();
+    let third = "spiffe://third.example/ns/shop/sa/web";
+    let outcome = async |client: &Arc<WorkloadCertificate>| {
+        let (near, far) = sockets().await;
+        let expected = [WEB.parse().unwrap()];
+        let aliases = [domain_of(FOREIGN)];
+        let accepting = accept(&server, far, &aliases, DEADLINE);
+        let connecting = connect(client, near, &expected, DEADLINE);
+        let (accepted, _connected) = tokio::join!(Box::pin(accepting), Box::pin(connecting));
+        match accepted {
+            Ok((_tls, identity)) => identity.to_string(),
+            Err(error) => error.reason().to_owned(),
+        }
+    };
+    assert_eq!(outcome(&ca.workload(WEB)).await, WEB);
+    assert_eq!(outcome(&ca.workload(FOREIGN)).await, FOREIGN);
+    assert_eq!(outcome(&ca.workload(third)).await, "trust_domain");
+    // An alias is a name only: the roots vouch for it as for any other.
+    let unvouched = other.unchecked(&Leaf::workload(FOREIGN), &[&ca]);
+    assert_eq!(outcome(&unvouched).await, "unknown_root");
+}
+
+#[tokio::test]
 async fn refusals_name_both_parties() {
     let ca = TestCa::new();
     let (accepted, connected) = handshake(&ca.workload(WEB), &ca.workload(FOREIGN), &[WEB]).await;
@@ -293,7 +319,7 @@ impl OtherClient {
         let (near, far) = sockets().await;
         let name = ServerName::try_from("ignored").unwrap();
         let server = async {
-            let mut accepted = accept(&server, far, DEADLINE).await;
+            let mut accepted = accept(&server, far, &[], DEADLINE).await;
             if let Ok((tls, _)) = &mut accepted {
                 tls.write_all(b"!").await.unwrap();
             }
@@ -343,7 +369,7 @@ async fn no_handshake_is_resumed() {
         &[WEB.parse().unwrap()],
     ));
     let ours = (
-        Arc::clone(web.server_config()),
+        web.server_config(&[]).unwrap(),
         db.client_config(Arc::clone(&verifier)),
     );
     let mut eager_client = ClientConfig::clone(&ours.1);
@@ -395,11 +421,11 @@ async fn a_known_chain_needs_its_key_all_the_same() {
         let mut tls = connector.connect(name, near).await?;
         tls.read_u8().await
     };
-    let (accepted, called) = tokio::join!(accept(&web, far, DEADLINE), calling);
+    let (accepted, called) = tokio::join!(accept(&web, far, &[], DEADLINE), calling);
     assert_eq!(accepted.unwrap_err().reason(), "bad_certificate");
     assert!(called.is_err());
 
-    let mut thief = ServerConfig::clone(web.server_config());
+    let mut thief = ServerConfig::clone(&web.server_config(&[]).unwrap());
     thief.cert_resolver = stolen(web.chain());
     let (near, far) = sockets().await;
     let expected = [WEB.parse().unwrap()];
@@ -534,7 +560,7 @@ async fn refuses_what_is_not_tls() {
         near.write_all(bytes).await.unwrap();
         let mut answer = Vec::new();
         let (accepted, _) = tokio::join!(
-            accept(&server, far, DEADLINE),
+            accept(&server, far, &[], DEADLINE),
             near.read_to_end(&mut answer)
         );
         assert_eq!(accepted.unwrap_err().reason(), "malformed", "{bytes:?}");
@@ -547,7 +573,10 @@ async fn a_peer_that_goes_away_is_told_apart() {
     let (near, far) = sockets().await;
     drop(near);
     assert_eq!(
-        accept(&cert, far, DEADLINE).await.unwrap_err().reason(),
+        accept(&cert, far, &[], DEADLINE)
+            .await
+            .unwrap_err()
+            .reason(),
         "closed"
     );
     let (near, far) = sockets().await;
@@ -569,7 +598,7 @@ async fn slow_peers_meet_the_deadline() {
     near.write_all(&[22, 3, 1]).await.unwrap();
     let (near, far) = tokio::join!(
         connect(&cert, near, &[], Duration::from_secs(3)),
-        accept(&cert, far, Duration::from_secs(2)),
+        accept(&cert, far, &[], Duration::from_secs(2)),
     );
     assert!(
         matches!(far, Err(TlsError::Deadline(d)) if d.as_secs() == 2),
@@ -599,7 +628,10 @@ async fn a_refused_peer_that_does_not_close_is_left() {
     near.write_all(&[0; 64]).await.unwrap();
     let started = tokio::time::Instant::now();
     assert_eq!(
-        accept(&server, far, DEADLINE).await.unwrap_err().reason(),
+        accept(&server, far, &[], DEADLINE)
+            .await
+            .unwrap_err()
+            .reason(),
         "malformed"
     );
     assert!(started.elapsed() <= ALERT_LINGER + Duration::from_millis(5));
@@ -613,7 +645,7 @@ fn a_handshake_is_small_enough_to_spawn_by_the_thousand() {
         .build()
         .unwrap();
     let (near, far) = runtime.block_on(sockets());
-    let accepting = size_of_val(&accept(&cert, far, DEADLINE));
+    let accepting = size_of_val(&accept(&cert, far, &[], DEADLINE));
     let connecting = size_of_val(&connect(&cert, near, &[], DEADLINE));
     assert!(accepting < 2048, "{accepting}");
     assert!(connecting < 2048, "{connecting}");

@@ -41,7 +41,7 @@ async fn handshake(
     let (near, far) = sockets().await;
     let expected = [server.identity().clone()];
     let (accepted, connected) = tokio::join!(
-        accept(server, far, DEADLINE),
+        accept(server, far, &[], DEADLINE),
         connect(client, near, &expected, DEADLINE)
     );
     let strip = |(stream, _): (ServerTls, Identity)| stream;

@@ -36,7 +36,7 @@ async fn tunnel(
     let (near, far) = sockets().await;
     let expected = [server.identity().clone()];
     let (accepted, connected) = tokio::join!(
-        accept(server, far, DEADLINE),
+        accept(server, far, &[], DEADLINE),
         connect(client, near, &expected, DEADLINE)
     );
     (accepted.unwrap().0, connected.unwrap().0)

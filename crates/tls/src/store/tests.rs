@@ -339,7 +339,7 @@ async fn a_withdrawn_root_ends_the_tunnels_of_an_identity_that_has_left() {
             let (near, far) = sockets().await;
             let expected = [web.clone()];
             let (accepted, connected) = tokio::join!(
-                Box::pin(accept(&own, far, DEADLINE)),
+                Box::pin(accept(&own, far, &[], DEADLINE)),
                 Box::pin(connect(&peer, near, &expected, DEADLINE))
             );
             let ((mut tunnel, _), _far) = (accepted.unwrap(), connected.unwrap());

@@ -41,6 +41,7 @@ impl<'a> Judge<'a> {
         let verifier = InboundVerifier {
             trusted: Arc::clone(self.own.trusted()),
             trust_domain: self.own.identity().trust_domain().clone(),
+            aliases: Arc::default(),
             issuers: self.own.issuers().clone(),
         };
         let verified = verifier.verify_client_cert(&chain[0], &chain[1..], self.now());

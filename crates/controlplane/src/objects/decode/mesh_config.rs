@@ -99,6 +99,7 @@ extensionProviders:
 - name: mirror
   skywalking: {service: s, port: 1}
 pathNormalization: {normalization: MERGE_SLASHES}
+trustDomainAliases: [old.example]
 ",
         )
         .unwrap();
@@ -109,6 +110,7 @@ pathNormalization: {normalization: MERGE_SLASHES}
             Some(12.5)
         );
         assert_eq!(mesh.default_providers.metrics, ["prometheus"]);
+        assert_eq!(mesh.trust_domain_aliases, ["old.example"]);
         let grpc = mesh
             .provider("authorizer")
             .unwrap()
@@ -150,6 +152,10 @@ pathNormalization: {normalization: MERGE_SLASHES}
         check(
             "extensionProviders: [{name: a, prometheus: {}}, {name: a, prometheus: {}}]",
             "the name of another provider",
+        );
+        check(
+            "trustDomainAliases: [good.example, 'no/domain']",
+            "data.mesh.trustDomainAliases[1]: `no/domain` is no trust domain",
         );
         check(
             "pathNormalization: {normalization: ALL}",

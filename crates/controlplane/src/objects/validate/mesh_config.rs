@@ -1,5 +1,7 @@
 //! MeshConfig: what Istio's admission refuses.
 
+use leyline_types::TrustDomain;
+
 use super::{
     Invalid,
     http::{self, each, one_of, time},
@@ -35,6 +37,14 @@ pub(crate) fn mesh_config(object: &MeshConfigMap, found: &mut Vec<Invalid>) {
     if let Some(retry) = &mesh.default_http_retry_policy {
         route::check_retry(&root.key("defaultHttpRetryPolicy"), retry, found);
     }
+    let field = root.key("trustDomainAliases");
+    let trust_domain = |field: &Field, name: &String, found: &mut Vec<Invalid>| {
+        if let Err(error) = name.parse::<TrustDomain>() {
+            let reason = format!("`{name}` is no trust domain: {error}");
+            push(found, field.clone(), reason);
+        }
+    };
+    each(&field, &mesh.trust_domain_aliases, found, trust_domain);
     let field = root.key("extensionProviders");
     each(&field, &mesh.extension_providers, found, provider);
     for (index, one) in mesh.extension_providers.iter().enumerate() {

@@ -9,6 +9,7 @@ use leyline_proto::istio::{
         WorkloadStatus, address, gateway_address::Destination,
     },
 };
+use leyline_types::{ENROLMENT_PENDING, TRUST_DOMAIN_ALIASES};
 use prost::Message;
 
 use super::*;
@@ -65,13 +66,24 @@ fn describe_workload(text: &mut String, name: &str, w: &Workload) {
         WorkloadStatus::try_from(w.status).unwrap(),
         if w.native_tunnel {
             " native"
-        } else if w.extensions.is_empty() {
-            ""
-        } else {
+        } else if w.extensions.iter().any(|one| one.name == ENROLMENT_PENDING) {
             " pending"
+        } else {
+            ""
         },
     )
     .unwrap();
+    let mut extensions = w.extensions.iter();
+    if let Some(aliases) = extensions.find(|one| one.name == TRUST_DOMAIN_ALIASES) {
+        let list = aliases.config.as_ref().unwrap().value.as_slice();
+        let list = prost_types::ListValue::decode(list).unwrap();
+        let names = list.values.into_iter().map(|value| match value.kind {
+            Some(prost_types::value::Kind::StringValue(name)) => name,
+            other => panic!("{other:?}"),
+        });
+        let names = names.collect::<Vec<_>>().join(", ");
+        writeln!(text, "  trust domain {:?} or {names}", w.trust_domain).unwrap();
+    }
     writeln!(
         text,
         "  named {} canonical {} {}",

@@ -24,7 +24,7 @@ use super::*;
 use crate::translate::waypoint::WaypointConfig;
 
 /// A waypoint `wp` that the service `server` is behind, with two versions of it.
-const MESH: &str = "
+pub(super) const MESH: &str = "
 apiVersion: v1
 kind: Namespace
 metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}

@@ -25,6 +25,7 @@ use crate::objects::{
         virtual_service::VirtualService,
     },
 };
+use crate::translate::trust_domains::AuthorizationPolicies;
 
 /// An object with its name.
 pub(super) type Known<'a, T> = (&'a NamespacedName, &'a T);
@@ -44,7 +45,11 @@ pub(super) struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    pub(super) fn new(objects: &'a Objects, cluster_domain: &str) -> Self {
+    pub(super) fn new(
+        objects: &'a Objects,
+        policies: &'a AuthorizationPolicies,
+        cluster_domain: &str,
+    ) -> Self {
         Self {
             virtual_services: ByHost::new(&objects.virtual_services, cluster_domain, |one| {
                 one.spec.hosts.iter().map(String::as_str)
@@ -54,9 +59,7 @@ impl<'a> Index<'a> {
             }),
             http_routes: ByParent::new(&objects.http_routes, |one| &one.spec.parent_refs),
             grpc_routes: ByParent::new(&objects.grpc_routes, |one| &one.spec.parent_refs),
-            authorization_policies: ByTarget::new(&objects.authorization_policies, |one| {
-                one.spec.targets()
-            }),
+            authorization_policies: ByTarget::new(policies, |one| one.spec.targets()),
             request_authentications: ByTarget::new(&objects.request_authentications, |one| {
                 one.spec.targets()
             }),

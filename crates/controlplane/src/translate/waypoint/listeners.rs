@@ -69,7 +69,7 @@ use super::{
     telemetry::Told,
     view::{PortProtocol, ServiceView},
 };
-use crate::objects::mesh_config::MeshConfig;
+use crate::{objects::mesh_config::MeshConfig, translate::trust_domains::TrustDomains};
 
 pub(super) use identity::ClientIdentity;
 
@@ -131,11 +131,11 @@ pub(super) struct Served<'a> {
 /// All listeners of a waypoint.
 pub(super) fn listeners(
     served: &[Served<'_>],
-    trust_domain: &str,
+    trust_domains: &TrustDomains,
     mesh: &MeshConfig,
 ) -> Vec<Listener> {
     vec![
-        tunnels::connect_terminate(trust_domain),
+        tunnels::connect_terminate(trust_domains),
         main_internal(served, mesh),
         tunnels::connect_originate(),
     ]

@@ -16,6 +16,7 @@ use crate::{
     translate::{
         KeySets, MeshSettings,
         services::{ConnectStrategy, MeshService, Resolution},
+        trust_domains::TrustDomains,
     },
 };
 
@@ -41,6 +42,8 @@ pub(super) struct View<'a> {
     pub(super) mesh: &'a MeshSettings,
     /// What the user says of the whole mesh.
     pub(super) config: &'a MeshConfig,
+    /// Whose identities are of the mesh.
+    pub(super) trust_domains: &'a TrustDomains,
     /// Keys of token issuers.
     pub(super) keys: &'a KeySets,
     /// By host name.
@@ -122,7 +125,6 @@ impl EndpointView<'_> {
 impl<'a> View<'a> {
     pub(super) fn new(
         inputs: &Inputs<'a>,
-        config: &'a MeshConfig,
         services: impl Iterator<Item = &'a MeshService>,
     ) -> Self {
         let mut by_key: BTreeMap<&str, Vec<EndpointView<'a>>> = BTreeMap::new();
@@ -143,10 +145,11 @@ impl<'a> View<'a> {
         Self {
             objects: inputs.objects,
             mesh: inputs.mesh,
-            config,
+            config: inputs.config,
+            trust_domains: inputs.trust_domains,
             keys: inputs.keys,
             services: services.collect(),
-            index: Index::new(inputs.objects, &inputs.mesh.cluster_domain),
+            index: Index::new(inputs.objects, inputs.policies, &inputs.mesh.cluster_domain),
         }
     }
 

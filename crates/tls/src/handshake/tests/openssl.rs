@@ -51,7 +51,7 @@ async fn accept_s_client(arguments: &[&str]) -> (Accepted, String) {
     ];
     let child = openssl(&dir, &[&fixed, arguments].concat());
     let (stream, _) = listener.accept().await.unwrap();
-    let mut accepted = Box::pin(accept(&ca.workload(WEB), stream, DEADLINE)).await;
+    let mut accepted = Box::pin(accept(&ca.workload(WEB), stream, &[], DEADLINE)).await;
     if let Ok((tls, _)) = &mut accepted {
         tls.shutdown().await.unwrap();
     }

@@ -51,6 +51,7 @@ use super::{
     },
     MAIN_INTERNAL, internal, listener_filter, network_filter, router,
 };
+use crate::translate::trust_domains::TrustDomains;
 
 const HBONE_PORT: u32 = 15008;
 /// Streams of one tunnel, and its liveness, as Istio sets them.
@@ -58,7 +59,7 @@ const MAX_STREAMS: u32 = 100;
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-pub(super) fn connect_terminate(trust_domain: &str) -> Listener {
+pub(super) fn connect_terminate(trust_domains: &TrustDomains) -> Listener {
     let manager = terminating();
     let address = SocketAddress {
         address: "0.0.0.0".to_owned(),
@@ -76,7 +77,7 @@ pub(super) fn connect_terminate(trust_domain: &str) -> Listener {
                 "envoy.filters.network.http_connection_manager",
                 &manager,
             )],
-            transport_socket: Some(downstream_tls(trust_domain)),
+            transport_socket: Some(downstream_tls(trust_domains)),
             ..FilterChain::default()
         }],
         ..Listener::default()
@@ -137,22 +138,22 @@ fn terminating() -> HttpConnectionManager {
 }
 
 /// Mutual TLS 1.3 with a certificate of the mesh on both sides; both are known by name (facts A.1).
-fn downstream_tls(trust_domain: &str) -> TransportSocket {
+fn downstream_tls(trust_domains: &TrustDomains) -> TransportSocket {
     let secret = |name: &str| SdsSecretConfig {
         name: name.to_owned(),
         sds_config: Some(by_ads()),
     };
-    let of_mesh = SubjectAltNameMatcher {
+    let of_mesh = trust_domains.iter().map(|name| SubjectAltNameMatcher {
         san_type: SanType::Uri.into(),
         matcher: Some(StringMatcher {
-            match_pattern: Some(MatchPattern::Prefix(format!("spiffe://{trust_domain}/"))),
+            match_pattern: Some(MatchPattern::Prefix(format!("spiffe://{name}/"))),
             ..StringMatcher::default()
         }),
         ..SubjectAltNameMatcher::default()
-    };
+    });
     let validation = CombinedCertificateValidationContext {
         default_validation_context: Some(CertificateValidationContext {
-            match_typed_subject_alt_names: vec![of_mesh],
+            match_typed_subject_alt_names: of_mesh.collect(),
             ..CertificateValidationContext::default()
         }),
         validation_context_sds_secret_config: Some(secret("ROOTCA")),
