@@ -19,7 +19,7 @@ use super::{
     networks::Networks,
     services::{
         ConnectStrategy, MeshService, Resolution, Target, TargetPort, address_bytes,
-        network_addresses,
+        is_entered_by_waypoint, network_addresses,
     },
     waypoints::{Attached, ServiceWaypoints, Waypoints},
 };
@@ -78,16 +78,12 @@ pub(super) fn services(
             advise.look_at_addresses(&addresses, &host);
             let mut service = MeshService {
                 wire: WireService {
-                    name: name.name.to_string(),
-                    namespace: name.namespace.to_string(),
                     hostname: host.clone(),
                     addresses,
                     ports: ports.iter().map(TargetPort::to_wire).collect(),
-                    subject_alt_names: entry.spec.subject_alt_names.clone(),
-                    load_balancing: load_balancing(entry),
                     canonical: canonical.insert(host.clone()),
                     visibility: visibility.into(),
-                    ..WireService::default()
+                    ..common(objects, name, entry)
                 },
                 key,
                 selector: selector(entry),
@@ -107,6 +103,18 @@ pub(super) fn services(
         }
     }
     services
+}
+
+/// What is the same for all hosts of an entry.
+fn common(objects: &Objects, name: &NamespacedName, entry: &ServiceEntry) -> WireService {
+    WireService {
+        name: name.name.to_string(),
+        namespace: name.namespace.to_string(),
+        subject_alt_names: entry.spec.subject_alt_names.clone(),
+        load_balancing: load_balancing(entry),
+        ingress_use_waypoint: is_entered_by_waypoint(objects, &entry.metadata, &name.namespace),
+        ..WireService::default()
+    }
 }
 
 fn attach_waypoints(

@@ -7,13 +7,13 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{Service, ServicePort, ServiceSpec},
-    apimachinery::pkg::util::intstr::IntOrString,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use leyline_proto::istio::workload::{
     AppProtocol, IpFamilies, LoadBalancing, NetworkAddress, Port, Service as WireService,
     load_balancing::{HealthPolicy, Mode, Scope},
 };
-use leyline_types::NamespacedName;
+use leyline_types::{NamespacedName, Str};
 
 use super::{
     Advice, MeshSettings,
@@ -161,6 +161,19 @@ fn advise_on_addresses(
     }
 }
 
+/// Whether ingress gateways go through the waypoint of a service: its own label, or else that of its namespace (Istio,
+/// "Ingress with waypoints").
+pub(super) fn is_entered_by_waypoint(
+    objects: &Objects,
+    metadata: &ObjectMeta,
+    namespace: &Str,
+) -> bool {
+    let labels = metadata.labels.as_ref();
+    let own = labels.and_then(|labels| labels.get(INGRESS_USE_WAYPOINT));
+    let inherited = || objects.namespace_label(namespace.as_str(), INGRESS_USE_WAYPOINT);
+    own.map(String::as_str).or_else(inherited) == Some("true")
+}
+
 fn translate_one(
     objects: &Objects,
     mesh: &MeshSettings,
@@ -178,18 +191,13 @@ fn translate_one(
         .flatten()
         .filter_map(target_port)
         .collect();
-    let ingress = service
-        .metadata
-        .labels
-        .as_ref()
-        .and_then(|labels| labels.get(INGRESS_USE_WAYPOINT));
     let wire = WireService {
         name: name.name.to_string(),
         namespace: name.namespace.to_string(),
         ports: ports.iter().map(TargetPort::to_wire).collect(),
         load_balancing: load_balancing(objects, service, spec),
         canonical: true,
-        ingress_use_waypoint: ingress.is_some_and(|value| value == "true"),
+        ingress_use_waypoint: is_entered_by_waypoint(objects, &service.metadata, &name.namespace),
         hostname: hostname.clone(),
         ..WireService::default()
     };
@@ -358,7 +366,7 @@ fn load_balancing(
     service: &Service,
     spec: &ServiceSpec,
 ) -> Option<LoadBalancing> {
-    let annotation = |metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
+    let annotation = |metadata: &ObjectMeta| {
         metadata
             .annotations
             .as_ref()

@@ -163,6 +163,9 @@ fn describe_service(text: &mut String, name: &str, s: &Service) {
     if let Some(waypoint) = &s.waypoint {
         writeln!(text, "  waypoint {}", describe_gateway(waypoint)).unwrap();
     }
+    if s.ingress_use_waypoint {
+        writeln!(text, "  ingress through the waypoint").unwrap();
+    }
     for one in &s.weighted_waypoints {
         let waypoint = describe_gateway(one.destination.as_ref().unwrap());
         writeln!(text, "  {}% {waypoint}", one.weight).unwrap();

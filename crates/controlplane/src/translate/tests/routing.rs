@@ -45,13 +45,47 @@ fn lines(yaml: &str, wanted: &[&str]) -> Vec<String> {
     lines
 }
 
+fn namespace(labels: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{labels}}}}}\n---\n"
+    )
+}
+
 #[test]
-fn labels_choose_the_waypoint_of_services_and_workloads() {
-    let namespace = |labels: &str| {
+fn gateways_of_ingress_are_told_whether_they_go_through_a_waypoint() {
+    let entry = |labels: &str| {
         format!(
-            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, labels: {{{labels}}}}}\n---\n"
+            "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {{name: out, namespace: shop, \
+             labels: {{{labels}}}}}\nspec: {{hosts: [out.example], ports: [{{number: 80, name: http}}]}}\n---\n"
         )
     };
+    let (yes, no) = (
+        "istio.io/ingress-use-waypoint: 'true'",
+        "istio.io/ingress-use-waypoint: 'false'",
+    );
+    for (of_namespace, own, expected) in [
+        ("", "", false),
+        ("", yes, true),
+        (yes, "", true),
+        (yes, no, false),
+        (no, yes, true),
+    ] {
+        let yaml = [namespace(of_namespace), service("web", own), entry(own)].concat();
+        for object in ["service shop/web", "service shop/out.example"] {
+            let found = lines(&yaml, &[object]);
+            let is_told = found
+                .iter()
+                .any(|line| line == "ingress through the waypoint");
+            assert_eq!(
+                is_told, expected,
+                "{object} {of_namespace} {own}: {found:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn labels_choose_the_waypoint_of_services_and_workloads() {
     let ours = "waypoint shop/wp.shop.svc.cluster.local port 15008";
     let use_wp = "istio.io/use-waypoint: wp";
     let check =
