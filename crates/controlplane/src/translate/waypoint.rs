@@ -11,6 +11,7 @@ mod envoy_filters;
 mod findings;
 mod from_gateway_api;
 mod from_virtual_service;
+mod in_order;
 mod index;
 mod limits;
 mod listeners;
@@ -39,7 +40,6 @@ use envoy_types::pb::envoy::config::{
 };
 use envoy_types::pb::envoy::extensions::transport_sockets::tls::v3::Secret;
 use leyline_types::NamespacedName;
-use prost::Message;
 
 use super::{
     Advice, KeySets, MeshSettings, Resource, Resources, WaypointPod, keys,
@@ -49,6 +49,7 @@ use super::{
 use crate::objects::{Objects, mesh_config::MeshConfig};
 use authorizers::Authorizers;
 use clusters::{Traffic, Which, locality::Standpoint};
+use in_order::InOrder;
 use listeners::{Checks, ClientIdentity, Lookups, Served, ServedPort};
 use routes::{Clusters, Domain};
 use settings::{BuiltClusters, Settings};
@@ -57,8 +58,8 @@ use view::{PortView, ServiceView, View};
 pub use findings::Finding;
 pub(super) use {direct::by_gateway, findings::findings, view::Member};
 
-/// One type's resources by name, with the messages they were made of: maps in them have no order on the wire, so that
-/// only by the messages it can be told whether anything changed.
+/// One type's resources by name, with the messages they were made of, by which it is told without encoding them what has
+/// changed.
 #[derive(Clone)]
 pub struct Built<M> {
     messages: BTreeMap<String, M>,
@@ -82,8 +83,11 @@ impl<M> Default for Built<M> {
     }
 }
 
-impl<M: Message + PartialEq> Built<M> {
-    fn new(messages: BTreeMap<String, M>, before: Option<&Self>) -> Self {
+impl<M> Built<M> {
+    fn new(messages: BTreeMap<String, M>, before: Option<&Self>) -> Self
+    where
+        M: InOrder,
+    {
         if let Some(before) = before.filter(|before| before.messages == messages) {
             return Self {
                 messages,
@@ -95,8 +99,7 @@ impl<M: Message + PartialEq> Built<M> {
             before.resources.get(name).cloned()
         };
         let resources = messages.iter().map(|(name, message)| {
-            let resource =
-                kept(name, message).unwrap_or_else(|| Resource::new(message.encode_to_vec()));
+            let resource = kept(name, message).unwrap_or_else(|| Resource::new(message.to_bytes()));
             (name.clone(), resource)
         });
         Self {

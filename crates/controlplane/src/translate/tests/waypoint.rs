@@ -300,6 +300,48 @@ spec:
     .assert_eq(&routes(&config));
 }
 
+/// After a restart nothing is known of what proxies have been told but its versions.
+#[test]
+fn another_process_gives_the_same_versions() {
+    let filters = "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: server, namespace: shop}
+spec:
+  hosts: [server]
+  http:
+  - fault: {abort: {percentage: {value: 10}, httpStatus: 503}}
+    corsPolicy: {allowOrigins: [{exact: 'https://shop.example'}], allowMethods: [GET]}
+    route:
+    - {destination: {host: server, subset: v1}, weight: 50}
+    - {destination: {host: server, subset: v2}, weight: 50}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: server, namespace: shop}
+spec:
+  host: server
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+";
+    let versions = || {
+        let (_, config) = config(filters);
+        let all = [
+            &config.listeners.resources,
+            &config.clusters.resources,
+            &config.endpoints.resources,
+            &config.routes.resources,
+        ];
+        let all = all.into_iter().flat_map(|resources| resources.iter());
+        let all = all.map(|(name, resource)| (name.clone(), resource.version.clone()));
+        all.collect::<Vec<_>>()
+    };
+    let first = versions();
+    // Maps come out in another order each time that they are made, here as there.
+    for _ in 0..20 {
+        assert_eq!(versions(), first);
+    }
+}
+
 #[test]
 fn what_stays_the_same_keeps_its_version() {
     let objects = objects(&format!(
