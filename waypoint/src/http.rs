@@ -10,6 +10,7 @@ pub(crate) mod deadline;
 pub(crate) mod filters;
 pub(crate) mod flags;
 pub(crate) mod forward;
+pub(crate) mod grpc;
 mod grpc_timeout;
 pub(crate) mod life;
 pub(crate) mod mirror;

@@ -140,6 +140,7 @@ mod tests {
             path: path.to_owned(),
             random: 0,
             metadata: serde_json::Map::new(),
+            malformed: None,
         }
     }
 

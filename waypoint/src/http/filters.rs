@@ -7,6 +7,7 @@
 pub(crate) mod cors;
 mod ext_authz;
 pub(crate) mod fault;
+pub(crate) mod grpc_web;
 pub(crate) mod header_mutation;
 pub(crate) mod jwt;
 pub(crate) mod local_ratelimit;
@@ -28,6 +29,7 @@ use envoy_types::pb::{
                 ext_authz::v3::ExtAuthz,
                 fault::v3::HttpFault,
                 grpc_stats::v3::FilterConfig as GrpcStats,
+                grpc_web::v3::GrpcWeb,
                 header_mutation::v3::HeaderMutation,
                 jwt_authn::v3::JwtAuthentication,
                 local_ratelimit::v3::LocalRateLimit,
@@ -67,6 +69,7 @@ pub(crate) struct Filters {
     pub(crate) mutations: header_mutation::Config,
     /// Who may ask for what, in the order of the chain.
     pub(crate) security: security::Checks,
+    pub(crate) grpc_web: grpc_web::GrpcWeb,
     /// By the name that routes replace them by.
     pub(crate) local_rate_limits: Vec<(Str, local_ratelimit::Config)>,
     pub(crate) global_rate_limits: Vec<global::Config>,
@@ -136,6 +139,7 @@ impl Filters {
                 let mutations = header_mutation::Config::compile(&message(&config)?)?;
                 self.mutations.extend(mutations);
             }
+            url if url == GrpcWeb::type_url() => self.grpc_web = grpc_web::GrpcWeb::On,
             // Active only where routes carry a policy.
             url if url == Cors::type_url() => {}
             url if url == HttpFault::type_url() => require_empty::<HttpFault>(&config)?,

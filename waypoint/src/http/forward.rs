@@ -13,6 +13,7 @@ use tracing::debug;
 use super::{
     affinity::Affinity,
     body::Body,
+    filters::grpc_web,
     grpc_timeout, mirror, named_host,
     pipeline::Exchange,
     replay::Replay,
@@ -114,6 +115,7 @@ pub(crate) async fn forward(
         deadline,
     };
     let attempts = Box::pin(attempts.run(log));
+    let attempts = grpc_web::wait(exchange.malformed.as_ref(), attempts);
     let mut response = stream_idle::wait(attempts, activity.as_ref()).await?;
     target.headers.response.apply(response.headers_mut());
     affinity.mark(response.headers_mut());

@@ -3,16 +3,15 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, header::CONTENT_TYPE};
+use http::HeaderMap;
 
+use super::grpc::is_grpc;
 use crate::config::route::action::Forward;
 
 /// The timeout of a request.
 pub(super) fn of(action: &Forward, headers: &HeaderMap) -> Option<Duration> {
-    let kind = headers.get(CONTENT_TYPE);
-    let is_grpc = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
     match action.grpc_timeout {
-        Some(most) if is_grpc => {
+        Some(most) if is_grpc(headers) => {
             let asked = headers
                 .get("grpc-timeout")
                 .and_then(|value| parse(value.to_str().ok()?));

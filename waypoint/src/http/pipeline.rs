@@ -15,7 +15,12 @@ use serde_json::{Map, Value};
 
 use super::{
     body::Body,
-    filters::{cors, fault, local_ratelimit::Quota, ratelimit::RouteLimits},
+    filters::{
+        cors, fault,
+        grpc_web::{Encoding, Malformed},
+        local_ratelimit::Quota,
+        ratelimit::RouteLimits,
+    },
     forward::{self, Forwarding},
     path::{Normalized, normalize},
     reply::{Flag, Reply},
@@ -50,6 +55,8 @@ pub(crate) struct Exchange {
     pub(crate) random: u64,
     /// What filters found out, by the name of the filter.
     pub(crate) metadata: Map<String, Value>,
+    /// Where the body may turn out to be malformed.
+    pub(crate) malformed: Option<Malformed>,
 }
 
 /// Answers one request. Its log line is written when the last byte of the answer has passed.
@@ -65,8 +72,12 @@ pub(crate) async fn handle(
         log.replied(&reply);
         reply.into_response(&for_reply)
     });
+    let web = additions.web;
     additions.apply(response.headers_mut());
-    log.attach(response)
+    match web {
+        None => log.attach(response),
+        Some(encoding) => Box::pin(encoding.answer(response, log)).await,
+    }
 }
 
 /// What filters have the client told, whoever answers.
@@ -77,6 +88,8 @@ struct Additions {
     /// Set last: no upstream says which pages may read its answers.
     cors: HeaderMap,
     server: Option<ServerHeader>,
+    /// How a client of gRPC-Web reads.
+    web: Option<Encoding>,
     closes: Connection,
 }
 
@@ -135,6 +148,10 @@ async fn answer(
     // After authentication, because routes may ask for claims of the token.
     let (host, route) = select(&table, &exchange).ok_or_else(Reply::no_route)?;
     log.routed(route);
+
+    // Policies and routes have seen what the client sent. From here on it is gRPC, and so are its refusals.
+    let web = chain.filters.grpc_web;
+    additions.web = web.begin(&mut exchange, &mut body, log);
 
     // Who is refused must not use up the limits of others.
     let (filters, limits) = (&chain.filters, RouteLimits::of(host, route));
@@ -288,6 +305,7 @@ impl Exchange {
             path,
             random: rand::rng().random(),
             metadata: Map::new(),
+            malformed: None,
         };
         Ok((exchange, Body::incoming(body)))
     }

@@ -6,7 +6,10 @@ use http::{
     header::{CONTENT_TYPE, HeaderName, HeaderValue},
 };
 
-use super::body::Body;
+use super::{
+    body::Body,
+    grpc::{is_grpc, status_of_http},
+};
 
 /// The media type of gRPC.
 const GRPC: &str = "application/grpc";
@@ -176,14 +179,14 @@ impl Reply {
 
     /// The response. gRPC is told in its own way (status in the headers, HTTP 200), as Envoy does.
     pub(crate) fn into_response(self, request: &HeaderMap) -> Response<Body> {
-        let is_grpc = request
-            .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(GRPC.as_bytes()));
+        let is_grpc = is_grpc(request);
         let mut response = if is_grpc {
             let mut response = Response::new(Body::empty());
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
-            let status = self.grpc_status.unwrap_or_else(|| grpc_status(self.status));
+            let status = self
+                .grpc_status
+                .unwrap_or_else(|| status_of_http(self.status));
             headers.insert("grpc-status", status.into());
             if let Ok(message) = HeaderValue::from_bytes(&self.body)
                 && !message.is_empty()
@@ -209,18 +212,5 @@ impl Reply {
             }
         }
         response
-    }
-}
-
-/// gRPC's own mapping (grpc/doc/http-grpc-status-mapping.md).
-fn grpc_status(status: StatusCode) -> u16 {
-    match status.as_u16() {
-        200 => 0,
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502 | 503 | 504 => 14,
-        _ => 2,
     }
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, Response};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -22,6 +22,7 @@ use self::entry::{Entry, captured};
 use super::{
     body::{Body, BodyError},
     counted::{Counted, Messages},
+    grpc::is_grpc,
     pipeline::Exchange,
     reply::{Flag, Reply},
     server::HttpConnection,
@@ -84,6 +85,11 @@ impl RequestLog {
             let needed = &entry.telemetry.needed.request;
             entry.request_headers = captured(needed, &exchange.head.headers);
         });
+    }
+
+    /// From here on it is gRPC.
+    pub(crate) fn becomes_grpc(&mut self) {
+        self.with(|entry| entry.is_grpc = true);
     }
 
     /// It is traced, or said to be not.
@@ -168,11 +174,6 @@ impl Drop for RequestLog {
             entry.finish();
         }
     }
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn grpc_status(headers: &HeaderMap) -> Option<u32> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, Version, header::CONTENT_TYPE};
+use http::{HeaderMap, Request, Response, Version};
 use hyper::{
     body::{Body as HttpBody, Frame, Incoming, SizeHint},
     client::conn::TrySendError,
@@ -28,7 +28,10 @@ use crate::{
         cluster::{Cluster, UpstreamHttp},
         endpoints::Endpoint,
     },
-    http::body::{Body, BodyError},
+    http::{
+        body::{Body, BodyError},
+        grpc::is_grpc,
+    },
 };
 
 /// Connections that are tried for one attempt: each turned out to be closed before the request was sent.
@@ -122,11 +125,6 @@ fn status(response: &Response<Body>) -> Option<u16> {
         return Some(response.status().as_u16());
     }
     grpc_status(response.headers())
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 fn grpc_status(headers: &HeaderMap) -> Option<u16> {

@@ -18,8 +18,8 @@ use super::{
     Advice,
     networks::Networks,
     services::{
-        ConnectStrategy, MeshService, Resolution, Target, TargetPort, address_bytes,
-        is_entered_by_waypoint, network_addresses,
+        Browsers, ConnectStrategy, GRPC_WEB, MeshService, Resolution, Target, TargetPort,
+        address_bytes, is_entered_by_waypoint, network_addresses,
     },
     waypoints::{Attached, ServiceWaypoints, Waypoints},
 };
@@ -283,6 +283,11 @@ fn target_port(port: &EntryPort) -> Option<TargetPort> {
         None => service_port,
         Some(target) => u32::try_from(target).ok()?,
     };
+    let browsers = if port.protocol.eq_ignore_ascii_case(GRPC_WEB) {
+        Browsers::ByGrpcWeb
+    } else {
+        Browsers::NotServed
+    };
     let app_protocol = match port.protocol.to_ascii_uppercase().as_str() {
         "HTTP" | "HTTP_PROXY" => AppProtocol::Http11,
         "HTTP2" => AppProtocol::Http2,
@@ -296,6 +301,7 @@ fn target_port(port: &EntryPort) -> Option<TargetPort> {
         service_port,
         target: Target::Number(target),
         app_protocol,
+        browsers,
     })
 }
 

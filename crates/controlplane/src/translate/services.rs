@@ -28,6 +28,9 @@ const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
 const INGRESS_USE_WAYPOINT: &str = "istio.io/ingress-use-waypoint";
 const REQUIRE_WAYPOINT: &str = "leyline.io/require-waypoint";
 
+/// The protocol of browsers, which alone has a hyphen in its name.
+pub(super) const GRPC_WEB: &str = "grpc-web";
+
 /// Where a service port leads on a workload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
@@ -43,6 +46,16 @@ pub(super) struct TargetPort {
     pub(super) service_port: u32,
     pub(super) target: Target,
     pub(super) app_protocol: AppProtocol,
+    pub(super) browsers: Browsers,
+}
+
+/// Whether browsers are served on a port; no word of the wire to node proxies tells gRPC-Web from gRPC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Browsers {
+    #[default]
+    NotServed,
+    /// They speak gRPC-Web, and the application gRPC.
+    ByGrpcWeb,
 }
 
 /// How the endpoints of a service are found.
@@ -301,30 +314,37 @@ fn target_port(port: &ServicePort) -> Option<TargetPort> {
         Some(IntOrString::Int(number)) => Target::Number(u32::try_from(*number).ok()?),
         Some(IntOrString::String(name)) => Target::Name(name.clone()),
     };
+    let (app_protocol, browsers) = app_protocol(port);
     Some(TargetPort {
         name: port.name.clone().unwrap_or_default(),
         service_port,
         target,
-        app_protocol: app_protocol(port),
+        app_protocol,
+        browsers,
     })
 }
 
-/// `appProtocol`, else the part of the port's name before the first hyphen.
-fn app_protocol(port: &ServicePort) -> AppProtocol {
-    let by_name = || port.name.as_deref().and_then(|name| name.split('-').next());
-    let protocol = port
-        .app_protocol
-        .as_deref()
-        .or_else(by_name)
-        .unwrap_or_default();
-    match protocol.to_ascii_lowercase().as_str() {
+/// `appProtocol`, else the part of the port's name before the first hyphen that does not belong to a protocol.
+fn app_protocol(port: &ServicePort) -> (AppProtocol, Browsers) {
+    let name = port.name.as_deref().unwrap_or_default();
+    let by_name = || match name.get(..GRPC_WEB.len()) {
+        Some(web) if web.eq_ignore_ascii_case(GRPC_WEB) => web,
+        Some(_) | None => name.split('-').next().unwrap_or_default(),
+    };
+    let protocol = port.app_protocol.as_deref().unwrap_or_else(by_name);
+    let protocol = protocol.to_ascii_lowercase();
+    if protocol == GRPC_WEB {
+        return (AppProtocol::Grpc, Browsers::ByGrpcWeb);
+    }
+    let protocol = match protocol.as_str() {
         "http" | "kubernetes.io/ws" => AppProtocol::Http11,
         "http2" | "kubernetes.io/h2c" => AppProtocol::Http2,
         "grpc" => AppProtocol::Grpc,
         "https" | "tls" | "kubernetes.io/wss" => AppProtocol::Tls,
         "tcp" => AppProtocol::Tcp,
         _ => AppProtocol::Unknown,
-    }
+    };
+    (protocol, Browsers::NotServed)
 }
 
 impl TargetPort {

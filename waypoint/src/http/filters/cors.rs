@@ -189,6 +189,7 @@ mod tests {
             path: "/".to_owned(),
             random: 0,
             metadata: Default::default(),
+            malformed: None,
         }
     }
 

@@ -219,7 +219,7 @@ fn http_options(port: Option<&PortView>, policy: &Policy) -> HttpProtocolOptions
     let client = http.and_then(|http| http.use_client_protocol) == Some(true);
     let http2 = match (port.map(|port| port.protocol), upgrade) {
         (_, Some("UPGRADE")) => true,
-        (Some(PortProtocol::Http2), _) => true,
+        (Some(PortProtocol::Http2 | PortProtocol::GrpcWeb), _) => true,
         (
             Some(
                 PortProtocol::Http1 | PortProtocol::Tcp | PortProtocol::Tls | PortProtocol::Unknown,

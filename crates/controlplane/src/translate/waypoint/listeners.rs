@@ -20,7 +20,7 @@ use envoy_types::pb::envoy::{
         filters::{
             http::{
                 cors::v3::Cors, fault::v3::HttpFault, grpc_stats::v3::FilterConfig as GrpcStats,
-                router::v3::Router,
+                grpc_web::v3::GrpcWeb, router::v3::Router,
             },
             listener::{http_inspector::v3::HttpInspector, original_dst::v3::OriginalDst},
             network::{
@@ -214,6 +214,10 @@ fn main_internal(served: &[Served<'_>], mesh: &MeshConfig) -> Listener {
 fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
     let mut filters: Vec<HttpFilter> = port.identity.filter().into_iter().collect();
     filters.extend(port.checks.http.iter().cloned());
+    if port.protocol == PortProtocol::GrpcWeb {
+        let web = pb::any(&GrpcWeb::default());
+        filters.push(http_filter("envoy.filters.http.grpc_web", web));
+    }
     filters.extend([
         http_filter(
             "envoy.filters.http.grpc_stats",
@@ -368,7 +372,7 @@ fn leaf(port: &ServedPort) -> ordered::OnMatch {
         ))
     };
     match port.protocol {
-        PortProtocol::Http1 | PortProtocol::Http2 => chain(&port.http),
+        PortProtocol::Http1 | PortProtocol::Http2 | PortProtocol::GrpcWeb => chain(&port.http),
         PortProtocol::Tcp | PortProtocol::Tls => chain(&port.tcp),
         PortProtocol::Unknown => {
             let http = HTTP_PROTOCOLS.map(|name| (name.to_owned(), chain(&port.http)));

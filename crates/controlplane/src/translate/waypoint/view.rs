@@ -6,7 +6,7 @@ use std::{
 };
 
 use leyline_proto::istio::workload::{
-    AppProtocol, TunnelProtocol, Workload, WorkloadStatus, load_balancing::Mode,
+    AppProtocol, Port, TunnelProtocol, Workload, WorkloadStatus, load_balancing::Mode,
 };
 use leyline_types::NamespacedName;
 
@@ -15,7 +15,7 @@ use crate::{
     objects::{Objects, mesh_config::MeshConfig},
     translate::{
         KeySets, MeshSettings,
-        services::{ConnectStrategy, MeshService, Resolution},
+        services::{Browsers, ConnectStrategy, MeshService, Resolution},
         trust_domains::TrustDomains,
     },
 };
@@ -84,6 +84,8 @@ pub(super) struct PortView {
 pub(super) enum PortProtocol {
     Http1,
     Http2,
+    /// Of clients in browsers, or gRPC; gRPC towards the application.
+    GrpcWeb,
     Tcp,
     /// Passed through as it is; the client says first which host it wants.
     Tls,
@@ -98,7 +100,7 @@ impl PortProtocol {
 
     /// Whether each request or connection says which host it is for.
     fn names_host(self) -> bool {
-        matches!(self, Self::Http1 | Self::Http2 | Self::Tls)
+        matches!(self, Self::Http1 | Self::Http2 | Self::GrpcWeb | Self::Tls)
     }
 
     pub(super) fn may_be_tcp(self) -> bool {
@@ -199,7 +201,7 @@ fn service_view<'a>(
                     target: u16::try_from(port.target_port)
                         .ok()
                         .filter(|port| *port != 0),
-                    protocol: protocol(port.app_protocol),
+                    protocol: protocol(service, port),
                 })
             })
             .filter(|port| service.resolution != Resolution::Request || port.protocol.names_host())
@@ -222,10 +224,7 @@ fn service_view<'a>(
     }
 }
 
-fn endpoint<'a>(
-    member: &'a Member,
-    ports: &[leyline_proto::istio::workload::Port],
-) -> Option<EndpointView<'a>> {
+fn endpoint<'a>(member: &'a Member, ports: &[Port]) -> Option<EndpointView<'a>> {
     let workload = &member.workload;
     let address = workload.addresses.first().and_then(|bytes| ip(bytes));
     if address.is_none() && workload.hostname.is_empty() {
@@ -249,8 +248,13 @@ pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
         .or_else(|| <[u8; 16]>::try_from(bytes).map(IpAddr::from).ok())
 }
 
-fn protocol(wire: i32) -> PortProtocol {
-    match AppProtocol::try_from(wire) {
+fn protocol(service: &MeshService, port: &Port) -> PortProtocol {
+    let mut known = service.ports.iter();
+    let known = known.find(|known| known.service_port == port.service_port);
+    if known.is_some_and(|known| known.browsers == Browsers::ByGrpcWeb) {
+        return PortProtocol::GrpcWeb;
+    }
+    match AppProtocol::try_from(port.app_protocol) {
         Ok(AppProtocol::Http11) => PortProtocol::Http1,
         Ok(AppProtocol::Http2 | AppProtocol::Grpc) => PortProtocol::Http2,
         Ok(AppProtocol::Tcp) => PortProtocol::Tcp,

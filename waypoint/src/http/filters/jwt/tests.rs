@@ -87,6 +87,7 @@ fn exchange(path: &str, headers: &[(&str, &str)]) -> Exchange {
         path: path.to_owned(),
         random: 0,
         metadata: Map::new(),
+        malformed: None,
     }
 }
 
