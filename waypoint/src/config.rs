@@ -21,6 +21,7 @@ pub(crate) mod access_log;
 pub(crate) mod cluster;
 pub(crate) mod descriptors;
 pub(crate) mod endpoints;
+pub(crate) mod header_case;
 pub(crate) mod rbac;
 pub(crate) mod route;
 pub(crate) mod secrets;

@@ -22,7 +22,7 @@ use tracing::{Span, debug, info, warn};
 
 use crate::{
     app::Shared,
-    config::{Config, destinations::Leaf, listener::Chain},
+    config::{Config, destinations::Leaf, header_case::HeaderCase, listener::Chain},
     http::{
         life::{LifeLimits, spread},
         request_log::SeriesCache,
@@ -287,9 +287,9 @@ async fn http(
     let config = shared
         .config
         .serving(|config| config.chain(chain.as_str()).is_some());
-    let idle = match config.chain(chain.as_str()).map(|chain| &**chain) {
-        Some(Chain::Http(chain)) => chain.idle,
-        Some(Chain::Tcp(_) | Chain::Refused(_)) | None => None,
+    let (idle, header_case) = match config.chain(chain.as_str()).map(|chain| &**chain) {
+        Some(Chain::Http(chain)) => (chain.idle, chain.header_case),
+        Some(Chain::Tcp(_) | Chain::Refused(_)) | None => (None, HeaderCase::default()),
     };
     let limits = LifeLimits {
         age: settings.max_connection_age,
@@ -301,6 +301,7 @@ async fn http(
         chain,
         client,
         destination,
+        header_case,
         series: SeriesCache::default(),
     };
     Box::pin(serve(conn, limits, io)).await;

@@ -21,7 +21,7 @@ const ROOTS: [&str; 6] = [
     "opentelemetry-proto",
 ];
 /// The resources, the pages, and what is packed into resources for a waypoint by istiod, by our control plane and by EnvoyFilters.
-const SOURCES: [&str; 48] = [
+const SOURCES: [&str; 49] = [
     "envoy/admin/v3/config_dump.proto",
     "envoy/config/cluster/v3/cluster.proto",
     "envoy/config/endpoint/v3/endpoint.proto",
@@ -58,6 +58,7 @@ const SOURCES: [&str; 48] = [
     "envoy/extensions/filters/network/set_filter_state/v3/set_filter_state.proto",
     "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto",
     "envoy/extensions/formatter/cel/v3/cel.proto",
+    "envoy/extensions/http/header_formatters/preserve_case/v3/preserve_case.proto",
     "envoy/extensions/load_balancing_policies/override_host/v3/override_host.proto",
     "envoy/extensions/matching/common_inputs/network/v3/network_inputs.proto",
     "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.proto",

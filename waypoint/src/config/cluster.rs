@@ -38,6 +38,7 @@ use super::{
     any::{decode, duration, text},
     endpoints::{EndpointSet, is_encap},
     error::{At, Compiled, Unsupported},
+    header_case::HeaderCase,
     secrets::Secrets,
 };
 use crate::upstream::{balance::BalancerCell, state::ClusterState};
@@ -54,6 +55,8 @@ pub(crate) struct Cluster {
     pub(crate) endpoints: EndpointSource,
     pub(crate) balancing: Balancing,
     pub(crate) http: UpstreamHttp,
+    /// Of responses.
+    pub(crate) header_case: HeaderCase,
     pub(crate) connect_timeout: Duration,
     pub(crate) outlier: Option<OutlierDetection>,
     pub(crate) limits: Limits,
@@ -132,6 +135,7 @@ impl Cluster {
             endpoints,
             balancing: Balancing::compile(proto)?,
             http: http(options.as_ref())?,
+            header_case: header_case(options.as_ref()),
             connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
             outlier: OutlierDetection::compile(proto).at("outlier_detection")?,
             limits: Limits::compile(proto)?,
@@ -206,6 +210,26 @@ fn http(options: Option<&HttpProtocolOptions>) -> Compiled<UpstreamHttp> {
         }
         Some(UpstreamProtocolOptions::AutoConfig(_)) => Err(Unsupported::new("auto_config")),
     }
+}
+
+fn header_case(options: Option<&HttpProtocolOptions>) -> HeaderCase {
+    let options = options.and_then(|options| options.upstream_protocol_options.as_ref());
+    HeaderCase::of(match options {
+        Some(UpstreamProtocolOptions::UseDownstreamProtocolConfig(downstream)) => {
+            downstream.http_protocol_options.as_ref()
+        }
+        Some(UpstreamProtocolOptions::ExplicitHttpConfig(explicit)) => {
+            match &explicit.protocol_config {
+                Some(ProtocolConfig::HttpProtocolOptions(http1)) => Some(http1),
+                Some(
+                    ProtocolConfig::Http2ProtocolOptions(_)
+                    | ProtocolConfig::Http3ProtocolOptions(_),
+                )
+                | None => None,
+            }
+        }
+        Some(UpstreamProtocolOptions::AutoConfig(_)) | None => None,
+    })
 }
 
 /// `metadata.filter_metadata.istio.services[0]`.

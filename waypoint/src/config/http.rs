@@ -13,6 +13,7 @@ use leyline_types::Str;
 use super::{
     any::limit,
     error::{At, Compiled, Unsupported},
+    header_case::HeaderCase,
     route::RouteTable,
     telemetry::Telemetry,
     tracing::Tracing,
@@ -32,6 +33,8 @@ pub(crate) struct HttpChain {
     pub(crate) request_id: RequestId,
     pub(crate) client_identity: ClientIdentity,
     pub(crate) host_port: HostPort,
+    /// Of requests.
+    pub(crate) header_case: HeaderCase,
     /// `websocket` and others that requests may switch to.
     pub(crate) upgrades: Vec<String>,
     /// A connection without a request for so long is ended.
@@ -125,6 +128,7 @@ impl HttpChain {
                 Some(StripPortMode::StripAnyHostPort(true)) => HostPort::Removed,
                 Some(StripPortMode::StripAnyHostPort(false)) | None => HostPort::Kept,
             },
+            header_case: HeaderCase::of(manager.http_protocol_options.as_ref()),
             idle: limit(common.and_then(|common| common.idle_timeout.as_ref()))
                 .at("common_http_protocol_options")?,
             stream_idle: match &manager.stream_idle_timeout {

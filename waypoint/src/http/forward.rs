@@ -29,6 +29,7 @@ use crate::{
         Config,
         cluster::Cluster,
         endpoints::{Endpoint, EndpointAddress},
+        header_case::HeaderCase,
         http::HttpChain,
         route::{
             Route,
@@ -354,6 +355,10 @@ impl Attempts<'_> {
         *request.headers_mut() = head.headers.clone();
         let (mut parts, ()) = request.into_parts();
         parts.version = upstream_version(self.cluster, head.version);
+        if self.forwarding.conn.header_case == HeaderCase::Preserved {
+            // The names as the client wrote them are among these; hyper alone knows as what.
+            parts.extensions = head.extensions.clone();
+        }
         parts
             .extensions
             .insert(Client(self.forwarding.conn.client.addr));

@@ -22,7 +22,11 @@ use super::{
     request_log::SeriesCache,
     streams::{Begun, Streams},
 };
-use crate::{app::Shared, config::leaving::GRACE, listener::Client};
+use crate::{
+    app::Shared,
+    config::{header_case::HeaderCase, leaving::GRACE},
+    listener::Client,
+};
 
 /// Bytes of a request's head; Envoy's default.
 pub(super) const MAX_HEAD: usize = 60 << 10;
@@ -46,6 +50,7 @@ pub(crate) struct HttpConnection {
     pub(crate) chain: Str,
     pub(crate) client: Client,
     pub(crate) destination: Destination,
+    pub(crate) header_case: HeaderCase,
     /// Requests that are under way.
     pub(crate) life: Arc<Life>,
     /// Where its requests are counted.
@@ -133,7 +138,8 @@ fn builder(conn: &HttpConnection, streams: Begun) -> auto::Builder<Begun> {
         .timer(TokioTimer::new())
         .header_read_timeout(conn.shared.settings.proxy.head_deadline)
         .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS);
+        .max_headers(MAX_HEADERS)
+        .preserve_header_case(conn.header_case == HeaderCase::Preserved);
     builder
         .http2()
         .timer(TokioTimer::new())

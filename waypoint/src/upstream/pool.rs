@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     app::Shared,
-    config::{cluster::Cluster, endpoints::Endpoint},
+    config::{cluster::Cluster, endpoints::Endpoint, header_case::HeaderCase},
     http::{body::Body, streams::Streams},
 };
 
@@ -46,6 +46,7 @@ struct Life {
     requests: u32,
     /// How it is wrapped.
     transport: u64,
+    header_case: HeaderCase,
 }
 
 /// An HTTP/1 connection that waits for a request.
@@ -133,6 +134,7 @@ impl Life {
             since: Instant::now(),
             requests: 1,
             transport: cluster.transport.id,
+            header_case: cluster.header_case,
         }
     }
 
@@ -142,6 +144,7 @@ impl Life {
         limits.max_requests.is_none_or(|most| self.requests < most)
             && limits.max_age.is_none_or(|most| now < self.since + most)
             && self.transport == cluster.transport.id
+            && self.header_case == cluster.header_case
     }
 }
 
@@ -337,7 +340,10 @@ async fn open_http1(
     client: Option<SocketAddr>,
 ) -> Result<Http1, SendFailure> {
     let io = open(shared, cluster, endpoint, client).await?;
-    let handshake = http1::Builder::new().handshake(TokioIo::new(io)).await;
+    let handshake = http1::Builder::new()
+        .preserve_header_case(cluster.header_case == HeaderCase::Preserved)
+        .handshake(TokioIo::new(io))
+        .await;
     let (sender, connection) = handshake.map_err(ConnectFailure::Http)?;
     let connection = async move {
         if let Err(error) = connection.with_upgrades().await {

@@ -69,6 +69,38 @@ pub struct DefaultProviders {
 pub struct DefaultConfig {
     /// Of spans.
     pub tracing: Option<ProxyTracing>,
+    /// Headers that proxies add or change.
+    pub proxy_headers: Option<ProxyHeaders>,
+}
+
+/// What proxies do to headers.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ProxyHeaders {
+    /// Names of HTTP/1.1 headers stay as they were written; else they are sent in lower case.
+    pub preserve_http1_header_case: Option<bool>,
+    /// `server` of responses.
+    pub server: Option<ServerHeader>,
+    /// `x-request-id` of requests.
+    pub request_id: Option<RequestIdHeader>,
+}
+
+/// `server` of responses.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServerHeader {
+    /// The application's own is passed on.
+    pub disabled: Option<bool>,
+    /// In place of `istio-envoy`.
+    pub value: String,
+}
+
+/// `x-request-id` of requests.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RequestIdHeader {
+    /// None is made.
+    pub disabled: Option<bool>,
 }
 
 /// How proxies sample and tag spans.

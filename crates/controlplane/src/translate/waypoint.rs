@@ -18,6 +18,7 @@ mod listeners;
 pub(super) mod names;
 mod pb;
 mod policies;
+mod proxy_headers;
 mod routes;
 mod rule;
 mod rules;
@@ -306,7 +307,7 @@ fn waypoint_config(
         near,
     } = settings.into_clusters(&owned, pods);
     if workloads.is_some() {
-        clusters.insert(clusters::ENCAP.to_owned(), clusters::encap());
+        clusters.insert(clusters::ENCAP.to_owned(), clusters::encap(view.config));
     }
     let listeners = listeners::listeners(&served, view.trust_domains, view.config);
     let listeners = listeners.into_iter().map(|one| (one.name.clone(), one));

@@ -10,7 +10,9 @@ use super::{
 use crate::objects::{
     field::Field,
     key::Kind,
-    mesh_config::{ExtensionProvider, MeshConfigMap, OpenTelemetry, OtlpHeader, RequestBody},
+    mesh_config::{
+        ExtensionProvider, MeshConfig, MeshConfigMap, OpenTelemetry, OtlpHeader, RequestBody,
+    },
 };
 
 const NORMALIZATIONS: [&str; 5] = [
@@ -59,6 +61,19 @@ pub(crate) fn mesh_config(object: &MeshConfigMap, found: &mut Vec<Invalid>) {
     if sampling.is_some_and(|percent| !(0.0..=100.0).contains(&percent)) {
         let field = root.key("defaultConfig").key("tracing").key("sampling");
         push(found, field, "is not between 0 and 100");
+    }
+    proxy_headers(&root, mesh, found);
+}
+
+/// A header that nobody could be sent would be left out in silence.
+fn proxy_headers(root: &Field, mesh: &MeshConfig, found: &mut Vec<Invalid>) {
+    let headers = mesh.default_config.proxy_headers.as_ref();
+    let server = headers.and_then(|headers| headers.server.as_ref());
+    let is_printable = |text: &str| text.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+    if server.is_some_and(|server| !is_printable(&server.value)) {
+        let field = ["defaultConfig", "proxyHeaders", "server", "value"];
+        let field = field.iter().fold(root.clone(), |field, key| field.key(key));
+        push(found, field, "is no value of a header");
     }
 }
 

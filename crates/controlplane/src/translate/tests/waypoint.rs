@@ -3,6 +3,7 @@
 mod access_logs;
 mod direct;
 mod discovery;
+mod protocols;
 mod security;
 mod streams;
 mod tls;

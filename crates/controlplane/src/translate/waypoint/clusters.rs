@@ -37,10 +37,13 @@ use envoy_types::pb::envoy::{
 };
 
 use super::{
-    pb,
+    pb, proxy_headers,
     view::{PortProtocol, PortView, ServiceView},
 };
-use crate::{objects::duration, translate::services::Resolution};
+use crate::{
+    objects::{duration, mesh_config::MeshConfig},
+    translate::services::Resolution,
+};
 use locality::{Nearness, Standpoint};
 use policy::{balance, circuit_breakers, connect_timeout, outlier_detection};
 
@@ -121,6 +124,7 @@ pub(super) fn cluster(
     which: &Which,
     policy: &Policy,
     labels: Option<&BTreeMap<String, String>>,
+    mesh: &MeshConfig,
 ) -> Cluster {
     let name = which.name(service.host);
     let port = service.ports.iter().find(|port| port.number == which.port);
@@ -147,7 +151,8 @@ pub(super) fn cluster(
         }),
         ..Cluster::default()
     };
-    let mut options = http_options(port, policy);
+    let http1 = proxy_headers::http1(mesh).unwrap_or_default();
+    let mut options = http_options(port, policy, http1);
     let http2 = is_http2(&options);
     let dynamic = service.resolution == Resolution::Request;
     if dynamic {
@@ -210,7 +215,11 @@ fn is_http2(options: &HttpProtocolOptions) -> bool {
     )
 }
 
-fn http_options(port: Option<&PortView>, policy: &Policy) -> HttpProtocolOptions {
+fn http_options(
+    port: Option<&PortView>,
+    policy: &Policy,
+    http1: Http1ProtocolOptions,
+) -> HttpProtocolOptions {
     let http = policy
         .connection_pool
         .as_ref()
@@ -239,7 +248,7 @@ fn http_options(port: Option<&PortView>, policy: &Policy) -> HttpProtocolOptions
     let unknown = port.is_none_or(|port| port.protocol == PortProtocol::Unknown);
     let protocol = if client || (unknown && !http2) {
         UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-            http_protocol_options: Some(Http1ProtocolOptions::default()),
+            http_protocol_options: Some(http1),
             http2_protocol_options: Some(http2_options),
             http3_protocol_options: None,
         })
@@ -248,7 +257,7 @@ fn http_options(port: Option<&PortView>, policy: &Policy) -> HttpProtocolOptions
             protocol_config: Some(if http2 {
                 ProtocolConfig::Http2ProtocolOptions(http2_options)
             } else {
-                ProtocolConfig::HttpProtocolOptions(Http1ProtocolOptions::default())
+                ProtocolConfig::HttpProtocolOptions(http1)
             }),
         })
     };

@@ -65,7 +65,7 @@ use prost::{Message, Name};
 
 use super::{
     clusters::{TcpOptions, by_ads},
-    pb,
+    pb, proxy_headers,
     telemetry::Told,
     view::{PortProtocol, ServiceView},
 };
@@ -240,7 +240,7 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
         Some(_) | None => (true, false, EscapedSlashes::KeepUnchanged),
     };
     let traced = port.told.traced.as_ref();
-    let manager = HttpConnectionManager {
+    let mut manager = HttpConnectionManager {
         stat_prefix: port.http.clone(),
         route_specifier: Some(RouteSpecifier::Rds(Rds {
             config_source: Some(by_ads()),
@@ -265,6 +265,7 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
         }],
         ..HttpConnectionManager::default()
     };
+    proxy_headers::set(&mut manager, mesh);
     FilterChain {
         name: port.http.clone(),
         filters: vec![network_filter(

@@ -285,7 +285,7 @@ impl<'a> Settings<'a> {
             let policy = self.policy(&host, which.port, subset);
             let labels = subset.and_then(|subset| self.subset_labels(&host, subset));
             built.secrets.extend(clusters::secrets(&policy));
-            let cluster = clusters::cluster(service, &which, &policy, labels);
+            let cluster = clusters::cluster(service, &which, &policy, labels, self.view.config);
             let seen = |from| clusters::assignment(service, &which, &policy, labels, from);
             for (pod, from) in pods {
                 if let Some(assignment) = seen(Some(from)) {

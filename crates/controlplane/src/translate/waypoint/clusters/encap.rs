@@ -8,8 +8,8 @@ use envoy_types::pb::envoy::{
             cluster::{ClusterDiscoveryType, DiscoveryType},
         },
         core::v3::{
-            Address, EnvoyInternalAddress, Http1ProtocolOptions, Http2ProtocolOptions,
-            address::Address as AddressKind, envoy_internal_address::AddressNameSpecifier,
+            Address, EnvoyInternalAddress, Http2ProtocolOptions, address::Address as AddressKind,
+            envoy_internal_address::AddressNameSpecifier,
         },
         endpoint::v3::{
             ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints,
@@ -22,13 +22,17 @@ use envoy_types::pb::envoy::{
     },
 };
 
-use super::{super::pb, CONNECT_ORIGINATE, HTTP_OPTIONS, transport};
+use super::{
+    super::{pb, proxy_headers},
+    CONNECT_ORIGINATE, HTTP_OPTIONS, transport,
+};
+use crate::objects::mesh_config::MeshConfig;
 
 /// Its name.
 pub(in crate::translate::waypoint) const ENCAP: &str = "encap";
 
 /// Leads into a tunnel to where the client wants to go.
-pub(in crate::translate::waypoint) fn encap() -> Cluster {
+pub(in crate::translate::waypoint) fn encap(mesh: &MeshConfig) -> Cluster {
     let tunnel = EnvoyInternalAddress {
         endpoint_id: String::new(),
         address_name_specifier: Some(AddressNameSpecifier::ServerListenerName(
@@ -45,7 +49,7 @@ pub(in crate::translate::waypoint) fn encap() -> Cluster {
         ..LbEndpoint::default()
     };
     let protocol = UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
-        http_protocol_options: Some(Http1ProtocolOptions::default()),
+        http_protocol_options: Some(proxy_headers::http1(mesh).unwrap_or_default()),
         http2_protocol_options: Some(Http2ProtocolOptions::default()),
         http3_protocol_options: None,
     });
