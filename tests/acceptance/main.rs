@@ -28,6 +28,7 @@ mod egress;
 mod gateway_api;
 mod matrix;
 mod policies;
+mod protocols;
 mod redirects;
 mod rows;
 mod services;

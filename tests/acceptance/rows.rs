@@ -5,8 +5,8 @@ use std::{future::Future, pin::Pin};
 use anyhow::Result;
 
 use crate::{
-    connections, egress, gateway_api, matrix, policies, redirects, services, swaps, telemetry,
-    traffic, waypoints, world::World,
+    connections, egress, gateway_api, matrix, policies, protocols, redirects, services, swaps,
+    telemetry, traffic, waypoints, world::World,
 };
 
 pub(crate) type Row = for<'a> fn(&'a World) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
@@ -61,6 +61,7 @@ pub(crate) fn rows() -> Vec<(&'static str, Row)> {
             idle_timeout use_client_protocol consistent_hash_source_ip consistent_hash_query
             consistent_hash_header consistent_hash_cookie self_calls protocol_sniffing
             services_with_differing_target_ports service_entry_many_vips;
+        protocols: grpc_web header_casing proxy_headers passthrough;
         redirects:
             mesh_http_route_redirect_host_and_status mesh_http_route_redirect_path
             mesh_http_route_redirect_port mesh_http_route_scheme_redirect
