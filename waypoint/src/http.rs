@@ -28,4 +28,5 @@ mod warm;
 
 pub(crate) mod body;
 mod framing;
+pub(crate) mod passing;
 pub(crate) mod replay;

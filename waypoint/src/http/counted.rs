@@ -1,7 +1,6 @@
 //! Bodies that count what passes: bytes, and the messages of gRPC.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -9,10 +8,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
-
-use super::body::{Body, BodyError};
+use super::{
+    body::Body,
+    passing::{Polled, Watch},
+};
 
 /// Bytes before each message of gRPC: whether it is compressed, and its length.
 const PREFIX: usize = 5;
@@ -63,31 +62,14 @@ impl Messages {
 }
 
 /// Counts the bytes of a request's body.
+#[derive(Debug)]
 pub(crate) struct Counted {
-    body: Body,
-    passed: Arc<Passed>,
-    messages: Option<Messages>,
+    pub(crate) passed: Arc<Passed>,
+    pub(crate) messages: Option<Messages>,
 }
 
-impl Counted {
-    pub(crate) fn new(body: Body, passed: Arc<Passed>, messages: Option<Messages>) -> Self {
-        Self {
-            body,
-            passed,
-            messages,
-        }
-    }
-}
-
-impl HttpBody for Counted {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+impl Watch for Counted {
+    fn seen(&mut self, _body: &Body, polled: Polled, _cx: &mut Context<'_>) -> Polled {
         if let Poll::Ready(Some(Ok(frame))) = &polled
             && let Some(data) = frame.data_ref()
         {
@@ -99,14 +81,6 @@ impl HttpBody for Counted {
             }
         }
         polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -5,11 +5,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Body as HttpBody;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::body::{Body, BodyError};
+use super::{
+    body::Body,
+    passing::{Polled, Watch},
+};
 
 /// The response took longer than its route allows; the stream is cut, so that nobody takes a part for the whole.
 #[derive(Debug, thiserror::Error)]
@@ -21,40 +23,20 @@ pub(crate) fn limit(body: Body, deadline: Instant) -> Body {
     if body.is_end_stream() {
         return body;
     }
-    Body::new(Limited {
-        body,
+    body.watched(Limited {
         sleep: Box::pin(sleep_until(deadline)),
     })
 }
 
 struct Limited {
-    body: Body,
     sleep: Pin<Box<Sleep>>,
 }
 
-impl HttpBody for Limited {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            return Poll::Ready(frame);
+impl Watch for Limited {
+    fn seen(&mut self, _body: &Body, polled: Polled, cx: &mut Context<'_>) -> Polled {
+        if polled.is_pending() && self.sleep.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err(ResponseTimeout.into())));
         }
-        match this.sleep.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(ResponseTimeout.into()))),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        polled
     }
 }

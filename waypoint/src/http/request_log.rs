@@ -6,23 +6,22 @@ mod series;
 mod span;
 
 use std::{
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::SystemTime,
 };
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Body as HttpBody;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use self::entry::{Entry, captured};
 use super::{
-    body::{Body, BodyError},
+    body::Body,
     counted::{Counted, Messages},
     grpc::is_grpc,
+    passing::{Polled, Watch},
     pipeline::Exchange,
     reply::{Flag, Reply},
     server::HttpConnection,
@@ -146,7 +145,10 @@ impl RequestLog {
             return body;
         }
         let messages = entry.is_grpc.then(Messages::default);
-        Body::new(Counted::new(body, entry.received.clone(), messages))
+        body.watched(Counted {
+            passed: entry.received.clone(),
+            messages,
+        })
     }
 
     /// Goes with the response to its end.
@@ -164,7 +166,7 @@ impl RequestLog {
             }
             entry.whole = body.is_end_stream();
         });
-        Response::from_parts(head, Body::new(Logged { body, log }))
+        Response::from_parts(head, body.watched(Logged(log)))
     }
 }
 
@@ -180,24 +182,13 @@ fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
-struct Logged {
-    body: Body,
-    log: RequestLog,
-}
+struct Logged(RequestLog);
 
-impl HttpBody for Logged {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let polled = Pin::new(&mut this.body).poll_frame(cx);
+impl Watch for Logged {
+    fn seen(&mut self, body: &Body, polled: Polled, _cx: &mut Context<'_>) -> Polled {
         if let Poll::Ready(frame) = &polled {
-            let ended = this.body.is_end_stream();
-            this.log.with(|entry| match frame {
+            let ended = body.is_end_stream();
+            self.0.with(|entry| match frame {
                 None => entry.whole = true,
                 Some(Ok(frame)) => entry.passed(frame, ended),
                 Some(Err(error)) => {
@@ -213,14 +204,6 @@ impl HttpBody for Logged {
             });
         }
         polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

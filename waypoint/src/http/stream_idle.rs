@@ -10,13 +10,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
 use http::{Response, StatusCode};
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Body as HttpBody;
 use tokio::time::{Duration, Instant, Sleep, sleep_until};
 
 use super::{
-    body::{Body, BodyError},
+    body::Body,
+    passing::{Polled, Watch},
     reply::{Flag, Reply},
 };
 
@@ -71,8 +71,7 @@ pub(crate) fn watch(body: Body, activity: Option<&Arc<Activity>>) -> Body {
     let Some(activity) = activity.filter(|_| !body.is_end_stream()) else {
         return body;
     };
-    Body::new(Watched {
-        body,
+    body.watched(Watched {
         activity: activity.clone(),
         cut: None,
     })
@@ -109,39 +108,30 @@ fn limit_body(body: Body, activity: Arc<Activity>) -> Body {
         return body;
     }
     let cut = Box::pin(sleep_until(activity.ends_at()));
-    Body::new(Watched {
-        body,
+    body.watched(Watched {
         activity,
         cut: Some(cut),
     })
 }
 
 struct Watched {
-    body: Body,
     activity: Arc<Activity>,
     cut: Option<Pin<Box<Sleep>>>,
 }
 
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.activity.moved();
-            return Poll::Ready(frame);
+impl Watch for Watched {
+    fn seen(&mut self, _body: &Body, polled: Polled, cx: &mut Context<'_>) -> Polled {
+        if polled.is_ready() {
+            self.activity.moved();
+            return polled;
         }
-        let Some(cut) = &mut this.cut else {
+        let Some(cut) = &mut self.cut else {
             return Poll::Pending;
         };
         while cut.as_mut().poll(cx).is_ready() {
-            let end = this.activity.ends_at();
+            let end = self.activity.ends_at();
             if end <= Instant::now() {
-                let idle = StreamIdle(this.activity.limit);
+                let idle = StreamIdle(self.activity.limit);
                 return Poll::Ready(Some(Err(idle.into())));
             }
             // The other direction has moved meanwhile.
@@ -149,21 +139,16 @@ impl HttpBody for Watched {
         }
         Poll::Pending
     }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http_body_util::BodyExt;
+    use hyper::body::Frame;
 
     use super::*;
+    use crate::http::body::BodyError;
 
     const LIMIT: Duration = Duration::from_secs(10);
 

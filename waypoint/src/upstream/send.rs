@@ -2,7 +2,6 @@
 
 use std::{
     net::SocketAddr,
-    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
@@ -10,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, Version};
 use hyper::{
-    body::{Body as HttpBody, Frame, Incoming, SizeHint},
+    body::{Body as HttpBody, Frame, Incoming},
     client::conn::TrySendError,
 };
 
@@ -29,8 +28,9 @@ use crate::{
         endpoints::Endpoint,
     },
     http::{
-        body::{Body, BodyError},
+        body::Body,
         grpc::is_grpc,
+        passing::{Polled, Watch},
     },
 };
 
@@ -153,7 +153,7 @@ impl Attempt<'_> {
             match http1.sender.try_send_request(request).await {
                 Ok(response) => {
                     let back = Back::Http1(http1);
-                    return Ok(response.map(|body| Body::new(self.exchange(body, using, back))));
+                    return Ok(response.map(|body| self.exchange(body, using, back)));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if stale < MAX_STALE => request = unsent,
@@ -179,7 +179,7 @@ impl Attempt<'_> {
             match http2.sender.try_send_request(request).await {
                 Ok(response) => {
                     let back = Back::Http2(http2.stream);
-                    return Ok(response.map(|body| Body::new(self.exchange(body, using, back))));
+                    return Ok(response.map(|body| self.exchange(body, using, back)));
                 }
                 Err(mut error) => match error.take_message() {
                     Some(unsent) if stale < MAX_STALE => request = unsent,
@@ -198,19 +198,19 @@ impl Attempt<'_> {
         Ok((self.endpoint.state.enter(), place))
     }
 
-    fn exchange(self, body: Incoming, using: (Active, Place), back: Back) -> Exchange {
+    fn exchange(self, body: Incoming, using: (Active, Place), back: Back) -> Body {
+        let body = Body::incoming(body);
         let mut exchange = Exchange {
-            body,
             _using: using,
             shared: self.shared.clone(),
             cluster: self.cluster.clone(),
             endpoint: self.endpoint.clone(),
             back: Some(back),
         };
-        if exchange.body.is_end_stream() {
+        if body.is_end_stream() {
             exchange.give_back();
         }
-        exchange
+        body.watched(exchange)
     }
 }
 
@@ -229,9 +229,8 @@ enum Back {
     Http2(Stream),
 }
 
-/// The body of a response: counts its request until the end, then gives the connection back.
+/// Goes with the body of a response: counts its request until the end, then gives the connection back.
 struct Exchange {
-    body: Incoming,
     _using: (Active, Place),
     shared: Arc<Shared>,
     cluster: Arc<Cluster>,
@@ -267,21 +266,14 @@ impl Drop for Exchange {
     }
 }
 
-impl HttpBody for Exchange {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+impl Watch for Exchange {
+    fn seen(&mut self, body: &Body, polled: Polled, _cx: &mut Context<'_>) -> Polled {
         if let Poll::Ready(frame) = &polled {
             match frame {
                 None => self.give_back(),
                 Some(Ok(frame)) => {
                     self.read_trailers(frame);
-                    if self.body.is_end_stream() {
+                    if body.is_end_stream() {
                         self.give_back();
                     }
                 }
@@ -289,14 +281,6 @@ impl HttpBody for Exchange {
                 Some(Err(_)) => self.back = None,
             }
         }
-        polled.map_err(Into::into)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        polled
     }
 }
