@@ -148,10 +148,8 @@ async fn answer(
     // After authentication, because routes may ask for claims of the token.
     let (host, route) = select(&table, &exchange).ok_or_else(Reply::no_route)?;
     log.routed(route);
-
-    // Policies and routes have seen what the client sent. From here on it is gRPC, and so are its refusals.
-    let web = chain.filters.grpc_web;
-    additions.web = web.begin(&mut exchange, &mut body, log);
+    // They have seen what the client sent. From here on it is gRPC, and so are its refusals.
+    additions.web = chain.filters.grpc_web.begin(&mut exchange, &mut body, log);
 
     // Who is refused must not use up the limits of others.
     let (filters, limits) = (&chain.filters, RouteLimits::of(host, route));
@@ -168,9 +166,7 @@ async fn answer(
         Action::Redirect(action) => Err(rewrite::redirect(&exchange, &route.matching.path, action)),
         Action::Direct { status, body } => Err(Reply::direct(*status, body.clone())),
         Action::Forward(action) => {
-            for level in [&route.headers, &host.headers, &table.headers] {
-                level.request.apply(&mut exchange.head.headers);
-            }
+            put_headers(&mut exchange, &table, host, route);
             let config = warm::awaited(conn, &config, action, exchange.random).await;
             let forwarding = Forwarding {
                 conn,
@@ -241,6 +237,12 @@ fn select<'a>(table: &'a RouteTable, exchange: &Exchange) -> Option<(&'a Virtual
         matching.matches(&head, exchange.random, &exchange.metadata)
     })?;
     Some((host, route))
+}
+
+fn put_headers(exchange: &mut Exchange, table: &RouteTable, host: &VirtualHost, route: &Route) {
+    for level in [&route.headers, &host.headers, &table.headers] {
+        level.request.apply(&mut exchange.head.headers);
+    }
 }
 
 fn with_headers(

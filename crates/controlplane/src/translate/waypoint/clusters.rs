@@ -226,17 +226,8 @@ fn http_options(
         .and_then(|pool| pool.http.as_ref());
     let upgrade = http.and_then(|http| http.h2_upgrade_policy.as_deref());
     let client = http.and_then(|http| http.use_client_protocol) == Some(true);
-    let http2 = match (port.map(|port| port.protocol), upgrade) {
-        (_, Some("UPGRADE")) => true,
-        (Some(PortProtocol::Http2 | PortProtocol::GrpcWeb), _) => true,
-        (
-            Some(
-                PortProtocol::Http1 | PortProtocol::Tcp | PortProtocol::Tls | PortProtocol::Unknown,
-            )
-            | None,
-            _,
-        ) => false,
-    };
+    let is_declared = port.is_some_and(|port| port.protocol.is_http2());
+    let http2 = is_declared || upgrade == Some("UPGRADE");
     let streams = http.and_then(|http| http.max_concurrent_streams);
     let http2_options = Http2ProtocolOptions {
         max_concurrent_streams: streams

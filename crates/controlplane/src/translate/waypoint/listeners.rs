@@ -211,7 +211,7 @@ fn main_internal(served: &[Served<'_>], mesh: &MeshConfig) -> Listener {
     }
 }
 
-fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
+fn http_filters(port: &ServedPort) -> Vec<HttpFilter> {
     let mut filters: Vec<HttpFilter> = port.identity.filter().into_iter().collect();
     filters.extend(port.checks.http.iter().cloned());
     if port.protocol == PortProtocol::GrpcWeb {
@@ -232,6 +232,10 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
     filters.extend(port.lookups.http.clone());
     filters.extend(port.told.http_filter());
     filters.push(router());
+    filters
+}
+
+fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
     let normalization = mesh.path_normalization.normalization.as_deref();
     let (normalize, merge_slashes, slashes) = match normalization {
         Some("NONE") => (false, false, EscapedSlashes::KeepUnchanged),
@@ -246,7 +250,7 @@ fn http_chain(port: &ServedPort, mesh: &MeshConfig) -> FilterChain {
             config_source: Some(by_ads()),
             route_config_name: port.http.clone(),
         })),
-        http_filters: filters,
+        http_filters: http_filters(port),
         access_log: port.told.access_logs.clone(),
         tracing: traced.map(|traced| traced.tracer.clone()),
         request_id_extension: traced.map(|traced| traced.request_id.clone()),

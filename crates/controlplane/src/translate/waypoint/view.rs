@@ -98,6 +98,14 @@ impl PortProtocol {
         !matches!(self, Self::Tcp | Self::Tls)
     }
 
+    /// Whether the application speaks it.
+    pub(super) fn is_http2(self) -> bool {
+        match self {
+            Self::Http2 | Self::GrpcWeb => true,
+            Self::Http1 | Self::Tcp | Self::Tls | Self::Unknown => false,
+        }
+    }
+
     /// Whether each request or connection says which host it is for.
     fn names_host(self) -> bool {
         matches!(self, Self::Http1 | Self::Http2 | Self::GrpcWeb | Self::Tls)
