@@ -177,6 +177,8 @@ struct TypeState {
     subscribed: bool,
     /// What is wanted, where the proxy names it; everything else.
     names: Option<BTreeSet<String>>,
+    /// All that there was when it was last looked through by the names, and what was found.
+    named: Option<(Arc<Resources>, Arc<Resources>)>,
     /// It has unsubscribed, and must say so to come back.
     left: bool,
     /// The first response is sent even when empty: it tells the proxy that it is in step.
@@ -205,6 +207,7 @@ impl TypeState {
             type_url,
             subscribed: false,
             names: None,
+            named: None,
             left: false,
             greeted: false,
             known: Known::default(),

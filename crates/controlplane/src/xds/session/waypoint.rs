@@ -162,6 +162,7 @@ impl TypeState {
         if self.subscribed && self.names.is_none() {
             return Ok(());
         }
+        self.named = None;
         let names = self.names.get_or_insert_default();
         for name in wanted {
             // Asked for again: told again, as the protocol says.
@@ -178,14 +179,21 @@ impl TypeState {
         Ok(())
     }
 
-    /// What of all there is the proxy is to have.
-    fn wanted(&self, all: &Arc<Resources>) -> Arc<Resources> {
+    /// What of all there is the proxy is to have; the same in memory as long as that stays the same.
+    fn wanted(&mut self, all: &Arc<Resources>) -> Arc<Resources> {
         let Some(names) = &self.names else {
             return Arc::clone(all);
         };
-        let named = names
+        if let Some((of, found)) = &self.named
+            && Arc::ptr_eq(of, all)
+        {
+            return Arc::clone(found);
+        }
+        let found = names
             .iter()
             .filter_map(|name| Some((name.clone(), all.get(name)?.clone())));
-        Arc::new(named.collect())
+        let found = Arc::new(found.collect());
+        self.named = Some((Arc::clone(all), Arc::clone(&found)));
+        found
     }
 }
