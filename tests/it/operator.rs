@@ -272,7 +272,10 @@ async fn the_heap_tells_who_holds_it() {
     let without = ("_RJEM_MALLOC_CONF", "prof:false");
     let mut mesh = enrolled_with(&["node-b"], &[without]).await;
     // A sample for each 4 KiB, so that some connections are enough.
-    let often = ("_RJEM_MALLOC_CONF", "lg_prof_sample:12");
+    let often = (
+        "_RJEM_MALLOC_CONF",
+        "prof:true,prof_active:false,lg_prof_sample:12",
+    );
     mesh.restart_ztunnel("node-a", &[often]).await.unwrap();
     let ask = async |node: &str, path: &str| {
         let ztunnel = mesh.ztunnel(node).unwrap();
