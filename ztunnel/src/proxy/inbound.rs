@@ -95,10 +95,11 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place:
     };
     let pod = &tunnel.pod;
     let window = place.window(&tunnel.identity);
-    let config = HboneConfig {
+    // On the heap, as it is needed to the end of the tunnel.
+    let config = Box::new(HboneConfig {
         connection_window: window.size(),
         ..pod.shared.config.hbone.clone()
-    };
+    });
     let leaving = Box::pin(leaving.asked());
     let served = server::serve_until(stream, &config, &pod.drain, leaving, handler, bad_request);
     tokio::select! {
