@@ -9,6 +9,8 @@ mod streams;
 mod tls;
 mod tracing;
 
+use std::collections::BTreeMap;
+
 use envoy_types::pb::envoy::config::{
     cluster::v3::Cluster,
     core::v3::address::Address as Kind,
@@ -301,6 +303,66 @@ spec:
     .assert_eq(&routes(&config));
 }
 
+/// The version of each resource by its type and name.
+fn versions(config: &WaypointConfig) -> BTreeMap<(&'static str, String), String> {
+    let all = [
+        ("listener", &config.listeners.resources),
+        ("cluster", &config.clusters.resources),
+        ("endpoints", &config.endpoints.resources),
+        ("routes", &config.routes.resources),
+    ];
+    let all = all.into_iter().flat_map(|(kind, resources)| {
+        let resources = resources.iter();
+        resources.map(move |(name, resource)| ((kind, name.clone()), resource.version.clone()))
+    });
+    all.collect()
+}
+
+#[test]
+fn a_change_of_a_route_changes_one_resource() {
+    let virtual_service = |of: &str| {
+        format!(
+            "
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: server, namespace: shop}}
+spec:
+  hosts: [server]
+  http: [{{match: [{{port: 80, uri: {{prefix: {of}}}}}], route: [{{destination: {{host: server}}}}]}}]
+"
+        )
+    };
+    let http_route = |of: &str| {
+        format!(
+            "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: server, namespace: shop}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: server, port: 80}}]
+  rules:
+  - matches: [{{path: {{type: PathPrefix, value: {of}}}}}]
+    backendRefs: [{{name: server, port: 80}}]
+"
+        )
+    };
+    let kinds: [&dyn Fn(&str) -> String; 2] = [&virtual_service, &http_route];
+    for written in kinds {
+        let [(_, before), (_, after)] = ["/a", "/b"].map(|of| config(&written(of)));
+        let (before, after) = (versions(&before), versions(&after));
+        assert!(before.len() > 4, "{before:?}");
+        let differs = |(name, version): &(_, _)| after.get(*name) != Some(*version);
+        let changed: Vec<_> = before
+            .iter()
+            .filter(differs)
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(changed.len(), 1, "{changed:?}");
+        assert_eq!(changed[0].0, "routes");
+        assert_eq!(before.len(), after.len());
+    }
+}
+
 /// After a restart nothing is known of what proxies have been told but its versions.
 #[test]
 fn another_process_gives_the_same_versions() {
@@ -324,18 +386,7 @@ spec:
   host: server
   subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
 ";
-    let versions = || {
-        let (_, config) = config(filters);
-        let all = [
-            &config.listeners.resources,
-            &config.clusters.resources,
-            &config.endpoints.resources,
-            &config.routes.resources,
-        ];
-        let all = all.into_iter().flat_map(|resources| resources.iter());
-        let all = all.map(|(name, resource)| (name.clone(), resource.version.clone()));
-        all.collect::<Vec<_>>()
-    };
+    let versions = || versions(&config(filters).1);
     let first = versions();
     // Maps come out in another order each time that they are made, here as there.
     for _ in 0..20 {
