@@ -95,11 +95,7 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place:
     };
     let pod = &tunnel.pod;
     let window = place.window(&tunnel.identity);
-    // On the heap, as it is needed to the end of the tunnel.
-    let config = Box::new(HboneConfig {
-        connection_window: window.size(),
-        ..pod.shared.config.hbone.clone()
-    });
+    let config = hbone_config(pod, window.size());
     let leaving = Box::pin(leaving.asked());
     let served = server::serve_until(stream, &config, &pod.drain, leaving, handler, bad_request);
     tokio::select! {
@@ -107,6 +103,14 @@ pub(super) async fn handle_connection(pod: Arc<Pod>, accepted: Accepted, _place:
         // The tunnel is dropped, so that its connections break.
         () = Box::pin(aliases::withdrawn(&tunnel)) => {}
     }
+}
+
+/// On the heap, as it is needed to the end of the tunnel.
+fn hbone_config(pod: &Pod, connection_window: u32) -> Box<HboneConfig> {
+    Box::new(HboneConfig {
+        connection_window,
+        ..pod.shared.config.hbone.clone()
+    })
 }
 
 fn kind_of(pod: &Pod, peer: SocketAddr) -> Kind {
