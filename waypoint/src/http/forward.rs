@@ -243,7 +243,7 @@ impl Attempts<'_> {
             let endpoint = self.pick(avoid, beyond)?;
             tried.push(endpoint.address);
             log.upstream(endpoint.address);
-            let outcome = self.attempt(&endpoint, policy, retries).await?;
+            let outcome = self.attempt(&endpoint, policy).await?;
             drop(retrying.take());
             let again = policy.filter(|policy| {
                 retries < policy.retries
@@ -314,9 +314,8 @@ impl Attempts<'_> {
         &self,
         endpoint: &Arc<Endpoint>,
         policy: Option<&RetryPolicy>,
-        retries: u32,
     ) -> Result<Outcome, Reply> {
-        let request = self.request(retries)?;
+        let request = self.request()?;
         let shared = &self.forwarding.conn.shared;
         let version = self.exchange.head.version;
         let sent = send(shared, self.cluster, endpoint, version, request);
@@ -342,7 +341,7 @@ impl Attempts<'_> {
         })
     }
 
-    fn request(&self, _retries: u32) -> Result<Request<Body>, Reply> {
+    fn request(&self) -> Result<Request<Body>, Reply> {
         let Exchange {
             head,
             authority,
