@@ -2,21 +2,21 @@
 //! another waypoint, and when nothing was asked on it for long.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::Context,
 };
 
-use bytes::Bytes;
-use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 
-use super::body::{Body, BodyError};
+use super::{
+    body::Body,
+    passing::{Polled, Watch},
+};
 
 /// What a connection is given.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,32 +88,13 @@ impl Life {
 impl Busy {
     /// Goes with the response.
     pub(crate) fn until_end_of(self, body: Body) -> Body {
-        Body::new(Held { body, _busy: self })
+        body.watched(self)
     }
 }
 
-struct Held {
-    body: Body,
-    _busy: Busy,
-}
-
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl Watch for Busy {
+    fn seen(&mut self, _body: &Body, polled: Polled, _cx: &mut Context<'_>) -> Polled {
+        polled
     }
 }
 
