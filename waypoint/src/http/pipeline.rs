@@ -23,7 +23,7 @@ use super::{
     },
     forward::{self, Forwarding},
     path::{Normalized, normalize},
-    reply::{Flag, Reply},
+    reply::{Flag, Form, Reply},
     request_log::RequestLog,
     rewrite,
     server::HttpConnection,
@@ -65,12 +65,12 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> Response<Body> {
     let mut log = RequestLog::begin(&conn, &request);
-    let for_reply = reply_headers(request.headers());
+    let form = Form::of(request.headers());
     let mut additions = Additions::default();
     let answered = Box::pin(answer(&conn, request, &mut log, &mut additions)).await;
     let mut response = answered.unwrap_or_else(|reply| {
         log.replied(&reply);
-        reply.into_response(&for_reply)
+        reply.into_response(form)
     });
     let web = additions.web;
     additions.apply(response.headers_mut());
@@ -207,15 +207,6 @@ fn begin(chain: &HttpChain, exchange: &mut Exchange, conn: &HttpConnection, log:
         log.traced(spans::begin(tracing, &mut exchange.head.headers));
     }
     log.prepared(exchange);
-}
-
-/// Only what an answer of our own needs to know of the request.
-fn reply_headers(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = HeaderMap::new();
-    if let Some(kind) = headers.get(http::header::CONTENT_TYPE) {
-        kept.insert(http::header::CONTENT_TYPE, kind.clone());
-    }
-    kept
 }
 
 /// A connection outlives changes of the configuration; its service may have become another kind or none.

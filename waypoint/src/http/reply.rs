@@ -114,6 +114,24 @@ impl Flag {
     }
 }
 
+/// How an answer of the waypoint's own is said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    Http,
+    Grpc,
+}
+
+impl Form {
+    /// As the request is.
+    pub(crate) fn of(request: &HeaderMap) -> Self {
+        if is_grpc(request) {
+            Self::Grpc
+        } else {
+            Self::Http
+        }
+    }
+}
+
 /// An answer of the waypoint's own.
 #[derive(Debug)]
 pub(crate) struct Reply {
@@ -178,9 +196,8 @@ impl Reply {
     }
 
     /// The response. gRPC is told in its own way (status in the headers, HTTP 200), as Envoy does.
-    pub(crate) fn into_response(self, request: &HeaderMap) -> Response<Body> {
-        let is_grpc = is_grpc(request);
-        let mut response = if is_grpc {
+    pub(crate) fn into_response(self, form: Form) -> Response<Body> {
+        let mut response = if form == Form::Grpc {
             let mut response = Response::new(Body::empty());
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
@@ -207,7 +224,7 @@ impl Reply {
         for (name, value) in self.headers {
             if name != CONTENT_TYPE {
                 response.headers_mut().append(name, value);
-            } else if !is_grpc {
+            } else if form == Form::Http {
                 response.headers_mut().insert(name, value);
             }
         }
