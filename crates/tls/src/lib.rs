@@ -22,6 +22,7 @@ pub mod control_plane;
 pub mod csr;
 mod hello;
 mod origination;
+mod spiffe_agent;
 mod store;
 mod workload_api;
 
@@ -38,9 +39,10 @@ pub use provider::{
     CryptoPolicy, KeyExchange, OldestVersion, install_crypto_policy, install_crypto_provider,
 };
 pub use revocation::{CrlError, CrlWatcher, Revocation, is_revocation};
+pub use spiffe_agent::{EndpointError, SvidSourceError};
 pub use standing::Leaving;
 pub use store::{
     CertificateConfig, CertificateDump, CertificateEntry, CertificateSource, CertificateStore,
     CertificateWorker, FetchError, IdentityError,
 };
-pub use workload_api::{EndpointError, SvidSourceError, WorkloadApi};
+pub use workload_api::WorkloadApi;

@@ -3,7 +3,7 @@
 //! The agent decides which identities this process may have, and pushes their SVIDs and the bundle of their trust domain
 //! whenever one of them changes. What was pushed last stays in force while the agent is away, each SVID until it expires.
 
-use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use futures::StreamExt;
 use leyline_types::Identity;
@@ -18,40 +18,11 @@ use tokio::{
 use tracing::{info, warn};
 
 use crate::{
-    certificate::{CertificateError, WorkloadCertificate},
+    certificate::WorkloadCertificate,
     revocation::Revocation,
+    spiffe_agent::{ANSWER_DEADLINE, EndpointError, SvidSourceError, endpoint, pause},
     store::CertificateStore,
 };
-
-/// The agent is on this node: it answers at once, or not at all.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
-/// An agent that is being replaced is back within seconds.
-const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
-
-/// Why the Workload API gives no certificate for an identity.
-#[derive(Debug, thiserror::Error)]
-pub enum SvidSourceError {
-    /// The agent has not given anything yet.
-    #[error("the SPIFFE agent has given no SVID yet: {0}")]
-    NoAnswer(String),
-    /// There is no registration entry that lets this process have it.
-    #[error(
-        "the SPIFFE agent has no SVID of this identity for this process among {0}, is it registered?"
-    )]
-    NotRegistered(usize),
-    /// The SVID cannot be used.
-    #[error("the SVID is unusable: {0}")]
-    Certificate(#[from] CertificateError),
-}
-
-/// The address of a Workload API is not one.
-#[derive(Debug, thiserror::Error)]
-#[error("`{address}` is no SPIFFE endpoint, use unix:///path/of/socket: {reason}")]
-pub struct EndpointError {
-    address: String,
-    reason: String,
-}
 
 /// What an agent has given.
 pub struct WorkloadApi {
@@ -88,13 +59,9 @@ impl WorkloadApi {
     /// # Errors
     /// When it is not an address.
     pub fn at(address: &str) -> Result<Arc<Self>, EndpointError> {
-        let endpoint = Endpoint::parse(address).map_err(|error| EndpointError {
-            address: address.to_owned(),
-            reason: error.to_string(),
-        })?;
         Ok(Arc::new(Self {
             address: address.to_owned(),
-            endpoint,
+            endpoint: endpoint(address)?,
             current: watch::Sender::new(None),
             failure: Mutex::new("it was not asked yet".to_owned()),
         }))
@@ -112,10 +79,7 @@ impl WorkloadApi {
             } else {
                 failures.saturating_add(1)
             };
-            let pause = BACKOFF_FIRST
-                .saturating_mul(2_u32.saturating_pow(failures))
-                .min(BACKOFF_MAX)
-                .mul_f64(0.8 + 0.4 * rand::random::<f64>());
+            let pause = pause(failures, rand::random());
             counter!("leyline_workload_api_failures_total").increment(1);
             warn!(endpoint = self.address, error = %broken, retry_in = ?pause, "the SPIFFE agent is not followed");
             *self.failure.lock() = broken.to_string();

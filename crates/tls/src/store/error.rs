@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use leyline_types::Identity;
 
 use crate::{
-    ca::CaError, certificate::CertificateError, csr::CsrError, workload_api::SvidSourceError,
+    ca::CaError, certificate::CertificateError, csr::CsrError, spiffe_agent::SvidSourceError,
 };
 
 /// Why a fetch gave no certificate.
