@@ -182,8 +182,12 @@ impl Schedule {
     /// A fetch failed; the answer is when it is tried again. None if nobody wants it any more.
     pub(super) fn failed(&mut self, fetch: &Fetch, now: Instant, random: f64) -> Option<Duration> {
         let entry = self.end(fetch)?;
-        entry.outdated = false;
-        let delay = backoff(entry.failures, random);
+        // What it failed by may be over.
+        let delay = if std::mem::take(&mut entry.outdated) {
+            Duration::ZERO
+        } else {
+            backoff(entry.failures, random)
+        };
         entry.failures = entry.failures.saturating_add(1);
         self.wait(&fetch.identity, now + delay);
         Some(delay)

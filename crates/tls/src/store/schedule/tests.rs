@@ -207,12 +207,16 @@ fn all_are_renewed_at_once_and_what_is_being_fetched_once_more() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_renewed_at_once_is_tried_again_later() {
+fn what_changes_during_a_fetch_that_fails_is_seen_at_once() {
     let mut schedule = Schedule::new(8, 8);
     let start = Instant::now();
     schedule.want(&id("a"), Priority::Warmup).unwrap();
     let fetch = schedule.next(start).unwrap();
     schedule.renew_all(start);
+    assert_eq!(schedule.failed(&fetch, start, 0.5), Some(Duration::ZERO));
+    // Once: after that it is tried again later.
+    let fetch = schedule.next(start).unwrap();
     let retry = schedule.failed(&fetch, start, 0.5).unwrap();
+    assert_eq!(retry, Duration::from_secs(2));
     assert_eq!(schedule.wake_at(), Some(start + retry));
 }
