@@ -422,7 +422,7 @@ fn enrolment_that_fails_leaves_nothing() {
     };
     assert_eq!(cookie, lab.client.netns.cookie());
     assert_eq!(step, leyline_capture::PodStep::WriteSockets);
-    assert_eq!(node.pinned_pods().unwrap(), []);
+    assert_eq!(node.pinned_pods().unwrap(), [0_u64; 0]);
     app::serve(&lab.server.netns, PORT);
     ask(&lab.client.netns, at(lab.server.ip(Family::V4))).unwrap();
 }

@@ -86,7 +86,7 @@ fn removal_leaves_nothing_in_the_pod() {
     proxy.remove(pod);
     assert_eq!(state(pod_netns), before);
     assert_eq!(before.2, ["0", "1", "0"], "former values");
-    assert_eq!(node.pinned_pods().unwrap(), []);
+    assert_eq!(node.pinned_pods().unwrap(), [0_u64; 0]);
     for family in FAMILIES {
         let answer = ask(pod_netns, at(lab.server.ip(family))).unwrap();
         assert_eq!(answer.seen, answer.local);
@@ -152,7 +152,7 @@ fn final_removal_leaves_nothing_in_the_kernel() {
     let known = [lab.client.netns.clone(), lab.server.netns.clone()];
     let removed = remove_instance("/sys/fs/bpf".as_ref(), &lab.instance.0, &known).unwrap();
     assert_eq!(removed.pods.len(), 2);
-    assert_eq!(removed.unreachable, []);
+    assert_eq!(removed.unreachable, [0_u64; 0]);
     assert!(!lab.instance.pins().exists());
     assert_eq!([state(&lab.client.netns), state(&lab.server.netns)], before);
     // The kernel frees them after a grace period.
@@ -191,7 +191,7 @@ fn a_living_pod_that_cannot_be_found_stays_captured() {
     }
     // No process is in the namespace, and nobody names it.
     let removed = remove_instance("/sys/fs/bpf".as_ref(), &lab.instance.0, &[]).unwrap();
-    assert_eq!(removed.pods, []);
+    assert_eq!(removed.pods, [0_u64; 0]);
     assert_eq!(removed.unreachable, [lab.client.netns.cookie()]);
     assert!(
         ask(&lab.client.netns, at(lab.server.v4)).is_err(),
@@ -213,7 +213,7 @@ fn a_pod_left_by_an_earlier_process_can_be_released() {
     assert_eq!(node.pinned_pods().unwrap(), [lab.client.netns.cookie()]);
     block_on(node.release(&lab.client.netns)).unwrap();
     block_on(node.release(&lab.client.netns)).unwrap();
-    assert_eq!(node.pinned_pods().unwrap(), []);
+    assert_eq!(node.pinned_pods().unwrap(), [0_u64; 0]);
     assert_eq!(state(&lab.client.netns), before);
     ask(&lab.client.netns, at(lab.server.v4)).unwrap();
 }
