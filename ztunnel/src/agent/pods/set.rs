@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use leyline_types::{WorkloadName, WorkloadUid};
+use tokio::sync::watch;
 
 use crate::proxy::Pod;
 
 /// Published by the manager at each change.
 #[derive(Debug, Default)]
-pub(crate) struct PodSet(ArcSwap<Pods>);
+pub(crate) struct PodSet(watch::Sender<Arc<Pods>>);
 
 /// One state of it.
 #[derive(Debug, Default)]
@@ -29,10 +29,10 @@ pub(crate) struct Waiting {
 
 impl PodSet {
     pub(crate) fn now(&self) -> Arc<Pods> {
-        self.0.load_full()
+        self.0.borrow().clone()
     }
 
     pub(super) fn publish(&self, pods: Pods) {
-        self.0.store(Arc::new(pods));
+        self.0.send_replace(Arc::new(pods));
     }
 }
