@@ -20,6 +20,7 @@ mod verify;
 mod ca;
 pub mod control_plane;
 pub mod csr;
+mod delegated_identity;
 mod hello;
 mod origination;
 mod spiffe_agent;
@@ -31,6 +32,7 @@ mod testing;
 
 pub use ca::{BoxFuture, CaClient, CaError, CertificateAuthority};
 pub use certificate::{CertificateError, WorkloadCertificate};
+pub use delegated_identity::{DelegatedIdentity, DelegatedPod};
 pub use error::{Refusal, TlsError};
 pub use handshake::{ClientTls, ServerTls, Verdict, accept, connect, connect_over};
 pub use hello::Hello;

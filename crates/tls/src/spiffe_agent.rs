@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use leyline_types::TrustDomain;
 use spiffe::transport::Endpoint;
 
 use crate::certificate::CertificateError;
@@ -23,9 +24,36 @@ pub enum SvidSourceError {
         "the SPIFFE agent has no SVID of this identity for this process among {0}, is it registered?"
     )]
     NotRegistered(usize),
+    /// No registration entry matches what is known of the pods.
+    #[error(
+        "the SPIRE agent has no SVID of this identity for its pods on this node ({pods}); check the registration entry: \
+        its parent is the agent of this node, and its selectors are among k8s:ns, k8s:sa, k8s:pod-name, k8s:node-name \
+        and, with istio-cni, k8s:pod-uid{}",
+        also_given(.instead)
+    )]
+    NoEntry {
+        /// How many pods were asked for.
+        pods: usize,
+        /// What the agent has given for them that is of no use.
+        instead: String,
+    },
+    /// Nobody has told of a pod.
+    #[error("no pod of this identity is carried here, so that the SPIRE agent was not asked")]
+    NoPod,
+    /// Nothing to verify anybody with.
+    #[error("the SPIRE agent has no bundle of trust domain {0}, is it the agent's own?")]
+    NoBundle(TrustDomain),
     /// The SVID cannot be used.
     #[error("the SVID is unusable: {0}")]
     Certificate(#[from] CertificateError),
+}
+
+fn also_given(instead: &str) -> String {
+    if instead.is_empty() {
+        String::new()
+    } else {
+        format!("; what it gives: {instead}")
+    }
 }
 
 /// The address of an agent is not one.
@@ -34,6 +62,16 @@ pub enum SvidSourceError {
 pub struct EndpointError {
     address: String,
     reason: String,
+}
+
+impl EndpointError {
+    /// It is an address, but not of a Unix socket.
+    pub(crate) fn not_local(address: &str) -> Self {
+        Self {
+            address: address.to_owned(),
+            reason: "it is not a Unix socket".to_owned(),
+        }
+    }
 }
 
 /// Reads the address of an agent.

@@ -11,7 +11,7 @@ mod schedule;
 mod slot;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt, mem,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -31,6 +31,7 @@ use crate::{
     ca::{CaError, CertificateAuthority},
     certificate::WorkloadCertificate,
     csr,
+    delegated_identity::{DelegatedIdentity, DelegatedPod},
     revocation::Revocation,
     standing::Anchors,
     workload_api::WorkloadApi,
@@ -83,6 +84,8 @@ pub enum CertificateSource {
     Ca(Arc<dyn CertificateAuthority>),
     /// A SPIFFE agent that gives out certificates with their keys.
     WorkloadApi(Arc<WorkloadApi>),
+    /// A SPIRE agent that gives out those of the pods that it is told of.
+    DelegatedIdentity(Arc<DelegatedIdentity>),
 }
 
 /// The certificates of this node's workloads.
@@ -206,6 +209,39 @@ impl CertificateStore {
         self.shared.changed.notify_one();
     }
 
+    /// Has the certificates of some identities fetched anew, likewise. Identities that are not kept stay so.
+    pub(crate) fn renew(&self, identities: &[Identity]) {
+        let mut table = self.shared.table.lock();
+        for identity in identities {
+            table.schedule.renew(identity, Instant::now());
+        }
+        self.shared.changed.notify_one();
+    }
+
+    /// The same of those of them that have none that is valid.
+    pub(crate) fn renew_missing(&self, of: impl Fn(&Identity) -> bool) {
+        let (now, clock) = (Instant::now(), SystemTime::now());
+        let mut table = self.shared.table.lock();
+        let Table {
+            slots, schedule, ..
+        } = &mut *table;
+        for (identity, slot) in slots.iter().filter(|(identity, _)| of(identity)) {
+            if matches!(slot.current(now, clock), State::Unavailable(_)) {
+                schedule.renew(identity, now);
+            }
+        }
+        self.shared.changed.notify_one();
+    }
+
+    /// Tells which pods there are, for a source that goes by pods: certificates are to be had for these, and no longer for
+    /// others. No other source needs to know.
+    pub fn carry(&self, pods: &BTreeSet<DelegatedPod>) {
+        match &self.shared.source {
+            CertificateSource::DelegatedIdentity(agent) => agent.carry(pods, self),
+            CertificateSource::Ca(_) | CertificateSource::WorkloadApi(_) => {}
+        }
+    }
+
     /// Waits for identities whose certificate has another issuer, or fewer roots, than before, and says which: tunnels
     /// that they have opened before are better replaced. For one caller. Cancel safe.
     pub async fn reissued(&self) -> HashSet<Identity> {
@@ -327,6 +363,9 @@ impl Shared {
             CertificateSource::Ca(ca) => ca,
             CertificateSource::WorkloadApi(api) => {
                 return Ok(api.fetch(identity, revocation).await?);
+            }
+            CertificateSource::DelegatedIdentity(agent) => {
+                return Ok(agent.fetch(identity, revocation).await?);
             }
         };
         let request = csr::generate(identity)?;

@@ -139,8 +139,26 @@ impl TestCa {
         &self,
         leaf: &Leaf,
     ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-        let key = KeyPair::generate().unwrap();
+        self.issue_with(leaf, CertificateParams::default())
+    }
+
+    /// As SPIRE issues it.
+    pub(crate) fn issue_svid(
+        &self,
+        id: &str,
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let mut params = CertificateParams::default();
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        self.issue_with(&Leaf::workload(id), params)
+    }
+
+    fn issue_with(
+        &self,
+        leaf: &Leaf,
+        mut params: CertificateParams,
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
         leaf.apply(&mut params);
         let cert: Certificate = params.signed_by(&key, &self.issuer).unwrap();
         let mut chain = vec![cert.der().clone()];

@@ -64,7 +64,7 @@ struct Entry {
     expires: Option<Instant>,
     /// Failures since the last success.
     failures: u32,
-    /// The fetch that runs began before the last [`Schedule::renew_all`].
+    /// The fetch that runs began before the last [`Schedule::renew_all`] or [`Schedule::renew`].
     outdated: bool,
 }
 
@@ -133,6 +133,22 @@ impl Schedule {
         }
         for entry in self.entries.values_mut() {
             entry.outdated = matches!(entry.phase, Phase::Fetching);
+        }
+    }
+
+    /// The same for one identity, if it is kept.
+    pub(super) fn renew(&mut self, identity: &Identity, now: Instant) {
+        let Some(entry) = self.entries.get_mut(identity) else {
+            return;
+        };
+        match entry.phase {
+            Phase::Waiting(at, order) => {
+                self.timers.remove(&(at, order, identity.clone()));
+                entry.phase = Phase::Waiting(now, order);
+                self.timers.insert((now, order, identity.clone()));
+            }
+            Phase::Fetching => entry.outdated = true,
+            Phase::Queued(..) => {}
         }
     }
 

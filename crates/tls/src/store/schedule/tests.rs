@@ -220,3 +220,23 @@ fn what_changes_during_a_fetch_that_fails_is_seen_at_once() {
     assert_eq!(retry, Duration::from_secs(2));
     assert_eq!(schedule.wake_at(), Some(start + retry));
 }
+
+#[test]
+fn one_identity_is_renewed_and_no_other() {
+    let mut schedule = Schedule::new(8, 8);
+    let start = Instant::now();
+    for name in ["waits", "other", "runs"] {
+        schedule.want(&id(name), Priority::Warmup).unwrap();
+    }
+    let fetches = [(); 3].map(|()| schedule.next(start).unwrap());
+    let [waits, other, runs] = &fetches;
+    assert!(schedule.succeeded(waits, start, HOUR, 0.5));
+    assert!(schedule.succeeded(other, start, HOUR, 0.5));
+    for name in ["waits", "runs", "unknown"] {
+        schedule.renew(&id(name), start);
+    }
+    assert_eq!(names(&mut schedule, start), ["waits"]);
+    assert!(schedule.succeeded(runs, start, HOUR, 0.5));
+    assert_eq!(names(&mut schedule, start), ["runs"]);
+    assert_eq!(schedule.entries.len(), 3);
+}
