@@ -41,7 +41,7 @@ fn annotated(shop: &str) -> String {
 /// The demo's mesh with the pods of the shop named by an istio-cni on each node.
 pub(crate) struct Scene {
     pub(crate) mesh: Mesh,
-    node_a: Cni,
+    pub(crate) node_a: Cni,
     node_b: Cni,
 }
 

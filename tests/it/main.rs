@@ -33,6 +33,7 @@ mod rotation;
 mod shutdown;
 mod socks5;
 mod spire;
+mod spire_delegated;
 mod support;
 mod takeover;
 mod trouble;

@@ -20,18 +20,18 @@ use crate::{
     support::{SOON, addr, hold, mesh, root},
 };
 
-const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
-const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/server";
-const WORKER: &str = "spiffe://cluster.local/ns/office/sa/worker";
+pub(crate) const CLIENT: &str = "spiffe://cluster.local/ns/shop/sa/client";
+pub(crate) const SERVER: &str = "spiffe://cluster.local/ns/shop/sa/server";
+pub(crate) const WORKER: &str = "spiffe://cluster.local/ns/office/sa/worker";
 /// Speaks HBONE itself, which is why its node has a certificate for it ready.
 const GATEWAY: &str = "spiffe://cluster.local/ns/partner/sa/gateway";
 const ALL: [&str; 4] = [CLIENT, SERVER, WORKER, GATEWAY];
 /// Python loads gRPC.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
-type Ca = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Ca = CertifiedIssuer<'static, KeyPair>;
 
-fn ca(name: &str) -> Ca {
+pub(crate) fn ca(name: &str) -> Ca {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -40,7 +40,7 @@ fn ca(name: &str) -> Ca {
 }
 
 /// As SPIRE writes it.
-fn svid(ca: &Ca, id: &str, bundle: &str) -> Value {
+pub(crate) fn svid(ca: &Ca, id: &str, bundle: &str) -> Value {
     let mut params = CertificateParams::default();
     params.subject_alt_names = vec![SanType::URI(id.try_into().unwrap())];
     params.is_ca = IsCa::ExplicitNoCa;
@@ -58,16 +58,16 @@ fn svid(ca: &Ca, id: &str, bundle: &str) -> Value {
     json!({"id": id, "chain": certificate.pem(), "key": key.serialize_pem(), "bundle": bundle})
 }
 
-/// An agent with its socket.
-struct Agent {
-    socket: PathBuf,
+/// An agent with its socket, played by a script of `tests/peers`.
+pub(crate) struct Agent {
+    pub(crate) socket: PathBuf,
     svids: PathBuf,
     program: Program,
     process: Option<Process>,
 }
 
 impl Agent {
-    async fn new(mesh: &Mesh) -> Self {
+    pub(crate) async fn new(mesh: &Mesh, script: &str) -> Self {
         let python = peers::grpc_python(&root().join("target/venv-xds"))
             .await
             .unwrap();
@@ -77,7 +77,7 @@ impl Agent {
             name: "spire-agent".to_owned(),
             path: python,
             args: vec![
-                root().join("tests/peers/workload_api.py").into(),
+                root().join("tests/peers").join(script).into(),
                 "--socket".into(),
                 socket.clone().into(),
                 "--svids".into(),
@@ -94,7 +94,7 @@ impl Agent {
         }
     }
 
-    async fn start(&mut self, mesh: &Mesh) {
+    pub(crate) async fn start(&mut self, mesh: &Mesh) {
         let mut process = Process::start(mesh.cluster().run(), &self.program).unwrap();
         process
             .wait_for_line("listening", START_DEADLINE)
@@ -103,21 +103,30 @@ impl Agent {
         self.process = Some(process);
     }
 
-    async fn kill(&mut self) {
+    pub(crate) async fn kill(&mut self) {
         self.process.take().unwrap().kill().await.unwrap();
     }
 
     /// Gives out fresh SVIDs of these identities from now on.
     fn give(&self, ca: &Ca, bundle: &str, identities: &[&str]) {
         let svids: Vec<Value> = identities.iter().map(|id| svid(ca, id, bundle)).collect();
+        self.say(&json!({ "svids": svids }));
+    }
+
+    /// What it gives out from now on, as the script reads it.
+    pub(crate) fn say(&self, document: &Value) {
         let aside = self.svids.with_extension("new");
-        fs::write(&aside, json!({ "svids": svids }).to_string()).unwrap();
+        fs::write(&aside, document.to_string()).unwrap();
         fs::rename(aside, &self.svids).unwrap();
+    }
+
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.process.as_ref().unwrap().log().lines().unwrap()
     }
 }
 
 /// Serial numbers of the leaves by identity, and how many roots there are, when they all are as wanted.
-async fn leaves(mesh: &Mesh, roots: usize) -> Result<BTreeMap<String, String>> {
+pub(crate) async fn leaves(mesh: &Mesh, roots: usize) -> Result<BTreeMap<String, String>> {
     let mut found = BTreeMap::new();
     for node in NODES {
         let dump = mesh.ztunnel(node)?.config_dump().await?;
@@ -134,7 +143,7 @@ async fn leaves(mesh: &Mesh, roots: usize) -> Result<BTreeMap<String, String>> {
 }
 
 /// Waits until every leaf is another one.
-async fn replaced(
+pub(crate) async fn replaced(
     mesh: &Mesh,
     what: &str,
     roots: usize,
@@ -152,7 +161,7 @@ async fn replaced(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn svids_and_bundles_rotate_and_the_agent_may_be_away() {
     let mut mesh = mesh().await;
-    let mut agent = Agent::new(&mesh).await;
+    let mut agent = Agent::new(&mesh, "workload_api.py").await;
     let (old, new) = (ca("old"), ca("new"));
     // The client has no entry yet.
     agent.give(&old, &old.pem(), &[SERVER, WORKER, GATEWAY]);

@@ -121,8 +121,7 @@ async fn serve(config: Arc<Config>, log: log::LogHandle, workers: Handle) -> Res
     let listeners = ServerListeners::open(&config.pages, &workers)?;
     let shared = start_state(&config, &background)?;
     let mut agent = agent::start(&config, &shared, &drain, &background, &workers, pods_ready)?;
-    let replacing = certificates::replace_tunnels(shared.clone(), agent.pods.clone());
-    spawn("tunnel replacement", Span::none(), &background, replacing);
+    certificates::attend(&shared, &agent.pods, &background);
     agent::counters::export(&metrics, agent.kernel.take(), agent.pods.clone());
     follow_xds(
         &config,

@@ -74,6 +74,8 @@ pub(crate) struct Config {
     pub(crate) withdrawal_grace: Duration,
     /// Where a SPIFFE agent gives certificates, in place of the CA.
     pub(crate) spiffe_endpoint: Option<String>,
+    /// Where a SPIRE agent gives certificates of all pods, in place of the CA.
+    pub(crate) spire_admin_endpoint: Option<String>,
     /// How long connections may finish after SIGTERM.
     pub(crate) drain_deadline: Duration,
     pub(crate) worker_threads: usize,
@@ -177,7 +179,8 @@ pub(crate) enum SourceAddress {
 pub(crate) enum CertificatesFor {
     /// Those of all workloads of the node (CRT-8).
     AllLocal,
-    /// None: with one workload, every other one of the mesh counts as local.
+    /// Those of pods that are carried. With one workload, every other one of the mesh counts as local; and a SPIRE agent
+    /// is asked about pods.
     WhoAsks,
 }
 
@@ -224,11 +227,15 @@ impl Config {
         let families = families(env);
         let source = PodSource::read(env);
         let redirection = pods::redirection(env, &source);
+        let spiffe_endpoint = security::spiffe_endpoint(env);
+        let spire_admin_endpoint =
+            security::spire_admin_endpoint(env, &source, spiffe_endpoint.as_deref());
+        let certificates_for = security::certificates_for(&source, spire_admin_endpoint.as_deref());
         Self {
             xds: control_plane(env, "XDS"),
             ca: control_plane(env, "CA"),
             node: NodeConfig::read(env, &cluster_id),
-            proxy: ProxyConfig::read(env, families, redirection, &source),
+            proxy: ProxyConfig::read(env, families, redirection, &source, certificates_for),
             capture: CaptureConfig::read(env, source),
             log: LogConfig {
                 filter: env.string("RUST_LOG", "info"),
@@ -238,7 +245,8 @@ impl Config {
             secret_ttl: security::secret_ttl(env),
             crl_path: security::crl_path(env),
             withdrawal_grace: security::withdrawal_grace(env),
-            spiffe_endpoint: security::spiffe_endpoint(env),
+            spiffe_endpoint,
+            spire_admin_endpoint,
             drain_deadline: drain_deadline(env),
             worker_threads: threads::worker_threads(env, mesh.concurrency, cores()),
             crypto: security::crypto(env),
@@ -294,6 +302,7 @@ impl ProxyConfig {
         families: Families,
         redirection: Redirection,
         source: &PodSource,
+        certificates_for: CertificatesFor,
     ) -> Self {
         let dns = DnsConfig::read(env);
         Self {
@@ -327,10 +336,7 @@ impl ProxyConfig {
             port_use: pods::port_use(env),
             carries: pods::carries(env, redirection, dns.enabled),
             source_address: source_address(env, source),
-            certificates_for: match source {
-                PodSource::ControlPlane | PodSource::Zds(_) => CertificatesFor::AllLocal,
-                PodSource::Dedicated(_) => CertificatesFor::WhoAsks,
-            },
+            certificates_for,
             response_baggage: env.bool("ENABLE_RESPONSE_BAGGAGE", true),
             decisions: decisions(env),
             node_local: env.bool("LEYLINE_NODE_LOCAL", true),
@@ -653,6 +659,17 @@ mod tests {
                 "unix:///a.sock",
                 |c| format!("{:?}", c.spiffe_endpoint),
                 "Some(\"unix:///a.sock\")",
+            ),
+            (
+                "SPIRE_ADMIN_ENDPOINT_SOCKET",
+                "unix:///b.sock",
+                |c| {
+                    format!(
+                        "{:?} {:?}",
+                        c.spire_admin_endpoint, c.proxy.certificates_for
+                    )
+                },
+                "Some(\"unix:///b.sock\") WhoAsks",
             ),
             (
                 "COMPLIANCE_POLICY",

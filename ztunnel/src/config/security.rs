@@ -6,7 +6,7 @@ use leyline_runtime::env::Reader;
 use leyline_tls::{CryptoPolicy, KeyExchange, OldestVersion};
 use leyline_types::TrustDomain;
 
-use super::duration;
+use super::{CertificatesFor, PodSource, duration};
 
 /// Certificates are renewed at half of their life, at most once a second.
 const SECRET_TTL: RangeInclusive<Duration> =
@@ -46,6 +46,41 @@ pub(super) fn spiffe_endpoint(env: &mut Reader<'_>) -> Option<String> {
     address.filter(|address| !address.is_empty())
 }
 
+/// By the name that the crate `spire-api` has for it.
+pub(super) fn spire_admin_endpoint(
+    env: &mut Reader<'_>,
+    source: &PodSource,
+    spiffe_endpoint: Option<&str>,
+) -> Option<String> {
+    let name = "SPIRE_ADMIN_ENDPOINT_SOCKET";
+    let address = env.optional(name).filter(|address| !address.is_empty())?;
+    if spiffe_endpoint.is_some() {
+        let why = "not with SPIFFE_ENDPOINT_SOCKET: an agent gives certificates of all pods by the one, and of \
+            this process by the other";
+        env.reject(name, &address, why);
+    }
+    if matches!(source, PodSource::Dedicated(_)) {
+        let why = "not with PROXY_MODE=dedicated: the agent gives this process the certificate of its workload by \
+            SPIFFE_ENDPOINT_SOCKET";
+        env.reject(name, &address, why);
+    }
+    Some(address)
+}
+
+/// Whose certificates are fetched before anybody asks (CRT-8).
+pub(super) fn certificates_for(
+    source: &PodSource,
+    spire_admin_endpoint: Option<&str>,
+) -> CertificatesFor {
+    match source {
+        PodSource::Dedicated(_) => CertificatesFor::WhoAsks,
+        PodSource::ControlPlane | PodSource::Zds(_) if spire_admin_endpoint.is_some() => {
+            CertificatesFor::WhoAsks
+        }
+        PodSource::ControlPlane | PodSource::Zds(_) => CertificatesFor::AllLocal,
+    }
+}
+
 /// Policies other than `pqc` are for other proxies, and Istio sets one variable for all of them.
 pub(super) fn crypto(env: &mut Reader<'_>) -> CryptoPolicy {
     let key_exchange = match env.string("COMPLIANCE_POLICY", "").as_str() {
@@ -60,5 +95,38 @@ pub(super) fn crypto(env: &mut Reader<'_>) -> CryptoPolicy {
     CryptoPolicy {
         key_exchange,
         oldest,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leyline_runtime::env::MapEnv;
+
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn settings_for_agents_that_contradict_each_other_stop_the_start() {
+        let check = |vars: &[(&str, &str)], expected: &str| {
+            let vars = vars.iter();
+            let vars = vars.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let env = MapEnv(vars.collect());
+            let mut reader = Reader::new(&env);
+            Config::read(&mut reader);
+            let told = reader.finish().err().map(|error| error.to_string());
+            let told = told.unwrap_or_default();
+            assert_eq!(told.is_empty(), expected.is_empty(), "{told}");
+            assert!(told.contains(expected), "{told}");
+        };
+        let workload = ("SPIFFE_ENDPOINT_SOCKET", "unix:///a.sock");
+        let admin = ("SPIRE_ADMIN_ENDPOINT_SOCKET", "unix:///b.sock");
+        check(&[workload], "");
+        check(&[admin], "");
+        check(&[workload, ("SPIRE_ADMIN_ENDPOINT_SOCKET", "")], "");
+        check(&[workload, admin], "not with SPIFFE_ENDPOINT_SOCKET");
+        let mode = ("PROXY_MODE", "dedicated");
+        let info = ("PROXY_WORKLOAD_INFO", "shop/web-0/web");
+        check(&[mode, info, workload], "");
+        check(&[mode, info, admin], "not with PROXY_MODE=dedicated");
     }
 }

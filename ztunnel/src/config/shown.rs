@@ -15,7 +15,7 @@ impl Config {
     pub(crate) fn shown(&self) -> Value {
         let Self { node, proxy, .. } = self;
         let hbone = &proxy.hbone;
-        json!({
+        let mut shown = json!({
             "proxyMode": match self.capture.source {
                 PodSource::ControlPlane | PodSource::Zds(_) => "shared",
                 PodSource::Dedicated(_) => "dedicated",
@@ -26,11 +26,9 @@ impl Config {
             "trustDomain": node.trust_domain.as_ref().map(ToString::to_string),
             "proxy": proxy.carries == Carries::Connections,
             "xdsAddress": self.xds.address,
-            "caAddress": self.ca.address,
             "xdsOnDemand": proxy.on_demand,
             "localXds": self.local_xds,
             "altXdsHostname": self.xds.alt_hostname,
-            "altCaHostname": self.ca.alt_hostname,
             "proxyMetadata": node.metadata,
             "istioVersion": node.istio_version,
             "capture": self.capture,
@@ -45,9 +43,6 @@ impl Config {
             "packetMark": proxy.bypass_mark,
             "requireOriginalSource": proxy.source_address == SourceAddress::Client,
             "ipv6Enabled": proxy.families == Families::Both,
-            "secretTtl": seconds(self.secret_ttl),
-            "crlPath": self.crl_path,
-            "spiffeEndpointSocket": self.spiffe_endpoint,
             "selfTerminationDeadline": seconds(self.drain_deadline),
             "numWorkerThreads": self.worker_threads,
             "adminPort": self.pages.admin_port,
@@ -71,8 +66,24 @@ impl Config {
             "windowSize": hbone.stream_window,
             "connectionWindowSize": hbone.connection_window,
             "frameSize": hbone.max_frame_size,
-        })
+        });
+        if let (Some(shown), Value::Object(more)) = (shown.as_object_mut(), certificates(self)) {
+            shown.extend(more);
+        }
+        shown
     }
+}
+
+/// Where certificates come from. On its own: the macro goes one step deeper with each entry, and has a limit.
+fn certificates(config: &Config) -> Value {
+    json!({
+        "caAddress": config.ca.address,
+        "altCaHostname": config.ca.alt_hostname,
+        "secretTtl": seconds(config.secret_ttl),
+        "crlPath": config.crl_path,
+        "spiffeEndpointSocket": config.spiffe_endpoint,
+        "spireAdminEndpointSocket": config.spire_admin_endpoint,
+    })
 }
 
 fn limits(config: &Config) -> Value {

@@ -69,6 +69,11 @@ const VARIABLES: &[(&str, &str, &str)] = &[
         "unix:///path of a SPIFFE agent: certificates are its SVIDs, CA_ADDRESS is not asked",
     ),
     (
+        "SPIRE_ADMIN_ENDPOINT_SOCKET",
+        "",
+        "unix:///path of a SPIRE agent's admin socket: certificates are the SVIDs that it delegates for the node's pods",
+    ),
+    (
         "FAKE_CA",
         "false",
         "only false: there is no CA that anybody knows",

@@ -32,6 +32,11 @@ impl PodSet {
         self.0.borrow().clone()
     }
 
+    /// Tells of each state, and now and then of one that is the same.
+    pub(crate) fn follow(&self) -> watch::Receiver<Arc<Pods>> {
+        self.0.subscribe()
+    }
+
     pub(super) fn publish(&self, pods: Pods) {
         self.0.send_replace(Arc::new(pods));
     }
