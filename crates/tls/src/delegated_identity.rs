@@ -410,3 +410,6 @@ impl fmt::Debug for DelegatedIdentity {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;
