@@ -7,11 +7,13 @@
 mod drain;
 pub mod env;
 pub mod http;
+mod nested;
 mod readiness;
 pub mod signal;
 mod spawn;
 pub mod threads;
 
 pub use drain::{Drain, DrainOutcome};
+pub use nested::{Beside, Nested, Outgrows, Stays};
 pub use readiness::{Readiness, ReadinessTask};
 pub use spawn::{spawn, within};
