@@ -37,6 +37,8 @@ pub struct HboneReader {
     owed: usize,
     /// `owed` is paid when it reaches this.
     batch: usize,
+    /// Whether it is one of the tunnel's [`crate::credits::Credits`].
+    is_credited: bool,
     /// Keeps the stream counted.
     guard: Arc<StreamGuard>,
 }
@@ -67,12 +69,11 @@ enum EndStream {
 
 impl HboneStream {
     pub(crate) fn new(
-        mut receive: RecvStream,
+        receive: RecvStream,
         send: SendStream<Bytes>,
         batch: usize,
         guard: StreamGuard,
     ) -> Self {
-        guard.credits().add(&mut receive);
         let guard = Arc::new(guard);
         Self {
             reader: HboneReader {
@@ -80,6 +81,7 @@ impl HboneStream {
                 lent: 0,
                 owed: 0,
                 batch,
+                is_credited: false,
                 guard: guard.clone(),
             },
             writer: HboneWriter {
@@ -111,6 +113,11 @@ impl HboneReader {
             return Ok(());
         }
         let owed = std::mem::take(&mut self.owed);
+        if !self.is_credited {
+            // Not sooner: what is less than a batch is not missed in any window, and most connections have no more.
+            self.is_credited = true;
+            self.guard.credits().add(&mut self.stream);
+        }
         self.stream
             .flow_control()
             .release_capacity(owed)
@@ -135,7 +142,9 @@ impl HboneReader {
 
 impl Drop for HboneReader {
     fn drop(&mut self) {
-        self.guard.credits().remove(&self.stream);
+        if self.is_credited {
+            self.guard.credits().remove(&self.stream);
+        }
     }
 }
 
