@@ -5,7 +5,7 @@ mod proxy_config;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
-use leyline_hbone::{HboneConfig, sources::SourceLimits};
+use leyline_hbone::{HboneConfig, StreamTasks, sources::SourceLimits};
 use leyline_runtime::{env::Reader, threads};
 use leyline_telemetry::log::{Format, LogConfig};
 use leyline_tls::control_plane::{ControlPlaneConfig, RootSource, TokenSource};
@@ -148,7 +148,11 @@ impl Settings {
 
 impl ProxySettings {
     fn read(env: &mut Reader<'_>) -> Self {
-        let hbone = HboneConfig::default();
+        let hbone = HboneConfig {
+            // A request is work for many cores.
+            stream_tasks: StreamTasks::Own,
+            ..HboneConfig::default()
+        };
         Self {
             connect_deadline: Duration::from_secs(10),
             handshake_deadline: Duration::from_secs(10),

@@ -14,12 +14,12 @@ use std::{
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use http::{Request, StatusCode, header::HeaderValue};
-use leyline_runtime::Drain;
+use leyline_runtime::{Beside, Drain, Nested};
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::oneshot,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tracing::debug;
 
@@ -37,6 +37,7 @@ use crate::{
 /// A tunnel as the pool knows it. When the last reference is dropped, the tunnel closes after its last stream.
 pub(crate) struct Tunnel {
     sender: SendRequest<Bytes>,
+    beside: Beside<Arc<StreamGuard>>,
     usage: Arc<Usage>,
     /// Streams that the peer allows, as last seen; none but the first before its SETTINGS.
     limit: AtomicUsize,
@@ -50,7 +51,7 @@ pub(crate) struct Tunnel {
 /// A stream that is counted but not yet requested.
 pub(crate) struct Lease {
     pub(crate) tunnel: Arc<Tunnel>,
-    guard: StreamGuard,
+    guard: Arc<StreamGuard>,
 }
 
 /// Resolves when the peer's SETTINGS have arrived.
@@ -58,6 +59,12 @@ pub(crate) type Settled = oneshot::Receiver<Result<(), HboneError>>;
 
 /// What the task of a tunnel runs.
 pub(crate) struct Driver<IO> {
+    outbound: Outbound<IO>,
+    streams: Nested<Arc<StreamGuard>>,
+}
+
+/// The tunnel itself.
+struct Outbound<IO> {
     connection: Connection<Link<IO>, Bytes>,
     link: LinkHandle<IO>,
     traffic: Arc<Traffic>,
@@ -96,7 +103,7 @@ where
     handle.hold();
 
     let traffic = handle.traffic();
-    let usage = Usage::new();
+    let usage = Usage::new(cfg, drain.clone());
     let (cut, cut_asked) = oneshot::channel();
     let events = Events::new();
     if let Some(pings) = connection.ping_pong() {
@@ -113,8 +120,10 @@ where
     });
 
     let (settled, settled_seen) = oneshot::channel();
+    let streams = Nested::default();
     let tunnel = Tunnel {
         sender,
+        beside: streams.beside(),
         usage: usage.clone(),
         limit: AtomicUsize::new(1),
         most: cfg.outbound_streams,
@@ -122,7 +131,7 @@ where
         load: Load::new(traffic.clone(), cfg.busy_bytes_per_second),
         cut: Mutex::new(Some(cut)),
     };
-    let driver = Driver {
+    let outbound = Outbound {
         connection,
         link: handle,
         traffic,
@@ -132,6 +141,7 @@ where
         idle: cfg.idle,
         settled: Some(settled),
     };
+    let driver = Driver { outbound, streams };
     Ok((tunnel, driver, settled_seen))
 }
 
@@ -146,38 +156,61 @@ const DRAIN_IDLE: Duration = Duration::from_millis(250);
 impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Driver<IO> {
     /// Drives the tunnel to its end. `retire` is asked to forget the tunnel once it is unused, and says whether it did.
     pub(crate) async fn run(mut self, retire: impl Fn() -> bool) {
-        let result = self.drive(retire).await;
+        let result = self.drive(&retire).await;
         if let Err(error) = &result {
             debug!(%error, "tunnel ended");
         }
-        if let Some(settled) = self.settled.take() {
+        if let Some(settled) = self.outbound.settled.take() {
             let _gone: Result<(), _> =
                 settled.send(Err(result.err().unwrap_or(HboneError::Closed)));
         }
+        // Out of the pool, and its streams learn that nothing follows.
+        drop(retire);
+        drop(self.outbound);
+        self.streams.finish().await;
     }
 
-    async fn drive(&mut self, retire: impl Fn() -> bool) -> Result<(), HboneError> {
+    async fn drive(&mut self, retire: &impl Fn() -> bool) -> Result<(), HboneError> {
+        let Self { outbound, streams } = self;
         loop {
-            match poll_fn(|cx| self.poll_step(cx)).await {
+            match poll_fn(|cx| outbound.poll_turn(streams, cx)).await {
                 Step::Ended(result) => return result,
                 Step::Event(Event::Dead) => return Err(HboneError::PingDeadline),
                 Step::Event(Event::Cut) => return Err(HboneError::Closed),
                 Step::Event(Event::DrainStarted) => {
-                    self.idle = DRAIN_IDLE;
-                    self.events.add(unused(self.usage.clone(), self.idle));
+                    outbound.idle = DRAIN_IDLE;
+                    outbound.await_unused();
                 }
                 // The pool is told, and lets go of the tunnel.
                 Step::Event(Event::Leaving) => {}
                 Step::Event(Event::Unused) => {
                     if !retire() {
-                        self.events.add(unused(self.usage.clone(), self.idle));
+                        outbound.await_unused();
                     }
                 }
             }
         }
     }
+}
 
-    /// One turn: what h2 has to do, then one flush of all that it wrote.
+impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Outbound<IO> {
+    fn await_unused(&self) {
+        self.events.add(unused(self.usage.clone(), self.idle));
+    }
+
+    /// One turn of the task, which is timed.
+    fn poll_turn(
+        &mut self,
+        streams: &mut Nested<Arc<StreamGuard>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Step> {
+        let start = Instant::now();
+        let step = streams.poll_turn(cx, |cx| self.poll_step(cx));
+        self.traffic.turn(start);
+        step
+    }
+
+    /// One round: what h2 has to do, then one flush of all that it wrote.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         if let Poll::Ready(result) = Pin::new(&mut self.connection).poll(cx) {
             return Poll::Ready(Step::Ended(result.map_err(HboneError::tunnel)));
@@ -280,7 +313,9 @@ impl Lease {
         if self.tunnel.limit.load(Ordering::Relaxed) > 1 {
             self.tunnel.settle();
         }
-        let stream = HboneStream::new(receive, send, self.tunnel.release_batch, self.guard);
+        let batch = self.tunnel.release_batch;
+        let stream = HboneStream::new(receive, send, batch, self.guard);
+        let stream = stream.beside(self.tunnel.beside.clone());
         Ok((stream, head.headers.get(BAGGAGE).cloned()))
     }
 }

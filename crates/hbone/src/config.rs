@@ -4,6 +4,16 @@ use std::time::Duration;
 
 use h2::{client, server};
 
+/// Where the connections of an inbound tunnel run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamTasks {
+    /// In the tunnel's task, where a wake-up costs nothing; those that move much data beside others leave it. For who
+    /// only passes bytes on.
+    Tunnel,
+    /// Each in its own, on any core. For who works for them.
+    Own,
+}
+
 /// What both ends of a tunnel allow. The defaults are Istio's where Istio has one.
 #[derive(Clone, Debug)]
 pub struct HboneConfig {
@@ -31,8 +41,10 @@ pub struct HboneConfig {
     /// many as there are cores, at most four: more only divide the work into smaller writes.
     pub parallel_tunnels: usize,
     /// Bytes per second, both ways, from which a tunnel is busy. 128 MiB is a third to a half of what one core
-    /// encrypts and decrypts.
+    /// encrypts and decrypts. One whose task works half of the time is busy too.
     pub busy_bytes_per_second: u64,
+    /// Where the connections of inbound tunnels run.
+    pub stream_tasks: StreamTasks,
     /// Keys with a tunnel; when there are more, an idle one is closed for the new one. Each costs a descriptor.
     pub keys: usize,
     /// Time between a pong (or the start) and the next PING.
@@ -67,6 +79,7 @@ impl Default for HboneConfig {
             tunnels_per_key: 256,
             parallel_tunnels: std::thread::available_parallelism().map_or(1, |n| n.get().min(4)),
             busy_bytes_per_second: 128 << 20,
+            stream_tasks: StreamTasks::Tunnel,
             keys: 16_384,
             ping_interval: Duration::from_secs(10),
             ping_deadline: Duration::from_secs(20),

@@ -27,8 +27,8 @@ mod stream;
 mod usage;
 mod windows;
 
-pub use config::HboneConfig;
+pub use config::{HboneConfig, StreamTasks};
 pub use error::{DialError, HboneError};
 pub use headers::{Baggage, Forwarded, HeaderError, Traceparent, WorkloadKind};
 pub use pool::{CloseMode, ConnectRequest, Opened, Pool, PoolKey, PoolStats, TunnelUse};
-pub use stream::{HboneIo, HboneReader, HboneStream, HboneWriter};
+pub use stream::{HboneIo, HboneReader, HboneStream, HboneWriter, TunnelTask};

@@ -15,11 +15,15 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
 use parking_lot::Mutex;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::Instant,
+};
 
 use self::{
     answers::Answers,
@@ -46,6 +50,8 @@ pub(crate) struct LinkHandle<IO> {
 pub(crate) struct Traffic {
     received: AtomicU64,
     sent: AtomicU64,
+    /// Microseconds of the tunnel's task.
+    worked: AtomicU64,
 }
 
 impl Traffic {
@@ -57,11 +63,22 @@ impl Traffic {
         self.received() + self.sent.load(Ordering::Relaxed)
     }
 
+    /// How long the tunnel's task has had its turns.
+    pub(crate) fn worked(&self) -> Duration {
+        Duration::from_micros(self.worked.load(Ordering::Relaxed))
+    }
+
+    /// A turn began at `start` and ends now.
+    pub(crate) fn turn(&self, start: Instant) {
+        let micros = start.elapsed().as_micros();
+        Self::add(&self.worked, usize::try_from(micros).unwrap_or(usize::MAX));
+    }
+
     /// Only the tunnel's task counts, so that load and store need not be one operation.
-    fn add(counter: &AtomicU64, bytes: usize) {
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    fn add(counter: &AtomicU64, more: usize) {
+        let more = u64::try_from(more).unwrap_or(u64::MAX);
         counter.store(
-            counter.load(Ordering::Relaxed).saturating_add(bytes),
+            counter.load(Ordering::Relaxed).saturating_add(more),
             Ordering::Relaxed,
         );
     }

@@ -1,4 +1,4 @@
-//! The inbound end of a tunnel: every CONNECT becomes a [`Request`] in a task of its own.
+//! The inbound end of a tunnel: every CONNECT becomes a [`Request`], whose connection runs in the tunnel's task or its own.
 
 mod request;
 
@@ -15,7 +15,7 @@ use h2::{
     server::{Connection, SendResponse},
 };
 use http::{Response, StatusCode};
-use leyline_runtime::{Drain, spawn};
+use leyline_runtime::{Drain, Nested, spawn};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
@@ -25,7 +25,7 @@ use tracing::Span;
 pub use request::{BadRequest, Request};
 
 use crate::{
-    config::HboneConfig,
+    config::{HboneConfig, StreamTasks},
     error::HboneError,
     housekeeping::{Event, Events, drain_started, keepalive},
     link::{self, End, Link, LinkHandle},
@@ -37,8 +37,8 @@ use crate::{
 /// (CVE-2023-44487); twice as many as streams is room for those that are just ending.
 const TASKS_PER_STREAM: usize = 2;
 
-/// Serves one connection until it ends. Each CONNECT runs `handler` in a task on `drain`; what is not a valid CONNECT
-/// is answered here and told to `refused`.
+/// Serves one connection until it and its streams end. Each CONNECT runs `handler`, in this task or in one on `drain`, as
+/// [`HboneConfig::stream_tasks`] says; what is not a valid CONNECT is answered here and told to `refused`.
 ///
 /// When `drain` starts, the peer is told to open no more streams and those open go on; when it is forced, they are cut.
 /// Not cancel safe: dropping it cuts all streams.
@@ -82,44 +82,49 @@ where
 {
     let (link, handle) = link::new(io, End::Server);
     let handshake = cfg.server_builder().handshake::<_, Bytes>(link);
-    let mut connection = timeout(cfg.handshake_deadline, handshake)
+    let connection = timeout(cfg.handshake_deadline, handshake)
         .await
         .map_err(|_elapsed| HboneError::HandshakeDeadline)?
         .map_err(|error| HboneError::Handshake(Arc::new(error)))?;
     handle.hold();
 
-    let usage = Usage::new();
-    let events = Events::new();
-    if let Some(pings) = connection.ping_pong() {
-        events.add(keepalive(pings, handle.traffic(), cfg));
-    }
-    events.add(unused(usage.clone(), cfg));
-    events.add(drain_started(drain.clone()));
-    events.add(leaving.map(|()| Event::Leaving));
-    let mut inbound = Inbound {
-        connection,
-        link: handle,
-        events,
-        usage,
-        windows: Windows::new(cfg),
-    };
-    loop {
-        match poll_fn(|cx| inbound.poll_step(cx)).await {
-            Step::Ended(result) => return result,
-            Step::Event(event) => inbound.handle(event, drain)?,
-            Step::TooLarge => refused(BadRequest::Headers),
-            Step::Stream(head, receive, respond) => {
-                match inbound.request(head, receive, respond, cfg) {
-                    Ok(request) => {
-                        // Tracked by the drain; the stream belongs to the task alone.
-                        let task = handler(request);
-                        drop(spawn("hbone stream", Span::current(), drain, task));
+    let mut streams = Nested::default();
+    let result = {
+        // Gone at the end of the block.
+        let mut inbound = Inbound::new(connection, handle, cfg, drain, leaving);
+        loop {
+            match poll_fn(|cx| streams.poll_turn(cx, |cx| inbound.poll_step(cx))).await {
+                Step::Ended(result) => break result,
+                Step::Event(event) => {
+                    if let Err(error) = inbound.handle(event, drain) {
+                        break Err(error);
                     }
-                    Err(reason) => refused(reason),
+                }
+                Step::TooLarge => refused(BadRequest::Headers),
+                Step::Stream(head, receive, respond) => {
+                    let request = match inbound.request(head, receive, respond, cfg) {
+                        Ok(request) => request,
+                        Err(reason) => {
+                            refused(reason);
+                            continue;
+                        }
+                    };
+                    let guard = request.guard().clone();
+                    let task = handler(request);
+                    match cfg.stream_tasks {
+                        StreamTasks::Tunnel => streams.push(task, guard),
+                        // Tracked by the drain; the stream belongs to the task alone.
+                        StreamTasks::Own => {
+                            drop(spawn("hbone stream", Span::current(), drain, task));
+                        }
+                    }
                 }
             }
         }
-    }
+    };
+    // They have data to hand on, or learn that no more will come.
+    streams.finish().await;
+    result
 }
 
 impl HboneConfig {
@@ -161,7 +166,31 @@ enum Step {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Send + Unpin + 'static> Inbound<IO> {
-    /// One turn: a new stream, or what h2 has to do and then one flush of all that it wrote.
+    fn new(
+        mut connection: Connection<Link<IO>, Bytes>,
+        link: LinkHandle<IO>,
+        cfg: &HboneConfig,
+        drain: &Drain,
+        leaving: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        let usage = Usage::new(cfg, drain.clone());
+        let events = Events::new();
+        if let Some(pings) = connection.ping_pong() {
+            events.add(keepalive(pings, link.traffic(), cfg));
+        }
+        events.add(unused(usage.clone(), cfg));
+        events.add(drain_started(drain.clone()));
+        events.add(leaving.map(|()| Event::Leaving));
+        Self {
+            connection,
+            link,
+            events,
+            usage,
+            windows: Windows::new(cfg),
+        }
+    }
+
+    /// One round: a new stream, or what h2 has to do and then one flush of all that it wrote.
     fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
         if let Poll::Ready(step) = self.poll_connection(cx) {
             return Poll::Ready(step);

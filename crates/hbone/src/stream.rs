@@ -15,6 +15,7 @@ use std::{
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use leyline_net::copy::{Reader, Writer};
+use leyline_runtime::Beside;
 
 pub use byte_stream::HboneIo;
 
@@ -25,6 +26,26 @@ use crate::{error::stream_error, queued::Queued, usage::StreamGuard};
 pub struct HboneStream {
     reader: HboneReader,
     writer: HboneWriter,
+    /// Of an outbound tunnel.
+    beside: Option<Beside<Arc<StreamGuard>>>,
+}
+
+/// The task of a stream's tunnel, where its connection is carried at the least cost: a wake-up there is no business of the
+/// scheduler, and what many connections have to say leaves in one write.
+#[derive(Debug)]
+pub struct TunnelTask {
+    beside: Beside<Arc<StreamGuard>>,
+    guard: Arc<StreamGuard>,
+}
+
+impl TunnelTask {
+    /// Runs `future` there. Where the stream moves much data and is not alone, it goes on in a task of its own.
+    ///
+    /// # Errors
+    /// The future itself, when the tunnel has ended.
+    pub fn run<F: Future<Output = ()> + Send + 'static>(self, future: F) -> Result<(), F> {
+        self.beside.push(future, self.guard)
+    }
 }
 
 /// The receiving half.
@@ -51,7 +72,7 @@ pub struct HboneWriter {
     /// Only if less than the send buffer of the tunnel may wait.
     queued: Option<Queued>,
     /// Keeps the stream counted.
-    _guard: Arc<StreamGuard>,
+    guard: Arc<StreamGuard>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,9 +93,8 @@ impl HboneStream {
         receive: RecvStream,
         send: SendStream<Bytes>,
         batch: usize,
-        guard: StreamGuard,
+        guard: Arc<StreamGuard>,
     ) -> Self {
-        let guard = Arc::new(guard);
         Self {
             reader: HboneReader {
                 stream: receive,
@@ -88,9 +108,24 @@ impl HboneStream {
                 stream: send,
                 state: WriterState::Open,
                 queued: None,
-                _guard: guard,
+                guard,
             },
+            beside: None,
         }
+    }
+
+    pub(crate) fn beside(self, beside: Beside<Arc<StreamGuard>>) -> Self {
+        Self {
+            beside: Some(beside),
+            ..self
+        }
+    }
+
+    /// Where to carry it; none if that is the caller's own task, as of a stream that was accepted.
+    pub fn task(&self) -> Option<TunnelTask> {
+        let beside = self.beside.clone()?;
+        let guard = self.reader.guard.clone();
+        Some(TunnelTask { beside, guard })
     }
 
     /// Lets at most `most` bytes wait for the socket, where a process has so many streams that the send buffers of all of
@@ -132,6 +167,7 @@ impl HboneReader {
                 Some(Ok(data)) if data.is_empty() => {}
                 Some(Ok(data)) => {
                     self.lent = data.len();
+                    self.guard.moved(self.lent);
                     return Poll::Ready(Ok(Some(data)));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(stream_error(error))),
@@ -203,6 +239,7 @@ impl Writer for HboneWriter {
     /// Not cancel safe: a dropped call may have sent a part of `data`.
     async fn write(&mut self, mut data: Bytes) -> io::Result<()> {
         self.open()?;
+        self.guard.moved(data.len());
         while !data.is_empty() {
             let mut wanted = data.len();
             if let Some(queued) = &self.queued {

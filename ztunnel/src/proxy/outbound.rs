@@ -23,23 +23,47 @@ use super::{Pod, Shared, client::Client, limits::Place, local, no_original_desti
 const MAX_HOSTNAMES: usize = 16;
 
 /// One connection, from accept to end.
-pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted, _place: Place) {
-    let _open = OpenSocket::new(Reporter::Source);
+pub(super) async fn handle(pod: Arc<Pod>, accepted: Accepted, place: Place) {
+    let counted = Counted::new(place);
     let Accepted { stream, peer } = accepted;
     match orig_dst::of_redirected(&stream, pod.shared.config.redirection) {
-        Ok(orig_dst) => carry(&pod, Client::captured(stream), peer, orig_dst).await,
+        Ok(orig_dst) => carry(pod, Client::captured(stream), peer, orig_dst, counted).await,
         Err(error) => no_original_destination(Direction::Outbound, peer.addr(), &error),
     }
 }
 
-/// A connection of which it is known where the client wants to go, to its end.
-pub(super) async fn carry(pod: &Arc<Pod>, client: Client, peer: PeerAddr, orig_dst: OrigDst) {
+/// What counts a connection as long as it is there.
+#[derive(Debug)]
+pub(super) struct Counted {
+    _place: Place,
+    _open: OpenSocket,
+}
+
+impl Counted {
+    /// One that was accepted.
+    pub(super) fn new(place: Place) -> Self {
+        Self {
+            _place: place,
+            _open: OpenSocket::new(Reporter::Source),
+        }
+    }
+}
+
+/// A connection of which it is known where the client wants to go: to its end, or until the task of its tunnel has taken it
+/// over.
+pub(super) async fn carry(
+    pod: Arc<Pod>,
+    client: Client,
+    peer: PeerAddr,
+    orig_dst: OrigDst,
+    counted: Counted,
+) {
     // What only the set-up needs, the mesh as it was then above all, is given back before bytes flow: a connection may
     // last for days.
-    match Box::pin(set_up(pod, client, peer, orig_dst)).await {
-        Some(Leg::Endpoint(reached)) => reached.carry(pod).await,
-        Some(Leg::Inside(within)) => Box::pin(within.carry(pod)).await,
-        Some(Leg::Network(reached)) => Box::pin(reached.carry(pod)).await,
+    match Box::pin(set_up(&pod, client, peer, orig_dst)).await {
+        Some(Leg::Endpoint(reached)) => Box::pin(reached.carry_beside(pod, counted)).await,
+        Some(Leg::Inside(within)) => Box::pin(within.carry(&pod)).await,
+        Some(Leg::Network(reached)) => Box::pin(reached.carry(&pod)).await,
         None => {}
     }
 }

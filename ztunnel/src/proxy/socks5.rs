@@ -15,7 +15,7 @@ use std::{
 };
 
 use leyline_net::Accepted;
-use leyline_telemetry::traffic::{Direction, OpenSocket, Refusal, Reporter, early_failure};
+use leyline_telemetry::traffic::{Direction, Refusal, early_failure};
 use leyline_types::{OrigDst, PeerAddr};
 use tokio::{net::TcpStream, time::timeout};
 
@@ -38,13 +38,13 @@ struct Refused {
 pub(super) async fn handle(
     pod: Arc<Pod>,
     accepted: Accepted,
-    _place: Place,
+    place: Place,
     names: Option<Arc<DnsProxy>>,
 ) {
-    let _open = OpenSocket::new(Reporter::Source);
+    let counted = outbound::Counted::new(place);
     let Accepted { mut stream, peer } = accepted;
     match Box::pin(requested(&pod, &mut stream, names.as_deref())).await {
-        Ok(target) => outbound::carry(&pod, Client::by_socks5(stream), peer, target).await,
+        Ok(target) => outbound::carry(pod, Client::by_socks5(stream), peer, target, counted).await,
         Err(refused) => Box::pin(refuse(stream, peer, refused)).await,
     }
 }

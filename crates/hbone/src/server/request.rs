@@ -1,6 +1,6 @@
 //! A CONNECT request that waits for its answer.
 
-use std::{fmt, future::poll_fn};
+use std::{fmt, future::poll_fn, sync::Arc};
 
 use bytes::Bytes;
 use h2::{RecvStream, ext::Protocol, server::SendResponse};
@@ -58,7 +58,7 @@ pub struct Request {
     receive: RecvStream,
     respond: SendResponse<Bytes>,
     release_batch: usize,
-    guard: StreamGuard,
+    guard: Arc<StreamGuard>,
 }
 
 impl fmt::Debug for Request {
@@ -75,7 +75,7 @@ impl Request {
         receive: RecvStream,
         respond: SendResponse<Bytes>,
         cfg: &HboneConfig,
-        guard: StreamGuard,
+        guard: Arc<StreamGuard>,
     ) -> Result<Self, BadRequest> {
         match authority(&head) {
             Ok(authority) => Ok(Self {
@@ -91,6 +91,10 @@ impl Request {
                 Err(reason)
             }
         }
+    }
+
+    pub(super) fn guard(&self) -> &Arc<StreamGuard> {
+        &self.guard
     }
 
     /// Where the peer asks to be connected to.
@@ -157,7 +161,7 @@ impl Request {
         let mut response = Response::new(());
         if let Some(baggage) = baggage {
             let value = HeaderValue::from_str(baggage)
-                .map_err(|error| HboneError::Request(std::sync::Arc::new(error.into())))?;
+                .map_err(|error| HboneError::Request(Arc::new(error.into())))?;
             response.headers_mut().insert(BAGGAGE, value);
         }
         let send = self

@@ -180,7 +180,7 @@ async fn a_stream_that_others_join_goes_on() {
             }
             writer.write(after.clone()).await.unwrap();
         };
-        let both = async { tokio::join!(read, write) };
+        let both = Box::pin(async { tokio::join!(read, write) });
         let both = tokio::time::timeout(Duration::from_secs(10), both).await;
         assert!(both.is_ok(), "{writes:?}: nothing moves");
     }

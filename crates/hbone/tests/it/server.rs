@@ -296,7 +296,7 @@ async fn a_forced_drain_resets_what_is_left() {
     let (far, pool) = (Far::new(&cfg), pool(&cfg));
     let (mut reader, _writer) = works(far.open(&pool, &key(1)).await.unwrap().stream).await;
     let outcome = far.drain.run(Duration::from_millis(50)).await;
-    assert_eq!(outcome, DrainOutcome::Forced { tasks: 2 });
+    assert_eq!(outcome, DrainOutcome::Forced { tasks: 1 });
     assert_eq!(
         reader.read().await.unwrap_err().kind(),
         std::io::ErrorKind::ConnectionReset

@@ -47,7 +47,8 @@ async fn streams_over_tls() {
     drop(spawn("server", Span::none(), &drain, async move {
         let (tcp, _) = listener.accept().await.unwrap();
         let tls = acceptor.accept(tcp).await.unwrap();
-        server::serve(tls, &HboneConfig::default(), &serving, echo, |_| {}).await
+        let cfg = HboneConfig::default();
+        Box::pin(server::serve(tls, &cfg, &serving, echo, |_| {})).await
     }));
     let pool = pool(&HboneConfig::default());
     let open = || {

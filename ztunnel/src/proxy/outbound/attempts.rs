@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    Captured, Failure, Fault, Route,
+    Captured, Counted, Failure, Fault, Route,
     plain::{self, PlainRoute},
     tunnel,
 };
@@ -146,6 +146,26 @@ pub(super) struct Reached {
 }
 
 impl Reached {
+    /// Has it carried by the task of its tunnel, where it goes through one.
+    pub(super) async fn carry_beside(self: Box<Self>, pod: Arc<Pod>, counted: Counted) {
+        let task = match &self.upstream {
+            Upstream::Tunnel(stream) => stream.task(),
+            Upstream::Plain(_) => None,
+        };
+        let carried = async move {
+            let _counted = counted;
+            self.carry(&pod).await;
+        };
+        let left = match task {
+            Some(task) => task.run(carried).err(),
+            None => Some(carried),
+        };
+        // The tunnel has ended, or there is none.
+        if let Some(carried) = left {
+            carried.await;
+        }
+    }
+
     /// Carries it to its end. A box, because a future would hold what it is given beside what it takes out of it.
     pub(super) async fn carry(self: Box<Self>, pod: &Pod) {
         let Self {
