@@ -90,9 +90,7 @@ impl NodeCapture {
         let cgroup = cgroup::open_root(config.cgroup.as_deref())
             .map_err(CaptureError::node(NodeStep::OpenCgroup))?;
         attach_hooks(&mut object, &layout, &cgroup)?;
-        if config.host_probes != HostProbes::Off {
-            attach_probes(&mut object, &layout, &cgroup);
-        }
+        attach_probes(&mut object, &layout, &cgroup);
         let steer = choose_steer(&mut object, config.steer)?;
         info!(instance = config.instance, steer, "node capture attached");
         Ok(Self {
@@ -384,7 +382,8 @@ fn attach_hook(
     attach().map_err(CaptureError::node(NodeStep::AttachProgram(name)))
 }
 
-/// Probes are a convenience: without them they go through the proxy, which may refuse them.
+/// A convenience: without it the node's probes go through the proxy, which may refuse them, and applications pace what
+/// they answer.
 fn attach_probes(object: &mut Ebpf, layout: &Layout, cgroup: &File) {
     let mut attach = || -> Result<(), Cause> {
         let hook: &mut SockOps = program(object, programs::PROBES)?.try_into()?;

@@ -141,7 +141,7 @@ pub mod programs {
     pub const GETPEERNAME4: &str = "getpeername4";
     /// Shows the server's port as peer.
     pub const GETPEERNAME6: &str = "getpeername6";
-    /// Notes connections that the node itself opens.
+    /// Notes connections that the node itself opens; spares those that applications accept from the proxy their pace.
     pub const PROBES: &str = "probes";
     /// Hands a pod's connections to the proxy's sockets.
     pub const STEER: &str = "steer";

@@ -9,6 +9,7 @@ use crate::{
     counters::count_node,
     dns,
     namespace::{ALLOW, Namespace, V4, V6, WITH_ECONNREFUSED, WITH_EPERM, destination, refuse},
+    pace::unpace,
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -16,8 +17,6 @@ const IPPROTO_UDP: u32 = 17;
 const IPPROTO_MPTCP: u32 = 262;
 const SOL_SOCKET: i32 = 1;
 const SO_MARK: i32 = 36;
-const SOL_TCP: i32 = 6;
-const TCP_CONGESTION: i32 = 13;
 
 #[cgroup_sock_addr(connect4)]
 pub(crate) fn connect4(ctx: SockAddrContext) -> i32 {
@@ -83,24 +82,7 @@ fn connect_tcp<const FAMILY: bool, const ERRNO: bool>(
         // Without the mark it would leave the pod in plain text.
         return refuse::<ERRNO>(NodeCounter::MarkFailed);
     }
-    unpace(ctx);
+    unpace(ctx.sock_addr.cast());
     count_node(NodeCounter::Captured);
     ALLOW
-}
-
-/// The connection ends at the proxy, on loopback, where the pacing of BBR protects nobody and costs a timer for every
-/// send. Reno is in every kernel. Where it cannot be set the connection is slower and as good.
-#[inline(always)]
-fn unpace(ctx: &SockAddrContext) {
-    let mut algorithm = *b"reno";
-    // SAFETY: the option's value lives on the stack for the call.
-    unsafe {
-        bpf_setsockopt(
-            ctx.sock_addr.cast(),
-            SOL_TCP,
-            TCP_CONGESTION,
-            (&raw mut algorithm).cast(),
-            size_of_val(&algorithm) as i32,
-        )
-    };
 }

@@ -11,6 +11,7 @@ mod counters;
 mod dns;
 mod maps;
 mod namespace;
+mod pace;
 mod probes;
 mod steer;
 mod steer_before_5_17;

@@ -1,6 +1,7 @@
 //! Connections that processes in the node's own namespace open, such as kubelet's probes. They are noted before their
 //! SYN leaves and forgotten when they close, so that a pod's `steer` can let exactly these pass, and not what is merely
-//! forwarded or translated to the node's address.
+//! forwarded or translated to the node's address. A cgroup has one program of this kind, so that it spares accepted
+//! connections their pace as well.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -14,10 +15,13 @@ use leyline_ebpf_abi::{Address, FlowKey, NodeCounter};
 use crate::{
     counters::count_node,
     maps::{NODE, PROBES},
+    pace::unpace_accepted,
 };
 
 /// The source port is chosen, the SYN not yet sent.
 const TCP_CONNECT_CB: u32 = 3;
+/// A connection was accepted, and its congestion control not yet begun.
+const PASSIVE_ESTABLISHED_CB: u32 = 5;
 const STATE_CB: u32 = 10;
 const STATE_CB_FLAG: i32 = 1 << 2;
 const TCP_CLOSE: u32 = 7;
@@ -27,6 +31,7 @@ const AF_INET: u32 = 2;
 pub(crate) fn probes(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         TCP_CONNECT_CB => note(&ctx),
+        PASSIVE_ESTABLISHED_CB => unpace_accepted(&ctx),
         STATE_CB => forget(&ctx),
         _ => {}
     }

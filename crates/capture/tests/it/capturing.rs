@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpListener},
 };
 
 use leyline_capture::{
@@ -68,6 +68,25 @@ fn what_an_application_sends_to_the_proxy_is_not_paced() {
         let stream = app::connect(&lab.client.netns, at(lab.server.ip(family))).unwrap();
         let algorithm = SockRef::from(&stream).tcp_congestion().unwrap();
         assert!(algorithm.starts_with(b"reno"), "{algorithm:?}");
+    }
+    proxy.remove(pod);
+}
+
+#[test]
+fn what_an_application_answers_to_the_proxy_is_not_paced() {
+    let lab = Lab::new();
+    let node = lab.attach();
+    let proxy = Proxy::start(&lab.server, Dns::Off);
+    let pod = proxy.enroll(&node).unwrap();
+    for family in FAMILIES {
+        let target = at(lab.server.ip(family));
+        let listener = lab.server.netns.run(|| TcpListener::bind(target));
+        let listener = listener.unwrap().unwrap();
+        let client = app::connect(&lab.client.netns, target).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let algorithm = SockRef::from(&accepted).tcp_congestion().unwrap();
+        assert!(algorithm.starts_with(b"reno"), "{algorithm:?}");
+        drop((client, accepted));
     }
     proxy.remove(pod);
 }
