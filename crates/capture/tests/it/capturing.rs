@@ -1,7 +1,7 @@
 //! What is captured, what is left alone, and what each side sees.
 
 use std::{
-    io,
+    io::{self, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener},
 };
 
@@ -82,11 +82,13 @@ fn what_an_application_answers_to_the_proxy_is_not_paced() {
         let target = at(lab.server.ip(family));
         let listener = lab.server.netns.run(|| TcpListener::bind(target));
         let listener = listener.unwrap().unwrap();
-        let client = app::connect(&lab.client.netns, target).unwrap();
-        let (accepted, _) = listener.accept().unwrap();
+        let mut client = app::connect(&lab.client.netns, target).unwrap();
+        let (mut accepted, _) = listener.accept().unwrap();
         let algorithm = SockRef::from(&accepted).tcp_congestion().unwrap();
         assert!(algorithm.starts_with(b"reno"), "{algorithm:?}");
-        drop((client, accepted));
+        // Once something has passed, the proxy has done with the pod what it does to connect.
+        accepted.write_all(b"x").unwrap();
+        client.read_exact(&mut [0]).unwrap();
     }
     proxy.remove(pod);
 }
