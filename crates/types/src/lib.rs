@@ -5,11 +5,13 @@
 mod addr;
 mod authority;
 mod identity;
+mod interface;
 mod names;
 
 pub use addr::{NetworkAddress, OrigDst, PeerAddr, canonical};
 pub use authority::{AuthorityError, HboneAuthority};
 pub use identity::{Identity, IdentityError, TrustDomain};
+pub use interface::{InterfaceName, InterfaceNameError};
 pub use names::{
     NamespacedName, NamespacedNameError, Network, ServiceKey, ServiceKeyError, Str, WorkloadName,
     WorkloadUid,
