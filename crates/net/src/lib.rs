@@ -5,6 +5,7 @@
 pub mod accept;
 pub mod connect;
 pub mod copy;
+pub mod link_events;
 pub mod listen;
 pub mod netns;
 pub mod orig_dst;
@@ -19,6 +20,7 @@ pub mod udp;
 
 pub use accept::{Accepted, accept};
 pub use connect::{Announce, ConnectError, ConnectOptions, Source, connect};
+pub use link_events::LinkEvents;
 pub use listen::{ListenOptions, Peers, listen, listen_on_loopback};
 pub use netns::{NetNs, has_address};
 pub use orig_dst::Redirection;

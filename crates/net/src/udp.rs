@@ -8,7 +8,7 @@ use std::{
 
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
-    sockopt::{Ipv4PacketInfo, Ipv6RecvPacketInfo},
+    sockopt::{Ipv4OrigDstAddr, Ipv4PacketInfo, Ipv6OrigDstAddr, Ipv6RecvPacketInfo},
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{io::Interest, net::UdpSocket};
@@ -19,11 +19,15 @@ use crate::{
     sockopt,
 };
 
-/// Serves datagrams that clients of the same namespace send, whichever address they send them to.
+/// Serves datagrams that clients of the same namespace send, whichever address they send them to, and those of guests
+/// nested in it, which capture brings with the port that they sent them to.
 #[derive(Debug)]
 pub struct Datagrams {
     socket: UdpSocket,
     domain: Domain,
+    port: u16,
+    netns: NetNs,
+    guest_mark: u32,
 }
 
 /// Where a datagram came from and where it was sent to.
@@ -37,42 +41,62 @@ pub struct Received {
     pub from: SocketAddr,
     /// The address that the client sent it to.
     pub to: IpAddr,
+    /// The port that the client sent it to, where that was not changed on the way.
+    pub port: u16,
 }
 
 impl Datagrams {
     /// Opens the socket on a port of all addresses, IPv6 and IPv4; IPv4 alone where IPv6 is off. It is bound to the
-    /// loopback device: nothing from outside reaches it.
+    /// loopback device: nothing from outside reaches it. `guest_mark` is for answers to guests.
     ///
     /// # Errors
     /// When the port is in use, or an option needs a capability that the process lacks.
-    pub fn open(netns: &NetNs, port: u16, families: Families, mark: u32) -> io::Result<Self> {
+    pub fn open(
+        netns: &NetNs,
+        port: u16,
+        families: Families,
+        mark: u32,
+        guest_mark: u32,
+    ) -> io::Result<Self> {
+        let open_in = |domain| {
+            let socket = Self::open_in(domain, netns, port, mark)?;
+            Ok(Self {
+                socket,
+                domain,
+                port,
+                netns: netns.clone(),
+                guest_mark,
+            })
+        };
         if families == Families::V4 {
-            return Self::open_in(Domain::IPV4, netns, port, mark);
+            return open_in(Domain::IPV4);
         }
-        match Self::open_in(Domain::IPV6, netns, port, mark) {
-            Err(e) if listen::is_no_ipv6(&e) => Self::open_in(Domain::IPV4, netns, port, mark),
+        match open_in(Domain::IPV6) {
+            Err(e) if listen::is_no_ipv6(&e) => open_in(Domain::IPV4),
             other => other,
         }
     }
 
-    fn open_in(domain: Domain, netns: &NetNs, port: u16, mark: u32) -> io::Result<Self> {
+    fn open_in(domain: Domain, netns: &NetNs, port: u16, mark: u32) -> io::Result<UdpSocket> {
         let socket = datagram_socket(netns, domain)?;
         let all: SocketAddr = if domain == Domain::IPV6 {
             socket.set_only_v6(false)?;
             setsockopt(&socket, Ipv6RecvPacketInfo, &true)?;
+            setsockopt(&socket, Ipv6OrigDstAddr, &true)?;
             (Ipv6Addr::UNSPECIFIED, port).into()
         } else {
             setsockopt(&socket, Ipv4PacketInfo, &true)?;
             (Ipv4Addr::UNSPECIFIED, port).into()
         };
+        // Of IPv4's datagrams on the socket for both, too.
+        setsockopt(&socket, Ipv4OrigDstAddr, &true)?;
         socket.set_mark(mark)?;
         sockopt::set_transparent(&socket, domain)?;
         // Another instance of the proxy may take over.
         socket.set_reuse_port(true)?;
         socket.bind_device(Some(b"lo"))?;
         socket.bind(&all.into())?;
-        let socket = UdpSocket::from_std(socket.into())?;
-        Ok(Self { socket, domain })
+        UdpSocket::from_std(socket.into())
     }
 
     /// Waits for a datagram. Cancel safe.
@@ -87,10 +111,28 @@ impl Datagrams {
     /// Sends to a client as the address that the client had asked.
     ///
     /// # Errors
-    /// As `sendmsg`.
+    /// As `sendmsg`; for a guest also when the port that it asked is taken by the namespace as a whole.
     pub async fn answer(&self, data: &[u8], received: &Received) -> io::Result<()> {
+        if received.port != self.port {
+            return self.answer_guest(data, received);
+        }
         let write = || self.send(data, received);
         self.socket.async_io(Interest::WRITABLE, write).await
+    }
+
+    /// From a socket of its own, as the port is another, and the way is not that over loopback. What does not fit into the
+    /// buffers at once is lost, as on the way.
+    fn answer_guest(&self, data: &[u8], received: &Received) -> io::Result<()> {
+        let asked = SocketAddr::new(received.to, received.port);
+        let domain = Domain::for_address(asked);
+        let socket = datagram_socket(&self.netns, domain)?;
+        socket.set_mark(self.guest_mark)?;
+        sockopt::set_transparent(&socket, domain)?;
+        // Several answers may leave from one server at a time.
+        socket.set_reuse_address(true)?;
+        socket.bind(&asked.into())?;
+        socket.send_to(data, &received.from.into())?;
+        Ok(())
     }
 
     fn send(&self, data: &[u8], received: &Received) -> io::Result<()> {
@@ -132,22 +174,32 @@ impl AsFd for Datagrams {
 }
 
 fn receive(fd: i32, buffer: &mut [u8]) -> io::Result<Received> {
-    let mut space = nix::cmsg_space!(libc::in6_pktinfo, libc::in_pktinfo);
+    let mut space = nix::cmsg_space!(
+        libc::in6_pktinfo,
+        libc::in_pktinfo,
+        libc::sockaddr_in6,
+        libc::sockaddr_in
+    );
     let mut parts = [IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut space), flags)?;
-    let to = message.cmsgs()?.find_map(|control| match control {
-        ControlMessageOwned::Ipv6PacketInfo(info) => {
-            Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical())
+    let (mut to, mut port) = (None, None);
+    for control in message.cmsgs()? {
+        match control {
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                to = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).to_canonical());
+            }
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                let octets = info.ipi_addr.s_addr.to_ne_bytes();
+                to = Some(Ipv4Addr::from(octets).into());
+            }
+            ControlMessageOwned::Ipv6OrigDstAddr(addr) => port = Some(u16::from_be(addr.sin6_port)),
+            ControlMessageOwned::Ipv4OrigDstAddr(addr) => port = Some(u16::from_be(addr.sin_port)),
+            _ => {}
         }
-        ControlMessageOwned::Ipv4PacketInfo(info) => {
-            let octets = info.ipi_addr.s_addr.to_ne_bytes();
-            Some(Ipv4Addr::from(octets).into())
-        }
-        _ => None,
-    });
+    }
     let from = message.address.as_ref().and_then(socket_addr);
-    let (Some(from), Some(to)) = (from, to) else {
+    let (Some(from), Some(to), Some(port)) = (from, to, port) else {
         return Err(io::ErrorKind::InvalidData.into());
     };
     Ok(Received {
@@ -155,6 +207,7 @@ fn receive(fd: i32, buffer: &mut [u8]) -> io::Result<Received> {
         is_cut: message.flags.contains(MsgFlags::MSG_TRUNC),
         from,
         to,
+        port,
     })
 }
 
