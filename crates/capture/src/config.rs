@@ -3,6 +3,7 @@
 use std::{os::fd::BorrowedFd, path::PathBuf};
 
 use leyline_ebpf_abi::{BYPASS_MARK, CAPTURE_MARK};
+use leyline_types::InterfaceName;
 
 /// Settings of a node.
 #[derive(Clone, Debug)]
@@ -68,7 +69,9 @@ pub enum SteerProgram {
 /// | socket | `SO_MARK` | why |
 /// |---|---|---|
 /// | `outbound`, `dns_tcp`, `dns_udp` | [`CAPTURE_MARK`] | accepted sockets inherit it, and all packets between proxy and application must carry it, or they leave by the network |
-/// | `inbound`, `hbone` | [`BYPASS_MARK`] | answers must leave by the network |
+/// | `inbound`, `hbone`, `guests` | [`BYPASS_MARK`] | answers must leave by the network, or to the guest |
+///
+/// A guest's datagram comes to `dns_udp` with port 53, and its answer must leave from there, with [`BYPASS_MARK`].
 ///
 /// `dns_udp` needs `IP_PKTINFO`, `IPV6_RECVPKTINFO`, `IP_RECVORIGDSTADDR`, `IPV6_RECVORIGDSTADDR`, and answers with the
 /// original server as source by `IPV6_PKTINFO`. Connections of the proxy: towards the network `SO_MARK` =
@@ -86,15 +89,20 @@ pub struct PodSockets<'a> {
     pub dns_udp: Option<BorrowedFd<'a>>,
     /// Listener for DNS over TCP (15053).
     pub dns_tcp: Option<BorrowedFd<'a>>,
+    /// Listener for what the pod's guests send, DNS over TCP included. Without it they are not captured.
+    pub guests: Option<BorrowedFd<'a>>,
 }
 
 /// Settings of one pod.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PodOptions {
     /// Who takes inbound connections that do not come in a tunnel.
     pub inbound: Inbound,
     /// What inbound connections meet while no proxy runs.
     pub when_down: WhenDown,
+    /// Interfaces behind which there are guests: what comes in by them is as the pod's own. They take effect with
+    /// [`PodCapture::reroute`](crate::PodCapture::reroute).
+    pub guests: Vec<InterfaceName>,
 }
 
 /// Who takes inbound connections that do not come in a tunnel. Tunnels are the proxy's in any case.

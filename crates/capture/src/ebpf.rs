@@ -4,4 +4,4 @@ mod link;
 mod loader;
 
 pub(crate) use link::{PinnedLink, attach_or_replace};
-pub(crate) use loader::Loader;
+pub(crate) use loader::{Guests, Loader};

@@ -142,6 +142,8 @@ pub enum PodStep {
     Routes,
     /// Writing the enrolment.
     WriteEnrolment,
+    /// Finding the interfaces of guests, or attaching to them.
+    Guests,
     /// Reading counters.
     ReadCounters,
     /// Waiting for a blocking task.
@@ -164,6 +166,7 @@ impl fmt::Display for PodStep {
             Self::Sysctls => "its sysctls (is /proc/sys writable?)",
             Self::Routes => "its routes and rules",
             Self::WriteEnrolment => "writing the enrolment",
+            Self::Guests => "the interfaces of its guests",
             Self::ReadCounters => "reading its counters",
             Self::Task => "waiting for a task",
         })

@@ -15,6 +15,9 @@ const MAX_INSTANCE: usize = 64;
 
 /// Name of the pinned socket lookup link of a pod.
 pub(crate) const STEER_LINK: &str = "link_steer";
+/// Begin of the names of a pod's pinned links of `reroute`; the index of the interface follows, as its name may have dots,
+/// which this file system does not take.
+pub(crate) const REROUTE_LINK: &str = "link_reroute_";
 
 /// Paths of one instance.
 #[derive(Clone, Debug)]

@@ -4,7 +4,8 @@
 use std::{io, net::IpAddr, time::Duration};
 
 use futures::TryStreamExt;
-use leyline_ebpf_abi::DNS_PROXY_PORT;
+use leyline_ebpf_abi::{DNS_PROXY_PORT, GUEST_MARK};
+use leyline_types::InterfaceName;
 use netlink_packet_route::{
     AddressFamily, IpProtocol,
     address::{AddressAttribute, AddressScope},
@@ -20,6 +21,9 @@ pub const TABLE: u32 = 4133;
 pub const RULE_PRIORITY_MARK: u32 = 90;
 /// Priority of the rule that leads diverted DNS datagrams to [`TABLE`].
 pub const RULE_PRIORITY_DNS: u32 = 91;
+
+/// Priority of the rules that lead what guests send to [`TABLE`], one for each of their interfaces.
+pub const RULE_PRIORITY_GUESTS: u32 = 92;
 
 /// Metric of the route for sockets bound to a device: it must lose against the one through loopback. The device's index
 /// is added, because IPv4 takes only one default route per metric.
@@ -51,6 +55,8 @@ pub(crate) struct Plan {
     pub(crate) capture_mark: u32,
     pub(crate) dns: bool,
     pub(crate) families: Vec<FamilyRoutes>,
+    /// Interfaces behind which there are guests.
+    pub(crate) guests: Vec<InterfaceName>,
 }
 
 /// Addresses that others can reach: not loopback's, not of one link only.
@@ -96,6 +102,9 @@ pub(crate) fn apply(plan: &Plan) -> io::Result<()> {
             add_rule(&handle, mark_rule(family.source, plan.capture_mark)).await?;
             if plan.dns {
                 add_rule(&handle, dns_rule(family.source)).await?;
+            }
+            for interface in &plan.guests {
+                add_rule(&handle, guest_rule(family.source, interface)).await?;
             }
         }
         Ok(())
@@ -181,9 +190,9 @@ fn routes(family: &FamilyRoutes) -> Vec<RouteMessage> {
     all
 }
 
-/// Every rule says `iif lo`: what the pod itself sends. Without it the kernel would consult it for the reverse path of
-/// incoming packets too, and drop them as martians.
-fn rule(of: IpAddr, priority: u32, matching: Vec<RuleAttribute>) -> RuleMessage {
+/// Every rule says what it is for: `iif lo` for what the pod itself sends. Without it the kernel would consult it for the
+/// reverse path of incoming packets too, and drop them as martians.
+fn rule(of: IpAddr, priority: u32, from: &str, matching: Vec<RuleAttribute>) -> RuleMessage {
     let mut rule = RuleMessage::default();
     rule.header.family = match of {
         IpAddr::V4(_) => AddressFamily::Inet,
@@ -192,7 +201,7 @@ fn rule(of: IpAddr, priority: u32, matching: Vec<RuleAttribute>) -> RuleMessage 
     rule.header.action = RuleAction::ToTable;
     rule.attributes = matching;
     rule.attributes.extend([
-        RuleAttribute::Iifname(LOOPBACK.to_owned()),
+        RuleAttribute::Iifname(from.to_owned()),
         RuleAttribute::Priority(priority),
         RuleAttribute::Table(TABLE),
     ]);
@@ -200,7 +209,16 @@ fn rule(of: IpAddr, priority: u32, matching: Vec<RuleAttribute>) -> RuleMessage 
 }
 
 fn mark_rule(of: IpAddr, mark: u32) -> RuleMessage {
-    rule(of, RULE_PRIORITY_MARK, vec![RuleAttribute::FwMark(mark)])
+    let matching = vec![RuleAttribute::FwMark(mark)];
+    rule(of, RULE_PRIORITY_MARK, LOOPBACK, matching)
+}
+
+/// The kernel finds the interface by its name, whenever there is one, and answers to guests, which bear the mark too, do
+/// not come in by it. Its mark is on what `reroute` has chosen alone: the reverse path of what is forwarded to a guest
+/// looks as if it came in by the interface.
+fn guest_rule(of: IpAddr, interface: &InterfaceName) -> RuleMessage {
+    let matching = vec![RuleAttribute::FwMark(GUEST_MARK)];
+    rule(of, RULE_PRIORITY_GUESTS, interface.as_str(), matching)
 }
 
 fn dns_rule(of: IpAddr) -> RuleMessage {
@@ -211,7 +229,7 @@ fn dns_rule(of: IpAddr) -> RuleMessage {
             end: DNS_PROXY_PORT,
         }),
     ];
-    rule(of, RULE_PRIORITY_DNS, matching)
+    rule(of, RULE_PRIORITY_DNS, LOOPBACK, matching)
 }
 
 async fn add_rule(handle: &Handle, rule: RuleMessage) -> Result<(), rtnetlink::Error> {

@@ -254,13 +254,14 @@ impl NodeMaps {
     pub(crate) fn set_locals(&mut self, cookie: u64, addresses: &[IpAddr]) -> Result<(), MapError> {
         let wanted: Vec<Address> = addresses.iter().map(|ip| (*ip).into()).collect();
         for address in &wanted {
-            let key = LocalKey {
-                cookie,
-                address: *address,
-            };
-            self.locals.insert(key, 1, 0)?;
+            self.add_local(cookie, *address)?;
         }
         self.keep_locals(|key| key.cookie != cookie || wanted.contains(&key.address))
+    }
+
+    /// One address more of the namespace.
+    pub(crate) fn add_local(&mut self, cookie: u64, address: Address) -> Result<(), MapError> {
+        self.locals.insert(LocalKey { cookie, address }, 1, 0)
     }
 
     /// Where new outbound connections of the namespace find a proxy.
@@ -313,6 +314,17 @@ pub(crate) fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapErro
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+/// A counter that a pod's pins lack, as an earlier version made them, has counted nothing.
+pub(crate) fn sum_or_none(
+    counters: &PerCpuArray<MapData, u64>,
+    index: u32,
+) -> Result<u64, MapError> {
+    match sum(counters, index) {
+        Err(MapError::KeyNotFound) => Ok(0),
         other => other,
     }
 }
@@ -400,7 +412,7 @@ fn attach_probes(object: &mut Ebpf, layout: &Layout, cgroup: &File) {
     }
 }
 
-fn into_program_error(error: aya::programs::links::LinkError) -> ProgramError {
+pub(crate) fn into_program_error(error: aya::programs::links::LinkError) -> ProgramError {
     ProgramError::IOError(std::io::Error::other(error))
 }
 
@@ -428,7 +440,10 @@ pub(crate) fn load_steer<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut
     Ok(steer)
 }
 
-fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program, Cause> {
+pub(crate) fn program<'a>(
+    object: &'a mut Ebpf,
+    name: &str,
+) -> Result<&'a mut aya::programs::Program, Cause> {
     object
         .program_mut(name)
         .ok_or_else(|| format!("the bpf object has no program {name}").into())

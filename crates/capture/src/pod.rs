@@ -17,17 +17,19 @@ use leyline_ebpf_abi::{
     Address, Enrolment, FlowKey, Pod, PodCounter, enrolment_flag, maps, pod_flag, slot,
 };
 use leyline_net::NetNs;
+use leyline_types::InterfaceName;
 use parking_lot::Mutex;
 use tracing::{debug, warn};
 
 use crate::{
     addresses::{self, PodAddresses},
     config::{Inbound, PodOptions, PodSockets, WhenDown},
-    ebpf,
+    ebpf::{self, Guests},
     error::{CaptureError, Cause, PodStep},
+    guests::{Interfaces, Unreached},
     layout::STEER_LINK,
     netlink::{self, Plan},
-    node::{Shared, ignore_missing, load_steer, sum, take_map},
+    node::{Shared, ignore_missing, load_steer, sum_or_none, take_map},
     removal, sysctl,
 };
 
@@ -38,6 +40,8 @@ pub struct PodCapture {
     netns: NetNs,
     /// Held for single writes; connections to the application take it to announce themselves.
     maps: Mutex<PodMaps>,
+    /// Held while interfaces are attached to.
+    interfaces: Arc<Mutex<Interfaces>>,
 }
 
 impl PodCapture {
@@ -69,7 +73,7 @@ impl PodCapture {
         stop().map_err(CaptureError::pod(cookie, PodStep::WriteEnrolment))?;
         self.maps
             .lock()
-            .change_flags(|flags| flags & !pod_flag::INBOUND)
+            .change_flags(|flags| flags & !(pod_flag::INBOUND | pod_flag::GUESTS))
             .map_err(CaptureError::pod(cookie, PodStep::WriteFlags))
     }
 
@@ -82,6 +86,21 @@ impl PodCapture {
     /// [`CaptureError::Pod`] with the step that failed. What could not be removed stays in a state that refuses.
     pub async fn remove(&self) -> Result<(), CaptureError> {
         removal::release(Arc::clone(&self.shared), self.netns.clone()).await
+    }
+
+    /// Attaches to the interfaces of guests that are there and not attached to yet. Call it once a pod is enrolled, and
+    /// whenever its interfaces change. Gives back those that are not captured now.
+    ///
+    /// Not cancel safe: a dropped future leaves the work to finish by itself.
+    ///
+    /// # Errors
+    /// [`CaptureError::Pod`] when the pod's pins or maps are of no use.
+    pub async fn reroute(&self) -> Result<Vec<Unreached>, CaptureError> {
+        let (shared, netns) = (Arc::clone(&self.shared), self.netns.clone());
+        let interfaces = Arc::clone(&self.interfaces);
+        tokio::task::spawn_blocking(move || interfaces.lock().reroute(&shared, &netns))
+            .await
+            .map_err(CaptureError::pod(self.cookie(), PodStep::Task))?
     }
 
     /// Whether this kernel needs [`announce`](Self::announce).
@@ -126,7 +145,7 @@ impl PodCapture {
     /// # Errors
     /// When the map cannot be read.
     pub fn counter(&self, counter: PodCounter) -> Result<u64, CaptureError> {
-        sum(&self.maps.lock().counters, counter as u32)
+        sum_or_none(&self.maps.lock().counters, counter as u32)
             .map_err(CaptureError::pod(self.cookie(), PodStep::ReadCounters))
     }
 }
@@ -153,6 +172,7 @@ pub(crate) struct Sockets {
     slots: Vec<(u32, OwnedFd)>,
     outbound: OwnedFd,
     dns: bool,
+    guests: Option<OwnedFd>,
 }
 
 impl Sockets {
@@ -171,6 +191,10 @@ impl Sockets {
             slots,
             outbound: sockets.outbound.try_clone_to_owned()?,
             dns: dns.is_some(),
+            guests: sockets
+                .guests
+                .map(|fd| fd.try_clone_to_owned())
+                .transpose()?,
         })
     }
 }
@@ -182,6 +206,7 @@ struct PodMaps {
     sockets: SockMap<MapData>,
     local_connects: HashMap<MapData, FlowKey, u32>,
     counters: PerCpuArray<MapData, u64>,
+    guest_listener: SockMap<MapData>,
 }
 
 impl PodMaps {
@@ -192,6 +217,7 @@ impl PodMaps {
             sockets: take_map(object, maps::SOCKETS)?.try_into()?,
             local_connects: take_map(object, maps::LOCAL_CONNECTS)?.try_into()?,
             counters: take_map(object, maps::POD_COUNTERS)?.try_into()?,
+            guest_listener: take_map(object, maps::GUEST_LISTENER)?.try_into()?,
         })
     }
 
@@ -212,6 +238,9 @@ impl PodMaps {
     fn set_sockets(&mut self, sockets: &Sockets) -> Result<(), MapError> {
         for (index, socket) in &sockets.slots {
             self.sockets.set(*index, &socket.as_raw_fd(), 0)?;
+        }
+        if let Some(listener) = &sockets.guests {
+            self.guest_listener.set(0, &listener.as_raw_fd(), 0)?;
         }
         Ok(())
     }
@@ -242,13 +271,14 @@ pub(crate) fn enroll(
 
     let is_new = !path.join(STEER_LINK).exists();
     fs::create_dir_all(&path).map_err(CaptureError::pod(cookie, PodStep::Pins))?;
-    match put_on(&shared, &netns, &path, &addresses, sockets, options) {
-        Ok(maps) => {
+    match put_on(&shared, &netns, &path, &addresses, sockets, &options) {
+        Ok((maps, interfaces)) => {
             debug!(cookie, is_new, addresses = ?addresses.all, "pod captured");
             Ok(PodCapture {
                 shared,
                 netns,
                 maps: Mutex::new(maps),
+                interfaces: Arc::new(Mutex::new(interfaces)),
             })
         }
         Err(e) => {
@@ -268,12 +298,21 @@ fn put_on(
     path: &Path,
     addresses: &PodAddresses,
     sockets: &Sockets,
-    options: PodOptions,
-) -> Result<PodMaps, CaptureError> {
+    options: &PodOptions,
+) -> Result<(PodMaps, Interfaces), CaptureError> {
     let cookie = netns.cookie();
+    let guests = match &sockets.guests {
+        Some(_) => options.guests.clone(),
+        None => Vec::new(),
+    };
+    let has_guests = if guests.is_empty() {
+        Guests::None
+    } else {
+        Guests::Some
+    };
     let mut object = shared
         .loader
-        .load_pod(path)
+        .load_pod(path, has_guests)
         .map_err(CaptureError::pod(cookie, PodStep::LoadObject))?;
     let mut maps =
         PodMaps::take(&mut object).map_err(CaptureError::pod(cookie, PodStep::LoadObject))?;
@@ -281,13 +320,31 @@ fn put_on(
         .map_err(CaptureError::pod(cookie, PodStep::WriteAddresses))?;
     maps.set_sockets(sockets)
         .map_err(CaptureError::pod(cookie, PodStep::WriteSockets))?;
-    let sysctls = save_state(shared, netns, &mut maps, sockets, options)?;
+    let (plan, routed) = plan(shared, netns, addresses, sockets, guests.clone())?;
+    let mut interfaces = Interfaces::take(&mut object, guests)
+        .map_err(CaptureError::pod(cookie, PodStep::LoadObject))?;
+    interfaces
+        .forget_unnamed(netns)
+        .map_err(CaptureError::pod(cookie, PodStep::Guests))?;
+    let flags = pod_flags(sockets, options, &plan, routed);
+    let sysctls = save_state(shared, netns, &mut maps, flags)?;
     attach_steer(&mut object, shared.steer, path, netns)?;
 
     inside(netns, PodStep::Sysctls, || sysctl::apply(&sysctls))?;
-    let (plan, routed) = plan(shared, netns, addresses, sockets)?;
     inside(netns, PodStep::Routes, || netlink::apply(&plan))?;
 
+    tell_node(shared, cookie, addresses, sockets, routed)?;
+    Ok((maps, interfaces))
+}
+
+/// What the hooks that run for every process are told of the pod; from here on they act.
+fn tell_node(
+    shared: &Shared,
+    cookie: u64,
+    addresses: &PodAddresses,
+    sockets: &Sockets,
+    routed: u32,
+) -> Result<(), CaptureError> {
     let mut node = shared.maps.lock();
     node.set_locals(cookie, &addresses.all)
         .map_err(CaptureError::pod(cookie, PodStep::WriteAddresses))?;
@@ -310,21 +367,15 @@ fn put_on(
             reserved: 0,
         },
     )
-    .map_err(CaptureError::pod(cookie, PodStep::WriteEnrolment))?;
-    Ok(maps)
+    .map_err(CaptureError::pod(cookie, PodStep::WriteEnrolment))
 }
 
-/// Writes the pod's flags, and the sysctls' values to go back to, before they change.
-fn save_state(
-    shared: &Shared,
-    netns: &NetNs,
-    maps: &mut PodMaps,
-    sockets: &Sockets,
-    options: PodOptions,
-) -> Result<[leyline_ebpf_abi::SavedSysctl; 3], CaptureError> {
-    let failed = || CaptureError::pod(netns.cookie(), PodStep::WriteFlags);
-    let former = maps.pod.get(&0, 0).map_err(failed())?;
-    let sysctls = inside(netns, PodStep::Sysctls, || sysctl::save(former.sysctls))?;
+/// What the pod's programs are told of it.
+fn pod_flags(sockets: &Sockets, options: &PodOptions, plan: &Plan, routed: u32) -> u32 {
+    let of_guests = [
+        (enrolment_flag::ROUTED_V4, pod_flag::GUESTS_ROUTED_V4),
+        (enrolment_flag::ROUTED_V6, pod_flag::GUESTS_ROUTED_V6),
+    ];
     let mut flags = match options.inbound {
         Inbound::Captured => pod_flag::INBOUND,
         Inbound::Direct => 0,
@@ -335,6 +386,27 @@ fn save_state(
     if options.when_down == WhenDown::InboundDirect {
         flags |= pod_flag::INBOUND_FAIL_OPEN;
     }
+    if !plan.guests.is_empty() {
+        flags |= pod_flag::GUESTS;
+    }
+    for (has, tells) in of_guests {
+        if routed & has != 0 {
+            flags |= tells;
+        }
+    }
+    flags
+}
+
+/// Writes the pod's flags, and the sysctls' values to go back to, before they change.
+fn save_state(
+    shared: &Shared,
+    netns: &NetNs,
+    maps: &mut PodMaps,
+    flags: u32,
+) -> Result<[leyline_ebpf_abi::SavedSysctl; 3], CaptureError> {
+    let failed = || CaptureError::pod(netns.cookie(), PodStep::WriteFlags);
+    let former = maps.pod.get(&0, 0).map_err(failed())?;
+    let sysctls = inside(netns, PodStep::Sysctls, || sysctl::save(former.sysctls))?;
     let pod = Pod {
         flags,
         capture_mark: shared.config.capture_mark,
@@ -369,6 +441,7 @@ fn plan(
     netns: &NetNs,
     addresses: &PodAddresses,
     sockets: &Sockets,
+    guests: Vec<InterfaceName>,
 ) -> Result<(Plan, u32), CaptureError> {
     let mut routed = 0;
     let mut families = Vec::new();
@@ -391,6 +464,7 @@ fn plan(
         capture_mark: shared.config.capture_mark,
         dns: sockets.dns,
         families,
+        guests,
     };
     Ok((plan, routed))
 }

@@ -132,7 +132,7 @@ pub(crate) fn collect_garbage(
         // Without a link the enrolment was cut short before anything in the namespace changed.
         let link = PinnedLink::open(&path.join(STEER_LINK)).map_err(failed())?;
         let lives = match link {
-            Some(link) => link.netns_inode().map_err(failed())?.is_some(),
+            Some(link) => link.target().map_err(failed())?.is_some(),
             None => false,
         };
         if lives {
@@ -191,7 +191,7 @@ impl<'a> Namespaces<'a> {
             return Ok(Some(netns.clone()));
         }
         let link = PinnedLink::open(&layout.pod(cookie).join(STEER_LINK))?;
-        let Some(inode) = link.map_or(Ok(None), |l| l.netns_inode())? else {
+        let Some(inode) = link.map_or(Ok(None), |l| l.target())? else {
             return Ok(None);
         };
         if self.running.is_none() {

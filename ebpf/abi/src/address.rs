@@ -38,6 +38,12 @@ impl Address {
         }
     }
 
+    /// Words in network byte order; that of an IPv4 address is the last.
+    #[inline(always)]
+    pub const fn to_words(&self) -> [u32; 4] {
+        self.words
+    }
+
     /// Whether this is a (mapped) IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {

@@ -46,7 +46,7 @@ impl NodeCounter {
     }
 }
 
-/// Decisions of one pod's socket lookup.
+/// Decisions of one pod's socket lookup, and about its guests.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PodCounter {
@@ -64,13 +64,17 @@ pub enum PodCounter {
     Local,
     /// Left to the kernel: probes of the node.
     Probes,
-    /// Dropped, because the socket to hand to is gone.
+    /// Dropped, because the socket to hand to is gone, or the family is not routed to it.
     Refused,
+    /// Connections of guests that begin, led to the proxy.
+    Guests,
+    /// DNS datagrams of guests, led to the proxy.
+    GuestsDns,
 }
 
 impl PodCounter {
     /// All, in order of their index.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Outbound,
         Self::Inbound,
         Self::Hbone,
@@ -79,6 +83,8 @@ impl PodCounter {
         Self::Local,
         Self::Probes,
         Self::Refused,
+        Self::Guests,
+        Self::GuestsDns,
     ];
 
     /// For a metric label.
@@ -92,6 +98,8 @@ impl PodCounter {
             Self::Local => "local",
             Self::Probes => "probes",
             Self::Refused => "refused",
+            Self::Guests => "guests",
+            Self::GuestsDns => "guests_dns",
         }
     }
 }

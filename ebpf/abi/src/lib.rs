@@ -15,7 +15,8 @@ pub use address::Address;
 pub use counter::{NodeCounter, PodCounter};
 pub use flow::{Enrolment, FlowKey, LocalKey, Node, Pod, SavedSysctl};
 
-/// Raised with every change of a layout or meaning below. A loader refuses pins of another version.
+/// Raised with every change of a layout or meaning below. A loader refuses pins of another version. What is only added
+/// (maps, flags, counters at the end) needs no other: older pins lack it, and older programs do not look at it.
 pub const ABI_VERSION: u32 = 1;
 
 /// Mark of every socket on the leg between application and proxy (C of the capture design); it selects the routing
@@ -23,6 +24,10 @@ pub const ABI_VERSION: u32 = 1;
 pub const CAPTURE_MARK: u32 = 0x1a5;
 /// Mark of the proxy's own connections to the network (M); they are never captured. Istio's value.
 pub const BYPASS_MARK: u32 = 0x539;
+/// Mark of packets of a pod's guests (virtual machines or containers inside the pod, with a network stack of their own)
+/// that are for the proxy. It selects the same table for what comes in by their interfaces. What the kernel answers by
+/// itself bears it too and must not go the same way, so it is not [`CAPTURE_MARK`].
+pub const GUEST_MARK: u32 = 0x1a6;
 
 /// The port of DNS servers.
 pub const DNS_PORT: u16 = 53;
@@ -70,6 +75,12 @@ pub mod pod_flag {
     pub const DNS: u32 = 1 << 1;
     /// With no proxy, inbound connections reach the application directly instead of being refused.
     pub const INBOUND_FAIL_OPEN: u32 = 1 << 2;
+    /// New connections of guests go to the proxy.
+    pub const GUESTS: u32 = 1 << 3;
+    /// The namespace has the routes that lead IPv4 of guests to the proxy.
+    pub const GUESTS_ROUTED_V4: u32 = 1 << 4;
+    /// The namespace has the routes that lead IPv6 of guests to the proxy.
+    pub const GUESTS_ROUTED_V6: u32 = 1 << 5;
 }
 
 /// Names of the maps in the object, their sizes and what happens when one is full.
@@ -102,10 +113,28 @@ pub mod maps {
     /// Per-CPU array of [`PodCounter`](crate::PodCounter)s; pinned per pod.
     pub const POD_COUNTERS: &str = "POD_COUNTERS";
 
+    /// Sockmap of one: the listener for connections of the pod's guests; pinned per pod. Empty: they are refused.
+    pub const GUEST_LISTENER: &str = "GUEST_LISTENER";
+    /// Hash of the indexes of interfaces whose new connections are rerouted; pinned per pod. Full: those of one more
+    /// interface are not.
+    pub const GUEST_INTERFACES: &str = "GUEST_INTERFACES";
+    /// LRU hash of [`FlowKey`](crate::FlowKey): connections of guests that went to the proxy, so that nothing of them is
+    /// forwarded when the proxy dies; pinned per pod that has guests, of one entry elsewhere. Full: the oldest goes, and is
+    /// put back when its socket is found.
+    pub const GUEST_FLOWS: &str = "GUEST_FLOWS";
+
     /// Maps that a node has once.
     pub const OF_NODE: [&str; 6] = [NODE, ENROLLED, LOCALS, PROXIES, PROBES, NODE_COUNTERS];
     /// Maps that each pod has.
-    pub const OF_POD: [&str; 5] = [POD, ADDRESSES, SOCKETS, LOCAL_CONNECTS, POD_COUNTERS];
+    pub const OF_POD: [&str; 7] = [
+        POD,
+        ADDRESSES,
+        SOCKETS,
+        LOCAL_CONNECTS,
+        POD_COUNTERS,
+        GUEST_LISTENER,
+        GUEST_INTERFACES,
+    ];
 
     /// Pods on a node: kubelet's default limit is 110, managed offers end at 250 to 500.
     pub const MAX_PODS: u32 = 1024;
@@ -117,6 +146,10 @@ pub mod maps {
     pub const MAX_PROBES: u32 = 16384;
     /// An announced connection lives for the round trip over loopback.
     pub const MAX_LOCAL_CONNECTS: u32 = 4096;
+    /// Interfaces towards guests: one for each network of a virtual machine; a few more for containers in a pod.
+    pub const MAX_GUEST_INTERFACES: u32 = 64;
+    /// Live connections of the guests of one pod, and those that have just ended.
+    pub const MAX_GUEST_FLOWS: u32 = 8192;
 }
 
 /// Names of the programs in the object.
@@ -147,4 +180,6 @@ pub mod programs {
     pub const STEER: &str = "steer";
     /// `steer` for kernels before 5.17, which do not tell the interface.
     pub const STEER_BEFORE_5_17: &str = "steer_before_5_17";
+    /// Marks what a pod's guests send, on the interfaces that it comes in by.
+    pub const REROUTE: &str = "reroute";
 }

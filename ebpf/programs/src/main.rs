@@ -3,6 +3,8 @@
 //! Two places decide. The hooks on connect run for every process of the machine, know enrolled namespaces by cookie and
 //! put a mark on their new connections, which a routing rule in the pod sends to loopback. There the socket lookup of
 //! that pod hands them, and what comes from the network, to the proxy's sockets. Everything fails closed.
+//!
+//! What is nested in a pod has sockets of another namespace: a third place marks its packets where they enter the pod.
 #![no_std]
 #![no_main]
 
@@ -13,6 +15,7 @@ mod maps;
 mod namespace;
 mod pace;
 mod probes;
+mod reroute;
 mod steer;
 mod steer_before_5_17;
 

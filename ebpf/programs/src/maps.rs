@@ -48,3 +48,14 @@ pub(crate) static LOCAL_CONNECTS: LruHashMap<FlowKey, u32> =
 #[map]
 pub(crate) static POD_COUNTERS: PerCpuArray<u64> =
     PerCpuArray::with_max_entries(PodCounter::ALL.len() as u32, 0);
+
+#[map]
+pub(crate) static GUEST_LISTENER: SockMap = SockMap::with_max_entries(1, 0);
+
+#[map]
+pub(crate) static GUEST_INTERFACES: HashMap<u32, u32> =
+    HashMap::with_max_entries(maps::MAX_GUEST_INTERFACES, BPF_F_NO_PREALLOC);
+
+/// The loader gives it its size where there are guests.
+#[map]
+pub(crate) static GUEST_FLOWS: LruHashMap<FlowKey, u32> = LruHashMap::with_max_entries(1, 0);

@@ -5,7 +5,8 @@
 //! How it tells directions: a foreign destination can be delivered here only by the pod's routes, so the application
 //! sent it. For a local destination the kernel reports the interface that owns the address, even when the packet came
 //! over loopback, so the pod to itself is recognised by its source address, and the proxy in the guise of a client by its
-//! binding to loopback, which makes the interface 1. Nothing on the wire can forge that.
+//! binding to loopback, which makes the interface 1. Nothing on the wire can forge that. Between two foreign addresses it
+//! is a guest of the pod, which only the rules of its interface bring here.
 
 use aya_ebpf::{
     bindings::{bpf_sk_lookup, sk_action},
@@ -18,7 +19,7 @@ use leyline_ebpf_abi::{
 
 use crate::{
     counters::count_pod,
-    maps::{ADDRESSES, POD, PROBES, SOCKETS},
+    maps::{ADDRESSES, GUEST_LISTENER, POD, PROBES, SOCKETS},
 };
 
 pub(crate) const PASS: u32 = sk_action::SK_PASS;
@@ -45,6 +46,7 @@ pub(crate) fn steer(ctx: SkLookupContext) -> u32 {
     match (is_own(&packet.flow.server), from_pod || on_loopback) {
         (false, true) => outbound(&ctx, pod, &packet),
         (true, false) => inbound(&ctx, pod, &packet),
+        (false, false) if has_guests(pod) => guest(&ctx, pod, &packet),
         _ => local(),
     }
 }
@@ -138,6 +140,28 @@ pub(crate) fn outbound(ctx: &SkLookupContext, pod: &Pod, packet: &Packet) -> u32
         return hand_to::<{ slot::DNS_TCP }>(ctx, PodCounter::DnsTcp);
     }
     hand_to::<{ slot::OUTBOUND }>(ctx, PodCounter::Outbound)
+}
+
+#[inline(always)]
+pub(crate) fn has_guests(pod: &Pod) -> bool {
+    pod.flags & pod_flag::GUESTS != 0
+}
+
+/// A guest to the network: the rules of its interface have brought it here. `reroute` has counted it already, and asks for
+/// its socket by the way of this program for each packet that may be of a captured connection.
+#[inline(always)]
+pub(crate) fn guest(ctx: &SkLookupContext, pod: &Pod, packet: &Packet) -> u32 {
+    let handed = if packet.protocol == IPPROTO_TCP {
+        GUEST_LISTENER.redirect_sk_lookup(ctx, 0, BPF_SK_LOOKUP_F_NO_REUSEPORT)
+    } else if pod.flags & pod_flag::DNS != 0 && packet.flow.server_port == DNS_PORT {
+        SOCKETS.redirect_sk_lookup(ctx, slot::DNS_UDP, BPF_SK_LOOKUP_F_NO_REUSEPORT)
+    } else {
+        return PASS;
+    };
+    match handed {
+        Ok(()) => PASS,
+        Err(_) => DROP,
+    }
 }
 
 /// The network to the application.

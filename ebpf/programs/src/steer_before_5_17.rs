@@ -5,7 +5,7 @@ use aya_ebpf::{macros::sk_lookup, programs::SkLookupContext};
 
 use crate::{
     maps::{LOCAL_CONNECTS, POD},
-    steer::{PASS, Packet, inbound, is_own, local, outbound},
+    steer::{PASS, Packet, guest, has_guests, inbound, is_own, local, outbound},
 };
 
 #[sk_lookup]
@@ -20,6 +20,7 @@ pub(crate) fn steer_before_5_17(ctx: SkLookupContext) -> u32 {
     match (is_own(&packet.flow.server), is_own(&packet.flow.client)) {
         (false, true) => outbound(&ctx, pod, &packet),
         (true, false) if !is_announced(&packet) => inbound(&ctx, pod, &packet),
+        (false, false) if has_guests(pod) => guest(&ctx, pod, &packet),
         _ => local(),
     }
 }

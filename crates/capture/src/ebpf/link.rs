@@ -68,8 +68,9 @@ impl PinnedLink {
         }
     }
 
-    /// Inode of the network namespace that a socket lookup is attached to; `None` once that namespace is gone.
-    pub(crate) fn netns_inode(&self) -> io::Result<Option<u32>> {
+    /// Inode of the network namespace that a socket lookup is attached to, or index of the interface that a classifier is
+    /// attached to; `None` once that is gone.
+    pub(crate) fn target(&self) -> io::Result<Option<u32>> {
         let mut info = LinkInfo::default();
         let mut attributes = InfoByFd {
             fd: self.0.as_raw_fd() as u32,
@@ -77,7 +78,7 @@ impl PinnedLink {
             info: (&raw mut info) as u64,
         };
         call(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-        Ok((info.netns_inode != 0).then_some(info.netns_inode))
+        Ok((info.target != 0).then_some(info.target))
     }
 }
 
@@ -121,7 +122,8 @@ struct InfoByFd {
     info: u64,
 }
 
-/// `struct bpf_link_info` as far as network namespaces need it; the kernel fills no more than this.
+/// `struct bpf_link_info` as far as network namespaces and interfaces need it, which have it in the same place; the kernel
+/// fills no more than this.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -129,7 +131,7 @@ struct LinkInfo {
     id: u32,
     program: u32,
     reserved: u32,
-    netns_inode: u32,
+    target: u32,
     attach_type: u32,
 }
 

@@ -14,18 +14,33 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../../ebpf/leyline.bpf
 pub(crate) struct Loader {
     /// Held for one load: the loader has the paths of one pod at a time.
     inner: Mutex<EbpfLoader<'static>>,
+    /// For pods with guests, whose connections are remembered in a map that other pods need not have in its size.
+    with_guests: Mutex<EbpfLoader<'static>>,
+}
+
+/// Whether a pod has guests whose connections are rerouted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guests {
+    None,
+    Some,
 }
 
 impl Loader {
     /// A loader that pins, or opens, the node's maps in `node`.
     pub(crate) fn new(node: &Path) -> Self {
-        let mut inner = EbpfLoader::new();
-        inner.btf(None);
-        for name in maps::OF_NODE {
-            inner.map_pin_path(name, node.join(name));
-        }
+        let of_node = || {
+            let mut loader = EbpfLoader::new();
+            loader.btf(None);
+            for name in maps::OF_NODE {
+                loader.map_pin_path(name, node.join(name));
+            }
+            loader
+        };
+        let mut with_guests = of_node();
+        with_guests.map_max_entries(maps::GUEST_FLOWS, maps::MAX_GUEST_FLOWS);
         Self {
-            inner: Mutex::new(inner),
+            inner: Mutex::new(of_node()),
+            with_guests: Mutex::new(with_guests),
         }
     }
 
@@ -35,8 +50,14 @@ impl Loader {
     }
 
     /// Loads the object for a pod, whose maps are pinned or opened in `pod`.
-    pub(crate) fn load_pod(&self, pod: &Path) -> Result<Ebpf, EbpfError> {
-        let mut loader = self.inner.lock();
+    pub(crate) fn load_pod(&self, pod: &Path, guests: Guests) -> Result<Ebpf, EbpfError> {
+        let mut loader = match guests {
+            Guests::None => self.inner.lock(),
+            Guests::Some => self.with_guests.lock(),
+        };
+        if guests == Guests::Some {
+            loader.map_pin_path(maps::GUEST_FLOWS, pod.join(maps::GUEST_FLOWS));
+        }
         for name in maps::OF_POD {
             loader.map_pin_path(name, pod.join(name));
         }
@@ -61,6 +82,7 @@ mod tests {
                 Program::CgroupSockAddr(hook) => hook.load().unwrap(),
                 Program::SockOps(hook) => hook.load().unwrap(),
                 Program::SkLookup(steer) => steer.load().unwrap(),
+                Program::SchedClassifier(classifier) => classifier.load().unwrap(),
                 other => panic!("{name} is a {:?}", other.prog_type()),
             }
             loaded.push(name.to_owned());
@@ -76,6 +98,7 @@ mod tests {
             programs::PROBES,
             programs::RECVMSG4,
             programs::RECVMSG6,
+            programs::REROUTE,
             programs::SENDMSG4,
             programs::SENDMSG6,
             programs::STEER,

@@ -144,7 +144,7 @@ fn final_removal_leaves_nothing_in_the_kernel() {
     let pods = (near.enroll(&node).unwrap(), far.enroll(&node).unwrap());
     let (programs, maps) = pinned_ids(&lab);
     assert_eq!(programs.len(), 9 + 2, "hooks and two socket lookups");
-    assert_eq!(maps.len(), 6 + 2 * 5);
+    assert_eq!(maps.len(), 6 + 2 * 7);
     drop((near, far, pods));
 
     drop(node);

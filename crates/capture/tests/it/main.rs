@@ -14,6 +14,7 @@ mod proxy;
 mod capturing;
 mod dns;
 mod failing;
+mod guests;
 mod life_cycle;
 mod socket_kinds;
 mod wire;

@@ -36,6 +36,7 @@ pub(crate) enum Via {
     Outbound,
     Inbound,
     Hbone,
+    Guests,
     DnsTcp,
     DnsUdp,
     /// A connection to one of the proxy's own listeners, cut.
@@ -72,6 +73,7 @@ pub(crate) struct Proxy {
     outbound: TcpListener,
     inbound: TcpListener,
     hbone: TcpListener,
+    guests: TcpListener,
     dns: Option<(OwnedFd, TcpListener)>,
     threads: Vec<thread::JoinHandle<()>>,
 }
@@ -87,6 +89,7 @@ impl Proxy {
         let inbound = listener(netns, 0, BYPASS_MARK);
         let hbone = listener(netns, 0, BYPASS_MARK);
         let dns = (dns == Dns::On).then(|| (dns_udp(netns), listener(netns, 0, CAPTURE_MARK)));
+        let guests = listener(netns, 0, BYPASS_MARK);
         let listeners = [&outbound, &inbound, &hbone];
         let state = Arc::new(State {
             netns: netns.clone(),
@@ -98,6 +101,7 @@ impl Proxy {
         let mut threads = vec![
             accept(&outbound, &state, Via::Outbound, relay_outbound),
             accept(&inbound, &state, Via::Inbound, relay_inbound),
+            accept(&guests, &state, Via::Guests, relay_outbound),
             accept(&hbone, &state, Via::Hbone, |_, mut s, _, _| {
                 s.write_all(b"tunnel")
             }),
@@ -114,6 +118,7 @@ impl Proxy {
             outbound,
             inbound,
             hbone,
+            guests,
             dns,
             threads,
         }
@@ -126,6 +131,7 @@ impl Proxy {
             hbone: self.hbone.as_fd(),
             dns_udp: self.dns.as_ref().map(|(udp, _)| udp.as_fd()),
             dns_tcp: self.dns.as_ref().map(|(_, tcp)| tcp.as_fd()),
+            guests: Some(self.guests.as_fd()),
         }
     }
 
@@ -154,7 +160,7 @@ impl Proxy {
 
     /// Shuts the listeners down without closing them.
     pub(crate) fn stop_listening(&self) {
-        for listener in [&self.outbound, &self.inbound, &self.hbone] {
+        for listener in [&self.outbound, &self.inbound, &self.hbone, &self.guests] {
             // Wakes the thread in accept, too.
             socket2::SockRef::from(listener)
                 .shutdown(Shutdown::Both)
@@ -178,7 +184,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        for listener in [&self.outbound, &self.inbound, &self.hbone] {
+        for listener in [&self.outbound, &self.inbound, &self.hbone, &self.guests] {
             // Wakes the thread in accept.
             socket2::SockRef::from(listener)
                 .shutdown(Shutdown::Both)
