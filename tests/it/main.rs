@@ -13,6 +13,7 @@ mod dedicated;
 mod dns;
 mod enrolment;
 mod exempt;
+mod guests;
 mod hostnames;
 mod idle;
 mod keepalive;

@@ -21,7 +21,7 @@ use tracing::{Span, warn};
 use self::pods::{Command, Order, Outcome, PodManager, PodSet};
 use crate::{
     config::{CaptureConfig, Config, PodSource},
-    proxy::{Exempt, Shared},
+    proxy::{Extent, Shared},
 };
 
 /// The running agent.
@@ -125,7 +125,7 @@ fn only_workload(
                 uid,
                 name,
                 netns,
-                exempt: Exempt::default(),
+                extent: Extent::default(),
             },
             Command::SnapshotSent,
         ];

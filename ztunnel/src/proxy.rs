@@ -8,6 +8,7 @@ pub(crate) mod connections;
 mod dns;
 pub(crate) mod endpoints;
 mod forward;
+mod guests;
 mod hostnames;
 mod idle;
 mod inbound;
@@ -63,7 +64,7 @@ use self::{
 pub(crate) use self::{
     dns::DnsConfig,
     idle::IdleLimits,
-    listeners::{Exempt, Listeners},
+    listeners::{Extent, Listeners},
 };
 use crate::config::{ProxyConfig, SourceAddress};
 
@@ -263,7 +264,12 @@ impl Pod {
 
     /// Starts to accept; ends with the pod's drain.
     pub(crate) fn serve(self: &Arc<Self>, listeners: Listeners) {
-        let Listeners { tcp, dns, socks5 } = listeners;
+        let Listeners {
+            mut tcp,
+            dns,
+            socks5,
+        } = listeners;
+        let guests = tcp.as_mut().and_then(|tcp| tcp.guests.take());
         if let Some(tcp) = tcp {
             self.serve_tcp(tcp);
         }
@@ -276,6 +282,9 @@ impl Pod {
                 None
             }
         };
+        if let Some(guests) = guests {
+            self.serve_guests(guests, names.as_ref());
+        }
         match socks5.transpose() {
             Ok(listeners) => self.serve_socks5(listeners.unwrap_or_default(), names.as_ref()),
             Err(error) => {
@@ -283,6 +292,15 @@ impl Pod {
                 warn!(pod = %self.name, %error, "port 15080 cannot be opened in the pod; it has no SOCKS5");
             }
         }
+    }
+
+    fn serve_guests(self: &Arc<Self>, listener: TcpListener, names: Option<&Arc<DnsProxy>>) {
+        // A listener that does not know its port is broken, and accept tells.
+        let port = listener.local_addr().map_or(0, |local| local.port());
+        let names = names.cloned();
+        let handle =
+            move |pod, accepted, place| guests::handle(pod, accepted, place, port, names.clone());
+        self.serve_one("guests", Direction::Outbound, listener, handle);
     }
 
     fn serve_socks5(self: &Arc<Self>, listeners: Vec<TcpListener>, names: Option<&Arc<DnsProxy>>) {
@@ -299,6 +317,7 @@ impl Pod {
             outbound,
             inbound,
             hbone,
+            guests: _served_with_dns,
         } = listeners;
         self.shared.local_pods.enter(self);
         self.serve_one("outbound", Direction::Outbound, outbound, outbound::handle);

@@ -29,7 +29,7 @@ use std::{
 };
 
 use leyline_proto::istio::{security::Authorization, workload::zds::Exempt};
-use leyline_types::{Identity, NamespacedName, TrustDomain, WorkloadName};
+use leyline_types::{Identity, InterfaceName, NamespacedName, TrustDomain, WorkloadName};
 
 use crate::objects::{ObjectKey, Objects};
 
@@ -87,6 +87,8 @@ pub struct WantedPod {
     pub instance: String,
     /// What of it is left alone.
     pub exempt: Exempt,
+    /// Interfaces by which its guests send.
+    pub reroute: Vec<InterfaceName>,
 }
 
 /// The pods of a node that are to be enrolled, by uid.

@@ -65,6 +65,11 @@ pub fn ports_not_reserved() {
     counter!("leyline_ports_not_reserved_total").increment(1);
 }
 
+/// An interface that a pod names for its guests is not captured: it is missing, or the kernel refuses.
+pub fn guest_interface_not_captured() {
+    counter!("leyline_guest_interfaces_not_captured_total").increment(1);
+}
+
 /// A connection between two pods of this node goes by a tunnel, for this reason.
 pub fn node_local_declined(reason: &'static str) {
     counter!("leyline_node_local_declined_total", "reason" => reason).increment(1);
@@ -95,6 +100,10 @@ fn describe_agent() {
     describe_counter!(
         "leyline_ports_not_reserved_total",
         "Pods whose own connections may take the proxy's ports, as their namespace does not let them be reserved."
+    );
+    describe_counter!(
+        "leyline_guest_interfaces_not_captured_total",
+        "Interfaces that pods name for their guests and that were missing or could not be captured."
     );
     describe_counter!(
         "leyline_socks5_listen_failures_total",

@@ -22,6 +22,9 @@ pub struct AddWorkload {
     /// Leyline's own; istio-cni knows it already when it makes its rules and does not send it.
     #[prost(message, optional, tag = "1000")]
     pub exempt: ::core::option::Option<Exempt>,
+    /// Leyline's own. Interfaces of the pod: what comes in by them is as the pod's own outbound traffic.
+    #[prost(string, repeated, tag = "1001")]
+    pub reroute_interfaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// What of a pod is not captured.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

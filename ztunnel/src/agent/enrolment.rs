@@ -20,7 +20,7 @@ use tonic::{Status, Streaming, service::interceptor::InterceptedService, transpo
 use tracing::{info, warn};
 
 use super::pods::{Command, Order, Outcome};
-use crate::proxy::Exempt;
+use crate::proxy::Extent;
 
 /// First pause before connecting again; doubled up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -137,7 +137,7 @@ fn command(message: WorkloadRequest) -> Option<Command> {
                     service_account: info.service_account.into(),
                 },
                 netns: None,
-                exempt: Exempt::from_wire(add.exempt),
+                extent: Extent::from_wire(add.exempt, &add.reroute_interfaces),
             })
         }
         Some(Payload::Del(del)) => Some(Command::Del {

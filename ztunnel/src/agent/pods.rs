@@ -4,6 +4,7 @@
 //! tried again, and the others are served meanwhile.
 
 mod command;
+mod guests;
 mod location;
 mod managed;
 mod parting;
@@ -39,7 +40,7 @@ use self::pending::{Pending, until};
 pub(crate) use self::set::{PodSet, Pods, Waiting};
 use crate::{
     config::{CaptureConfig, PodSource},
-    proxy::{Exempt, Listeners, Pod, Shared, listeners},
+    proxy::{Extent, Listeners, Pod, Shared, listeners},
 };
 
 /// First pause before a failed pod is tried again; doubled up to [`RETRY_MAX`].
@@ -142,7 +143,10 @@ impl PodManager {
                 () = until(retry) => self.retry().await,
                 // The sender is in `shared`, which is ours.
                 _ = told.changed(), if self.waits_for_workloads() => self.retry().await,
-                _ = look.tick() => self.follow_replaced().await,
+                _ = look.tick() => {
+                    self.follow_replaced().await;
+                    self.reroute_rest().await;
+                }
             }
             self.settle();
             self.publish();
@@ -170,13 +174,13 @@ impl PodManager {
                 uid,
                 name,
                 netns,
-                exempt,
+                extent,
             } => {
                 self.named.insert(uid.clone());
                 // A new stream is told again what is known already.
                 self.pending.remove(&uid);
                 let pause = self.first_pause();
-                return self.add(uid, name, netns, exempt, pause).await;
+                return self.add(uid, name, netns, extent, pause).await;
             }
             Command::Keep { uid } => {
                 self.named.insert(uid);
@@ -191,6 +195,7 @@ impl PodManager {
                 self.ready.pending();
             }
             Command::Drained { generation } => self.remove(generation).await,
+            Command::LinksChanged { generation } => self.reroute(generation).await,
         }
         Ok(())
     }
@@ -227,13 +232,13 @@ impl PodManager {
         uid: WorkloadUid,
         name: WorkloadName,
         netns: Option<NetNs>,
-        exempt: Exempt,
+        extent: Extent,
         pause: Duration,
     ) -> Result<(), String> {
         if let Some(managed) = self.enrolled.get(&uid) {
             if !managed.is_in(&name, netns.as_ref()) {
                 self.leave(&uid);
-            } else if managed.exempt == exempt {
+            } else if managed.extent == extent {
                 self.report(Outcome::Enrolled { uid }).await;
                 return Ok(());
             }
@@ -241,9 +246,9 @@ impl PodManager {
         }
         // Looked at before the attempt: what comes during it is a change to be told of.
         let unknown = self.shared.workload_now(&name).is_none();
-        let error = match self.enroll(&uid, &name, netns.as_ref(), exempt).await {
+        let error = match self.enroll(&uid, &name, netns.as_ref(), &extent).await {
             Ok(former) => {
-                info!(pod = %name, ?exempt, "pod enrolled");
+                info!(pod = %name, ?extent, "pod enrolled");
                 if let Some(former) = former {
                     self.part(former);
                 }
@@ -263,7 +268,7 @@ impl PodManager {
         let pending = Pending {
             name,
             netns,
-            exempt,
+            extent,
             pause,
             at: Instant::now() + pause,
             error: error.clone(),
@@ -281,7 +286,7 @@ impl PodManager {
         uid: &WorkloadUid,
         name: &WorkloadName,
         given: Option<&NetNs>,
-        exempt: Exempt,
+        extent: &Extent,
     ) -> anyhow::Result<Option<Managed>> {
         // istio-cni may name a pod before the control plane does; its connections wait for that (OUT-1).
         let workload = self.shared.workload_now(name);
@@ -293,12 +298,12 @@ impl PodManager {
             Location::open(path.clone())
                 .with_context(|| format!("cannot open its network namespace {}", path.display()))?
         };
-        let listeners = Listeners::open(&netns, &self.shared.config, exempt)?;
+        let listeners = Listeners::open(&netns, &self.shared.config, extent)?;
         let addresses = workload
             .as_ref()
             .map(|workload| workload.addresses.to_vec());
         let capture = self
-            .capture(&netns, addresses.unwrap_or_default(), &listeners, exempt)
+            .capture(&netns, addresses.unwrap_or_default(), &listeners, extent)
             .await?;
         if let Some(workload) = &workload {
             self.shared.certificates.prefetch(workload.identity.clone());
@@ -314,15 +319,17 @@ impl PodManager {
         );
         self.generation += 1;
         let managed = Managed {
+            guests: self.watch_guests(&pod, extent),
             pod: pod.clone(),
             capture,
             location,
-            exempt,
+            extent: extent.clone(),
             generation: self.generation,
         };
         let former = self.enrolled.insert(uid.clone(), managed);
         self.publish();
         pod.serve(listeners);
+        self.reroute(self.generation).await;
         Ok(former)
     }
 
@@ -331,7 +338,7 @@ impl PodManager {
         netns: &NetNs,
         addresses: Vec<IpAddr>,
         listeners: &Listeners,
-        exempt: Exempt,
+        extent: &Extent,
     ) -> anyhow::Result<Option<Arc<PodCapture>>> {
         let Some(capture) = &self.capture else {
             return Ok(None);
@@ -340,23 +347,26 @@ impl PodManager {
             return Ok(None);
         };
         let captured = capture
-            .enroll(netns, addresses, sockets, exempt.options())
+            .enroll(netns, addresses, sockets, extent.options())
             .await?;
         Ok(Some(Arc::new(captured)))
     }
 
     /// A pod that was made anew under the same name has another namespace, and nothing of it is captured.
     async fn follow_replaced(&mut self) {
-        let replaced: Vec<(WorkloadUid, WorkloadName, Exempt)> = self
+        let replaced: Vec<(WorkloadUid, WorkloadName, Extent)> = self
             .enrolled
             .iter()
             .filter(|(_, managed)| managed.location.look() == Found::Other)
-            .map(|(uid, managed)| (uid.clone(), managed.pod.name.clone(), managed.exempt))
+            .map(|(uid, managed)| {
+                let (name, extent) = (managed.pod.name.clone(), managed.extent.clone());
+                (uid.clone(), name, extent)
+            })
             .collect();
-        for (uid, name, exempt) in replaced {
+        for (uid, name, extent) in replaced {
             info!(pod = %name, "pod has another network namespace");
             // An error is told and tried again.
-            self.add(uid, name, None, exempt, RETRY_MIN).await.ok();
+            self.add(uid, name, None, extent, RETRY_MIN).await.ok();
         }
     }
 
@@ -388,7 +398,8 @@ impl PodManager {
     }
 
     /// The connections of a pod that takes no new ones go on.
-    fn part(&mut self, managed: Managed) {
+    fn part(&mut self, mut managed: Managed) {
+        managed.guests = None;
         let pod = &managed.pod;
         pod.set_draining();
         let parting = Parting::of(&self.config.source);
@@ -433,27 +444,6 @@ impl PodManager {
         match capture.remove().await {
             Ok(()) => info!(pod = %pod.name, "pod's capture removed"),
             Err(error) => warn!(pod = %pod.name, %error, "pod's capture is not wholly removed"),
-        }
-    }
-
-    async fn retry(&mut self) {
-        let now = Instant::now();
-        let due: Vec<WorkloadUid> = self
-            .pending
-            .iter()
-            .filter(|(_, pending)| pending.is_due(now, &self.shared))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        for uid in due {
-            let Some(pending) = self.pending.get(&uid) else {
-                continue;
-            };
-            let (name, netns) = (pending.name.clone(), pending.netns.clone());
-            let exempt = pending.exempt;
-            let pause = (pending.pause * 2).min(RETRY_MAX);
-            mesh::workload_proxy_retried();
-            // An error is told and tried again.
-            self.add(uid, name, netns, exempt, pause).await.ok();
         }
     }
 

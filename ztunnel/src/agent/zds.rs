@@ -28,7 +28,7 @@ use tokio::{
 use tracing::{debug, info, warn};
 
 use super::pods::{Command, Order};
-use crate::proxy::Exempt;
+use crate::proxy::Extent;
 
 /// First pause before connecting again; doubled up to [`PAUSE_MAX`] (ZDS-10).
 const CONNECT_PAUSE: Duration = Duration::from_millis(20);
@@ -204,8 +204,8 @@ fn read(buffer: &[u8], packet: Packet, phase: &mut Phase) -> Result<Asked, Broke
             let Some(netns) = descriptors.pop() else {
                 return Err(Broken::Descriptors(0, expected));
             };
-            let exempt = Exempt::from_wire(add.exempt);
-            return Ok(add_command(add.uid, name, netns, exempt));
+            let extent = Extent::from_wire(add.exempt, &add.reroute_interfaces);
+            return Ok(add_command(add.uid, name, netns, extent));
         }
         workload_request::Payload::Keep(_) if *phase == Phase::Live => {
             return Err(Mismatch("a pod to keep after the snapshot").into());
@@ -227,13 +227,13 @@ fn read(buffer: &[u8], packet: Packet, phase: &mut Phase) -> Result<Asked, Broke
     Ok(Asked::Command(command))
 }
 
-fn add_command(uid: String, name: WorkloadName, netns: OwnedFd, exempt: Exempt) -> Asked {
+fn add_command(uid: String, name: WorkloadName, netns: OwnedFd, extent: Extent) -> Asked {
     match NetNs::from_fd(netns) {
         Ok(netns) => Asked::Command(Command::Add {
             uid: WorkloadUid::new(uid),
             name,
             netns: Some(netns),
-            exempt,
+            extent,
         }),
         // The pod may be gone already.
         Err(error) => Asked::Nonsense(format!("cannot enter the namespace of {name}: {error}")),
@@ -305,6 +305,7 @@ mod tests {
             Some(Payload::Add(AddWorkload {
                 uid: "u".to_owned(),
                 exempt: None,
+                reroute_interfaces: Vec::new(),
                 workload_info,
             }))
         };

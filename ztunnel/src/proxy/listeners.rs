@@ -13,7 +13,7 @@ use leyline_net::{
 };
 use leyline_proto::istio::workload::zds as wire;
 use leyline_telemetry::mesh;
-use leyline_types::ports;
+use leyline_types::{InterfaceName, ports};
 use tokio::net::TcpListener;
 use tracing::{debug, warn};
 
@@ -31,19 +31,39 @@ pub(crate) struct Exempt {
 
 impl Exempt {
     /// Nothing, unless it is said.
-    pub(crate) fn from_wire(said: Option<wire::Exempt>) -> Self {
+    fn from_wire(said: Option<wire::Exempt>) -> Self {
         let wire::Exempt { dns, inbound } = said.unwrap_or_default();
         Self { dns, inbound }
     }
+}
+
+/// What of a pod is captured, by its own word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    pub(crate) exempt: Exempt,
+    /// `istio.io/reroute-virtual-interfaces`: what comes in by these is as the pod's own.
+    pub(crate) guests: Vec<InterfaceName>,
+}
+
+impl Extent {
+    /// What is no name of an interface is skipped: the control plane has told of it.
+    pub(crate) fn from_wire(exempt: Option<wire::Exempt>, guests: &[String]) -> Self {
+        let names = guests.iter().take(MAX_GUEST_INTERFACES);
+        Self {
+            exempt: Exempt::from_wire(exempt),
+            guests: names.filter_map(|name| name.parse().ok()).collect(),
+        }
+    }
 
     /// For capture.
-    pub(crate) fn options(self) -> PodOptions {
+    pub(crate) fn options(&self) -> PodOptions {
         PodOptions {
-            inbound: if self.inbound {
+            inbound: if self.exempt.inbound {
                 Inbound::Direct
             } else {
                 Inbound::Captured
             },
+            guests: self.guests.clone(),
             ..PodOptions::default()
         }
     }
@@ -64,7 +84,12 @@ pub(super) struct TcpListeners {
     pub(super) outbound: TcpListener,
     pub(super) inbound: TcpListener,
     pub(super) hbone: TcpListener,
+    /// Where the pod has guests. Its port is of no meaning: capture hands connections to it.
+    pub(super) guests: Option<TcpListener>,
 }
+
+/// A machine in a pod has an interface for each of its networks. Capture can take a few more.
+const MAX_GUEST_INTERFACES: usize = 32;
 
 /// What the proxy may listen on in a pod.
 const PORTS: [u16; 5] = [
@@ -105,7 +130,7 @@ impl Listeners {
     pub(crate) fn open(
         netns: &NetNs,
         config: &ProxyConfig,
-        exempt: Exempt,
+        extent: &Extent,
     ) -> anyhow::Result<Self> {
         reserve(netns);
         let open = |port: u16, options: ListenOptions| {
@@ -121,12 +146,17 @@ impl Listeners {
                 outbound: open(ports::OUTBOUND, for_application(config))?,
                 inbound: open(ports::INBOUND_PLAINTEXT, for_peers(config))?,
                 hbone: open(ports::HBONE, for_tunnels(config))?,
+                guests: match extent.guests.as_slice() {
+                    [] => None,
+                    _ => Some(open_for_guests(netns, config)?),
+                },
             }),
         };
         Ok(Self {
             socks5: (config.socks5 && tcp.is_some()).then(|| open_socks5(netns, config)),
             tcp,
-            dns: (config.dns.enabled && !exempt.dns).then(|| DnsListeners::open(netns, config)),
+            dns: (config.dns.enabled && !extent.exempt.dns)
+                .then(|| DnsListeners::open(netns, config)),
         })
     }
 
@@ -140,6 +170,7 @@ impl Listeners {
             hbone: tcp.hbone.as_fd(),
             dns_udp: dns.map(DnsListeners::udp_fd),
             dns_tcp: dns.map(DnsListeners::tcp_fd),
+            guests: tcp.guests.as_ref().map(AsFd::as_fd),
         })
     }
 }
@@ -173,6 +204,16 @@ fn for_tunnels(config: &ProxyConfig) -> ListenOptions {
         peers: Peers::tunnels(config.pace_tunnels),
         ..for_peers(config)
     }
+}
+
+/// What is nested in the pod is as near as its application, and yet is answered by an interface.
+fn open_for_guests(netns: &NetNs, config: &ProxyConfig) -> anyhow::Result<TcpListener> {
+    let options = ListenOptions {
+        peers: Peers::Local,
+        reuse_port: false,
+        ..for_peers(config)
+    };
+    listen(netns, 0, &options).context("cannot listen for guests in the pod")
 }
 
 /// Where the port is shared, new connections are for the newest of those that listen.

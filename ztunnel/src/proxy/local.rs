@@ -111,7 +111,7 @@ pub(super) fn destination(
     None
 }
 
-fn has_own_address(pod: &Pod, ip: IpAddr) -> bool {
+pub(super) fn has_own_address(pod: &Pod, ip: IpAddr) -> bool {
     if pod.own_addresses.0.lock().contains(&ip) {
         return true;
     }

@@ -174,6 +174,7 @@ impl NodeStream {
                 uid: uid.clone(),
                 workload_info: Some(info),
                 exempt: Some(pod.exempt),
+                reroute_interfaces: pod.reroute.iter().map(ToString::to_string).collect(),
             }))
             .await?;
             self.told.insert(uid.clone(), pod.clone());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
 use leyline_proto::istio::workload::zds::Exempt;
-use leyline_types::WorkloadName;
+use leyline_types::{InterfaceName, InterfaceNameError, WorkloadName};
 
 use super::{MeshSettings, WantedPod, WantedPods, pod_uid, workloads};
 use crate::objects::Objects;
@@ -14,6 +14,10 @@ const MODE: &str = "istio.io/dataplane-mode";
 pub(super) const DNS_CAPTURE: &str = "ambient.istio.io/dns-capture";
 /// `true`: what does not come in a tunnel goes direct.
 pub(super) const BYPASS_INBOUND: &str = "ambient.istio.io/bypass-inbound-capture";
+/// Interfaces behind which there are virtual machines, or containers nested in the pod, with commas between them.
+pub(super) const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
+/// What a pod may name; the node takes as many.
+const MAX_REROUTED: usize = 32;
 const SIDECAR: &str = "sidecar.istio.io/status";
 /// Istio's default; what runs there may be needed before the mesh is.
 const EXCLUDED_NAMESPACE: &str = "kube-system";
@@ -37,6 +41,7 @@ pub(super) fn wanted(objects: &Objects, mesh: &MeshSettings) -> BTreeMap<String,
             WantedPod {
                 instance: instance(pod, &workload),
                 exempt: exempt(pod),
+                reroute: rerouted(pod),
                 name: workload,
             },
         );
@@ -58,15 +63,40 @@ fn instance(pod: &Pod, name: &WorkloadName) -> String {
 
 /// By annotation, as Istio documents it, or else by label. What is neither true nor false changes nothing.
 fn exempt(pod: &Pod) -> Exempt {
-    let said = |key: &str| {
-        let metadata = &pod.metadata;
-        let mut places = [&metadata.annotations, &metadata.labels].into_iter();
-        places.find_map(|all| Some(all.as_ref()?.get(key)?.as_str()))
-    };
     Exempt {
-        dns: said(DNS_CAPTURE) == Some("false"),
-        inbound: said(BYPASS_INBOUND) == Some("true"),
+        dns: said(pod, DNS_CAPTURE) == Some("false"),
+        inbound: said(pod, BYPASS_INBOUND) == Some("true"),
     }
+}
+
+fn said<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+    let metadata = &pod.metadata;
+    let mut places = [&metadata.annotations, &metadata.labels].into_iter();
+    places.find_map(|all| Some(all.as_ref()?.get(key)?.as_str()))
+}
+
+/// What is no name is skipped, and told of elsewhere.
+fn rerouted(pod: &Pod) -> Vec<InterfaceName> {
+    let said = said(pod, REROUTE).unwrap_or_default();
+    let mut names: Vec<InterfaceName> = Vec::new();
+    for (_, name) in interface_names(said) {
+        if let Ok(name) = name
+            && !names.contains(&name)
+            && names.len() < MAX_REROUTED
+        {
+            names.push(name);
+        }
+    }
+    names
+}
+
+/// The parts of a list, and what they are.
+pub(super) fn interface_names(
+    list: &str,
+) -> impl Iterator<Item = (&str, Result<InterfaceName, InterfaceNameError>)> {
+    let parts = list.split(',').map(str::trim);
+    let parts = parts.filter(|part| !part.is_empty());
+    parts.map(|part| (part, part.parse()))
 }
 
 fn is_wanted(objects: &Objects, mesh: &MeshSettings, pod: &Pod) -> bool {

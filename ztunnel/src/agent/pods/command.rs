@@ -4,7 +4,7 @@ use leyline_net::NetNs;
 use leyline_types::{WorkloadName, WorkloadUid};
 use tokio::sync::oneshot;
 
-use crate::proxy::Exempt;
+use crate::proxy::Extent;
 
 /// A command, and who waits for its end.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(crate) enum Command {
         name: WorkloadName,
         /// Its namespace, from istio-cni; else it is found by name.
         netns: Option<NetNs>,
-        exempt: Exempt,
+        extent: Extent,
     },
     Keep {
         uid: WorkloadUid,
@@ -47,6 +47,10 @@ pub(crate) enum Command {
     SourceLost,
     /// The connections of a pod that left have ended.
     Drained {
+        generation: u64,
+    },
+    /// The interfaces of a pod with guests have changed.
+    LinksChanged {
         generation: u64,
     },
 }

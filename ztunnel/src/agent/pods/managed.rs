@@ -6,8 +6,11 @@ use leyline_capture::PodCapture;
 use leyline_net::NetNs;
 use leyline_types::WorkloadName;
 
-use super::location::{Found, Location};
-use crate::proxy::{Exempt, Pod};
+use super::{
+    guests::Guests,
+    location::{Found, Location},
+};
+use crate::proxy::{Extent, Pod};
 
 /// A pod that is carried.
 pub(super) struct Managed {
@@ -15,7 +18,9 @@ pub(super) struct Managed {
     /// None where others turn its connections to us.
     pub(super) capture: Option<Arc<PodCapture>>,
     pub(super) location: Location,
-    pub(super) exempt: Exempt,
+    pub(super) extent: Extent,
+    /// None where the pod has none.
+    pub(super) guests: Option<Guests>,
     pub(super) generation: u64,
 }
 

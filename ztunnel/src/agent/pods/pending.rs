@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use leyline_net::NetNs;
-use leyline_types::WorkloadName;
+use leyline_telemetry::mesh;
+use leyline_types::{WorkloadName, WorkloadUid};
 use tokio::time::Instant;
 
-use crate::proxy::{Exempt, Shared};
+use super::{PodManager, RETRY_MAX};
+use crate::proxy::{Extent, Shared};
 
 /// A pod that could not be enrolled yet.
 pub(super) struct Pending {
     pub(super) name: WorkloadName,
     pub(super) netns: Option<NetNs>,
-    pub(super) exempt: Exempt,
+    pub(super) extent: Extent,
     /// Between the last attempt and the next.
     pub(super) pause: Duration,
     pub(super) at: Instant,
@@ -34,6 +36,30 @@ impl Pending {
         let is_synced = shared.store.snapshot().is_synced();
         let is_known = shared.workload_now(&self.name).is_some();
         self.unknown && may_still_be_taken_over(is_synced, is_known)
+    }
+}
+
+impl PodManager {
+    /// Tries again those whose time has come.
+    pub(super) async fn retry(&mut self) {
+        let now = Instant::now();
+        let due: Vec<WorkloadUid> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.is_due(now, &self.shared))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        for uid in due {
+            let Some(pending) = self.pending.get(&uid) else {
+                continue;
+            };
+            let (name, netns) = (pending.name.clone(), pending.netns.clone());
+            let extent = pending.extent.clone();
+            let pause = (pending.pause * 2).min(RETRY_MAX);
+            mesh::workload_proxy_retried();
+            // An error is told and tried again.
+            self.add(uid, name, netns, extent, pause).await.ok();
+        }
     }
 }
 

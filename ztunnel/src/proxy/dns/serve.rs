@@ -60,7 +60,7 @@ impl DnsListeners {
             families: config.families,
         };
         Ok(Self {
-            udp: Datagrams::open(netns, ports::DNS, config.families, mark)?,
+            udp: Datagrams::open(netns, ports::DNS, config.families, mark, config.bypass_mark)?,
             tcp: listen(netns, ports::DNS, &options)?,
         })
     }
@@ -82,6 +82,14 @@ impl DnsListeners {
         let connections = serve_connections(Arc::clone(&proxy), tcp);
         spawn("dns over tcp", Span::none(), &pod.drain, connections);
         proxy
+    }
+}
+
+impl DnsProxy {
+    /// What a guest asks over TCP.
+    pub(in crate::proxy) async fn serve_guest(&self, stream: TcpStream) {
+        // However it ends, the guest sees it and asks anew.
+        answer_connection(self, stream).await.ok();
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Those that something here acts on.
-const ACTED_ON: [&str; 30] = [
+const ACTED_ON: [&str; 31] = [
     "ambient.istio.io/bypass-inbound-capture",
     "ambient.istio.io/dns-capture",
     "ambient.istio.io/redirection",
@@ -23,6 +23,7 @@ const ACTED_ON: [&str; 30] = [
     "istio.io/dry-run",
     "istio.io/for-service-account",
     "istio.io/ingress-use-waypoint",
+    "istio.io/reroute-virtual-interfaces",
     "istio.io/use-waypoint",
     "istio.io/use-waypoint-canary",
     "istio.io/use-waypoint-canary-namespace",
@@ -43,11 +44,6 @@ const ACTED_ON: [&str; 30] = [
     "operator.istio.io/component",
     "install.operator.istio.io/owning-resource",
 ];
-/// Names interfaces of a pod behind which there are virtual machines. Our capture sees sockets of the pod, not packets that
-/// it forwards.
-const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
-const REROUTED_NOWHERE: &str = "has no effect: what comes in by these interfaces is forwarded past the mesh, in plaintext \
-     and as nobody; istio-cni's rules in front of ztunnel capture it";
 /// A mesh with one control plane has one revision.
 const REVISIONS: [&str; 2] = ["istio.io/rev", "istio.io/tag"];
 const DOMAINS: [&str; 2] = ["istio.io", "leyline.io"];
@@ -104,10 +100,7 @@ fn of(metadata: &ObjectMeta, teller: &mut Teller<'_>) {
     for (part, map) in maps {
         for key in map.iter().flat_map(|map| map.keys()) {
             if is_ignored(key) {
-                let reason = match key.as_str() {
-                    REROUTE => REROUTED_NOWHERE,
-                    _ => "has no effect: nothing here acts on it",
-                };
+                let reason = "has no effect: nothing here acts on it";
                 teller.tell(format!("metadata.{part}.{key}"), reason);
             }
         }

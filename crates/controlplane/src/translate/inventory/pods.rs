@@ -5,7 +5,7 @@ use crate::{
     objects::{Kind, Objects},
     translate::{
         Advice,
-        enrolment::{BYPASS_INBOUND, DNS_CAPTURE},
+        enrolment::{BYPASS_INBOUND, DNS_CAPTURE, REROUTE, interface_names},
     },
 };
 
@@ -24,6 +24,13 @@ pub(super) fn advise(objects: &Objects, advice: &mut Vec<Advice>) {
                     format!("metadata.{place}.{key}"),
                     "has no effect: it is neither true nor false",
                 );
+            }
+            let list = all.as_ref().and_then(|all| all.get(REROUTE));
+            for (part, name) in interface_names(list.map_or("", String::as_str)) {
+                if let Err(error) = name {
+                    let reason = format!("`{part}` is not the name of an interface: {error}");
+                    teller.tell(format!("metadata.{place}.{REROUTE}"), reason);
+                }
             }
         }
     }

@@ -176,9 +176,27 @@ fn pods_keep_parts_of_themselves_out_of_capture() {
         (false, false),
         &[&field],
     );
-    let reroute = "istio.io/reroute-virtual-interfaces";
-    let field = format!("metadata.annotations.{reroute}");
-    check(&format!("{reroute}: tap0"), "", (false, false), &[&field]);
+}
+
+#[test]
+fn pods_name_the_interfaces_of_their_guests() {
+    const REROUTE: &str = "istio.io/reroute-virtual-interfaces";
+    let check = |said: &str, expected: &[&str], told: usize| {
+        let annotation = format!("  annotations: {{{REROUTE}: '{said}'}}");
+        let web = pod("web", "{ip: 10.0.0.1}", &annotation);
+        let enrolled = web.replace("{app: web}", "{istio.io/dataplane-mode: ambient}");
+        let translation = translated(&enrolled, &[]);
+        let wanted = &translation.wanted["a"]["Kubernetes//Pod/shop/web"];
+        let names: Vec<_> = wanted.reroute.iter().map(|name| name.as_str()).collect();
+        assert_eq!(names, expected, "{said}");
+        let field = format!("metadata.annotations.{REROUTE}");
+        assert_eq!(translation.advice.len(), told, "{said}");
+        assert!(translation.advice.iter().all(|one| one.field == field));
+    };
+    check("", &[], 0);
+    check("k6t-eth0", &["k6t-eth0"], 0);
+    check(" tap0 ,, eth0.100,tap0", &["tap0", "eth0.100"], 0);
+    check("lo,tap0,a/b,far-too-long-a-name", &["tap0"], 3);
 }
 
 #[test]
