@@ -296,11 +296,10 @@ pub async fn output(program: &Program, deadline: Duration) -> Result<String> {
         .await
         .with_context(|| format!("{name} did not end within {deadline:?}"))??;
     if !output.status.success() {
-        bail!(
-            "{name}: {}\n{}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
+        // Some say what is wrong on one of them, some on the other.
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        bail!("{name}: {}\n{said}", output.status);
     }
     Ok(String::from_utf8(output.stdout)?)
 }
