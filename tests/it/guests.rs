@@ -48,8 +48,9 @@ impl Scene {
         let mesh = enrolled_with(&[], &[]).await;
         mesh.write_check_file("strict", STRICT).unwrap();
         let pod = mesh.cluster().pod(POD).unwrap().namespace().clone();
-        let dir = mesh.cluster().run().dir();
-        let guest = create(&dir.join("guest"), Role::Host).unwrap();
+        // Goes with the run.
+        let path = mesh.cluster().run().namespace_path("guest");
+        let guest = create(&path, Role::Host).unwrap();
         pod.run(|| {
             fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
             fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1").unwrap();

@@ -123,7 +123,7 @@ impl Run {
         self.dir.join("secrets")
     }
 
-    /// Where the namespace of a node or of the infrastructure is mounted.
+    /// Where the namespace of a node, of the infrastructure or of a guest is mounted.
     pub fn namespace_path(&self, name: &str) -> PathBuf {
         Path::new(NAMED_NAMESPACES).join(namespace_name(&self.id, name))
     }
