@@ -43,7 +43,7 @@ use self::{
 use crate::{
     certificate::WorkloadCertificate,
     revocation::Revocation,
-    spiffe_agent::{ANSWER_DEADLINE, EndpointError, SvidSourceError, endpoint, pause},
+    spiffe_agent::{ANSWER_DEADLINE, EndpointError, Failures, SvidSourceError, endpoint},
     store::CertificateStore,
 };
 
@@ -129,17 +129,11 @@ impl DelegatedIdentity {
 
     /// Follows the agent for ever, and has the store take what is new. Cancel safe.
     pub async fn run(self: Arc<Self>, certificates: Arc<CertificateStore>) {
-        let mut failures = 0_u32;
+        let mut failures = Failures::new();
         loop {
-            let mut answered = false;
             // Boxed: it is large and there is one.
-            let broken = Box::pin(self.follow(&certificates, &mut answered)).await;
-            failures = if answered {
-                0
-            } else {
-                failures.saturating_add(1)
-            };
-            let pause = pause(failures, rand::random());
+            let broken = Box::pin(self.follow(&certificates, &mut failures)).await;
+            let pause = failures.pause();
             counter!("leyline_delegated_identity_failures_total", "of" => "agent").increment(1);
             warn!(endpoint = self.address, error = %broken, retry_in = ?pause, "the SPIRE agent is not followed");
             let why = broken.to_string();
@@ -151,13 +145,13 @@ impl DelegatedIdentity {
 
     /// One connection. The bundles come first, so that an SVID can be judged as soon as it is there; with their stream
     /// all others end.
-    async fn follow(&self, certificates: &CertificateStore, answered: &mut bool) -> Broken {
+    async fn follow(&self, certificates: &CertificateStore, failures: &mut Failures) -> Broken {
         let (client, mut bundles, first) = match timeout(ANSWER_DEADLINE, self.open()).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(broken)) => return broken,
             Err(_elapsed) => return Broken::Deadline,
         };
-        *answered = true;
+        failures.answered();
         info!(endpoint = self.address, "following the SPIRE agent");
         self.take_bundles(&first, certificates);
         let mut pods = self.pods.subscribe();
@@ -219,18 +213,12 @@ impl DelegatedIdentity {
 
     /// Follows one pod until it is aborted.
     async fn follow_pod(&self, client: Client, pod: DelegatedPod, certificates: &CertificateStore) {
-        let mut failures = 0_u32;
+        let mut failures = Failures::new();
         loop {
-            let mut answered = false;
             let broken = self
-                .subscribe(client.clone(), &pod, certificates, &mut answered)
+                .subscribe(client.clone(), &pod, certificates, &mut failures)
                 .await;
-            failures = if answered {
-                0
-            } else {
-                failures.saturating_add(1)
-            };
-            let pause = pause(failures, rand::random());
+            let pause = failures.pause();
             counter!("leyline_delegated_identity_failures_total", "of" => "pod").increment(1);
             // Each pod has its own when the agent goes, and what a certificate lacks is told with it.
             debug!(pod = %pod.name, error = %broken, retry_in = ?pause, "the SPIRE agent does not answer for the pod");
@@ -245,7 +233,7 @@ impl DelegatedIdentity {
         mut client: Client,
         pod: &DelegatedPod,
         certificates: &CertificateStore,
-        answered: &mut bool,
+        failures: &mut Failures,
     ) -> Broken {
         let request = SubscribeToX509sviDsRequest {
             selectors: pod.selectors(&self.node),
@@ -274,7 +262,7 @@ impl DelegatedIdentity {
         loop {
             match next {
                 Ok(Some(answer)) => {
-                    *answered = true;
+                    failures.answered();
                     self.take(pod, &answer, certificates);
                 }
                 Ok(None) => return Broken::Ended,

@@ -85,8 +85,34 @@ pub(crate) fn endpoint(address: &str) -> Result<Endpoint, EndpointError> {
     })
 }
 
+/// Tries that failed one after the other.
+#[derive(Debug)]
+pub(crate) struct Failures {
+    /// The next one is this many after the last answer; 0 is that of a try that was answered.
+    next: u32,
+}
+
+impl Failures {
+    /// None yet, and no answer.
+    pub(crate) fn new() -> Self {
+        Self { next: 1 }
+    }
+
+    /// The agent has answered.
+    pub(crate) fn answered(&mut self) {
+        self.next = 0;
+    }
+
+    /// A try has failed: how long to wait before the next one.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let pause = pause(self.next, rand::random());
+        self.next = self.next.saturating_add(1);
+        pause
+    }
+}
+
 /// The pause before the agent is tried again, after this many failures one after the other; `random` is from 0 to 1.
-pub(crate) fn pause(failures: u32, random: f64) -> Duration {
+fn pause(failures: u32, random: f64) -> Duration {
     BACKOFF_FIRST
         .saturating_mul(2_u32.saturating_pow(failures))
         .min(BACKOFF_MAX)
@@ -96,6 +122,21 @@ pub(crate) fn pause(failures: u32, random: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_grow_until_there_is_an_answer() {
+        let mut failures = Failures::new();
+        let check = |failures: &mut Failures, expected: u32| {
+            let (least, most) = (pause(expected, 0.0), pause(expected, 1.0));
+            let got = failures.pause();
+            assert!((least..=most).contains(&got), "{expected}: {got:?}");
+        };
+        check(&mut failures, 1);
+        check(&mut failures, 2);
+        failures.answered();
+        check(&mut failures, 0);
+        check(&mut failures, 1);
+    }
 
     #[test]
     fn pauses_double_up_to_a_limit() {

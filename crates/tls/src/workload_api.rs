@@ -20,7 +20,7 @@ use tracing::{info, warn};
 use crate::{
     certificate::WorkloadCertificate,
     revocation::Revocation,
-    spiffe_agent::{ANSWER_DEADLINE, EndpointError, SvidSourceError, endpoint, pause},
+    spiffe_agent::{ANSWER_DEADLINE, EndpointError, Failures, SvidSourceError, endpoint},
     store::CertificateStore,
 };
 
@@ -69,17 +69,11 @@ impl WorkloadApi {
 
     /// Follows the agent for ever, and has the store take what is new. Cancel safe.
     pub async fn run(self: Arc<Self>, certificates: Arc<CertificateStore>) {
-        let mut failures = 0_u32;
+        let mut failures = Failures::new();
         loop {
-            let mut answered = false;
             // Boxed: it is large and there is one.
-            let broken = Box::pin(self.follow(&certificates, &mut answered)).await;
-            failures = if answered {
-                0
-            } else {
-                failures.saturating_add(1)
-            };
-            let pause = pause(failures, rand::random());
+            let broken = Box::pin(self.follow(&certificates, &mut failures)).await;
+            let pause = failures.pause();
             counter!("leyline_workload_api_failures_total").increment(1);
             warn!(endpoint = self.address, error = %broken, retry_in = ?pause, "the SPIFFE agent is not followed");
             *self.failure.lock() = broken.to_string();
@@ -87,7 +81,7 @@ impl WorkloadApi {
         }
     }
 
-    async fn follow(&self, certificates: &CertificateStore, answered: &mut bool) -> Broken {
+    async fn follow(&self, certificates: &CertificateStore, failures: &mut Failures) -> Broken {
         let first = async {
             let client = WorkloadApiClient::connect(self.endpoint.clone()).await?;
             let mut stream = client.stream_x509_contexts().await?;
@@ -102,7 +96,7 @@ impl WorkloadApi {
         loop {
             match next {
                 Some(Ok(context)) => {
-                    *answered = true;
+                    failures.answered();
                     self.take(&context, certificates);
                 }
                 Some(Err(error)) => return error.into(),
