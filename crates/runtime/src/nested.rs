@@ -102,20 +102,23 @@ impl<O: Outgrows + 'static> Nested<O> {
         cx: &mut Context<'_>,
         mut work: impl FnMut(&mut Context<'_>) -> Poll<T>,
     ) -> Poll<T> {
-        self.turn.task.register(cx.waker());
-        let waker = self.waker.clone();
-        let mut inner = Context::from_waker(&waker);
+        let Self {
+            running,
+            turn,
+            waker,
+        } = self;
+        turn.task.register(cx.waker());
+        let mut inner = Context::from_waker(waker);
         for _ in 0..ROUNDS {
-            self.turn.start();
+            turn.start();
             let result = work(&mut inner);
             if result.is_ready() {
                 // Whoever called comes again, whatever was woken.
-                self.turn.stop();
+                turn.stop();
                 return result;
             }
-            self.take_begun();
-            self.advance(&mut inner);
-            if !self.turn.stop() {
+            turn.advance(running, &mut inner);
+            if !turn.stop() {
                 return Poll::Pending;
             }
         }
@@ -127,8 +130,7 @@ impl<O: Outgrows + 'static> Nested<O> {
     pub async fn finish(&mut self) {
         std::future::poll_fn(|cx| {
             self.turn.task.register(cx.waker());
-            self.take_begun();
-            self.advance(cx);
+            self.turn.advance(&mut self.running, cx);
             if !self.running.is_empty() {
                 return Poll::Pending;
             }
@@ -141,18 +143,6 @@ impl<O: Outgrows + 'static> Nested<O> {
             Poll::Pending
         })
         .await;
-    }
-
-    fn take_begun(&self) {
-        let begun = self.turn.begun.lock().as_mut().map(std::mem::take);
-        for nestling in begun.into_iter().flatten() {
-            self.running.push(nestling);
-        }
-    }
-
-    /// Polls what was woken.
-    fn advance(&mut self, cx: &mut Context<'_>) {
-        while let Poll::Ready(Some(())) = self.running.poll_next_unpin(cx) {}
     }
 }
 
@@ -238,6 +228,15 @@ struct Turn<O> {
 impl<O> fmt::Debug for Turn<O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Turn").finish_non_exhaustive()
+    }
+}
+
+impl<O: Outgrows> Turn<O> {
+    /// Begins what others have begun, and polls what was woken.
+    fn advance(&self, running: &mut FuturesUnordered<Nestling<O>>, cx: &mut Context<'_>) {
+        let begun = self.begun.lock().as_mut().map(std::mem::take);
+        running.extend(begun.into_iter().flatten());
+        while let Poll::Ready(Some(())) = running.poll_next_unpin(cx) {}
     }
 }
 
