@@ -167,7 +167,7 @@ impl Reached {
     }
 
     /// Carries it to its end. A box, because a future would hold what it is given beside what it takes out of it.
-    pub(super) async fn carry(self: Box<Self>, pod: &Pod) {
+    async fn carry(self: Box<Self>, pod: &Pod) {
         let Self {
             client,
             upstream,
